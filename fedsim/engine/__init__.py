@@ -1,0 +1,1 @@
+"""The engines: Grids whose clients are virtual."""

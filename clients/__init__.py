@@ -1,0 +1,1 @@
+"""What runs on a device: one local procedure per file, found by its file name."""

@@ -1,0 +1,165 @@
+"""Local training by minibatch SGD or Adam, the procedure of federated averaging.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
+2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; the proximal term is FedProx's (Li et al., MLSys
+2020, arXiv:1812.06127, equation 2); Adam is Kingma and Ba's (arXiv:1412.6980, Algorithm 1).
+
+Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (FedProx) proximal, mu (heavy ball) momentum.
+
+Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight decay is added to the
+gradient; momentum without dampening starts from the first gradient).
+"""
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
+
+
+@final
+class LocalSGD(ClientProcedure):
+    """Minibatch SGD or Adam on the client's own samples.
+
+    Args:
+        local_lr: Step size in round 1; > 0 (0 trains nothing).
+        local_epochs: Passes over the client's samples per round; >= 1. Ignored with `local_steps`.
+        local_steps: Steps per round instead of epochs; >= 1.
+        batch_size: Samples per step; >= 1.
+        optimizer: "sgd" or "adam".
+        momentum: Heavy-ball momentum of SGD, in [0, 1).
+        weight_decay: L2 coefficient added to the gradient; >= 0.
+        betas: Adam's decay rates of the first and second moments, each in [0, 1).
+        epsilon: Adam's denominator offset; > 0.
+        clip_norm: Upper bound of the gradient's Euclidean norm per step; None does not clip.
+        proximal: Coefficient of the proximal term mu/2 * |w - w_received|^2; >= 0.
+        lr_decay: Factor on the step size per round; in (0, 1].
+        keep_optimizer: Whether momentum and moments live on in the client's memory between its
+            rounds instead of starting anew.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        local_lr: float = 0.1,
+        local_epochs: int = 1,
+        local_steps: int | None = None,
+        batch_size: int = 32,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        clip_norm: float | None = None,
+        proximal: float = 0.0,
+        lr_decay: float = 1.0,
+        keep_optimizer: bool = False,
+    ) -> None:
+        for name, value, holds, allowed in (
+            ("local_lr", local_lr, local_lr >= 0, ">= 0"),
+            ("local_epochs", local_epochs, local_epochs >= 1, ">= 1"),
+            ("local_steps", local_steps, local_steps is None or local_steps >= 1, ">= 1"),
+            ("batch_size", batch_size, batch_size >= 1, ">= 1"),
+            ("optimizer", optimizer, optimizer in ("sgd", "adam"), "sgd or adam"),
+            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+            ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
+            ("betas", betas, len(betas) == 2 and all(0 <= b < 1 for b in betas), "each in [0, 1)"),
+            ("epsilon", epsilon, epsilon > 0, "> 0"),
+            ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0"),
+            ("proximal", proximal, proximal >= 0, ">= 0"),
+            ("lr_decay", lr_decay, 0 < lr_decay <= 1, "in (0, 1]"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        if optimizer == "adam" and momentum:
+            raise ValueError(f"momentum = {momentum!r}: adam has none of its own; leave it at 0")
+        self._local_lr = local_lr
+        self._work = Work(batch_size, None if local_steps else local_epochs, local_steps)
+        self._adam = optimizer == "adam"
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._betas = betas
+        self._epsilon = epsilon
+        self._clip_norm = clip_norm
+        self._proximal = proximal
+        self._lr_decay = lr_decay
+        self._keep_optimizer = keep_optimizer
+
+    @property
+    def work(self) -> Work:
+        """How much is trained per round."""
+        return self._work
+
+    def initial_state(self, params: Named) -> Named:
+        """Return zero moments when the optimiser is kept, else nothing."""
+        return self._moments(params) if self._keep_optimizer else {}
+
+    def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
+        """Start from the model received, with moments from the client's memory or zero."""
+        moments = dict(state) if self._keep_optimizer else self._moments(params)
+        carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
+        if self._proximal:
+            carry["received"] = params
+        return carry
+
+    def step(
+        self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
+    ) -> tuple[Carry, Tensor]:
+        """One step of the optimiser on one batch."""
+        params, moments = carry["params"], carry["moments"]
+        loss, grads, buffers = gradient(params, carry["buffers"], batch)
+        if self._proximal:
+            grads = {
+                n: g + self._proximal * (params[n] - carry["received"][n]) for n, g in grads.items()
+            }
+        if self._clip_norm is not None:
+            norm = torch.sqrt(sum((g * g).sum() for g in grads.values()))
+            scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
+            grads = {n: g * scale for n, g in grads.items()}
+        if self._weight_decay:
+            grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
+        lr = self._local_lr * self._lr_decay ** (server_round - 1)
+        if self._adam:
+            params, moments = self._adam_step(params, grads, moments, lr)
+        else:
+            if self._momentum:
+                moments = {n: self._momentum * moments[n] + g for n, g in grads.items()}
+                grads = moments
+            params = {n: p - lr * grads[n] for n, p in params.items()}
+        return {**carry, "params": params, "buffers": buffers, "moments": moments}, loss
+
+    def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
+        """Keep the moments when asked to."""
+        return {}, carry["moments"] if self._keep_optimizer else state
+
+    def _moments(self, params: Named) -> Named:
+        if self._adam:
+            first = next(iter(params.values()))
+            zeros = {n: torch.zeros_like(p) for n, p in params.items()}
+            return (
+                {f"first.{n}": z for n, z in zeros.items()}
+                | {f"second.{n}": z for n, z in zeros.items()}
+                | {"steps": torch.zeros((), dtype=first.dtype, device=first.device)}
+            )
+        return {n: torch.zeros_like(p) for n, p in params.items()} if self._momentum else {}
+
+    def _adam_step(
+        self, params: Named, grads: Named, moments: Named, lr: float
+    ) -> tuple[Named, Named]:
+        beta1, beta2 = self._betas
+        steps = moments["steps"] + 1
+        first_scale = 1 - beta1**steps
+        second_scale = 1 - beta2**steps
+        updated: Named = {"steps": steps}
+        moved: Named = {}
+        for name, grad in grads.items():
+            first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
+            second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
+            denominator = torch.sqrt(second / second_scale) + self._epsilon
+            moved[name] = params[name] - lr * (first / first_scale) / denominator
+            updated[f"first.{name}"], updated[f"second.{name}"] = first, second
+        return moved, updated

@@ -1,0 +1,123 @@
+"""The ClientApp made from a client procedure: one message on a SuperNode, a whole cohort in the engine."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from fedsim.cohort import SETUP
+from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
+from fedsim.layout import Layout, Payload
+from fedsim.plan import ExecutionPlan
+from fedsim.records import (
+    ARRAYS,
+    EXTRA,
+    METRICS,
+    NUM_EXAMPLES,
+    SERVER_ROUND,
+    array_record,
+    model_record,
+    model_tensors,
+    named_tensors,
+    only_arrays,
+)
+
+CLIENT_STATE = "client-state"
+PARTITION = "partition"
+PARTITION_ID = "partition-id"
+
+
+class CohortApp(ClientApp):
+    """A Flower ClientApp that can also train a chunk of clients at once.
+
+    Args:
+        build: Makes the executor; called once per process, at first use. It is what travels to
+            workers, so it must pickle small (a recipe, not the data).
+        plan: The run's execution plan.
+    """
+
+    def __init__(self, build: Callable[[], CohortExecutor], plan: ExecutionPlan) -> None:
+        super().__init__()
+        self._build_executor = build
+        self.plan = plan
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return CohortApp, (self._build_executor, self.plan)
+
+    @cached_property
+    def executor(self) -> CohortExecutor:
+        """The executor of this process."""
+        return self._build_executor()
+
+    @property
+    def layout(self) -> Layout:
+        """How the model's tensors lie in the flat vector."""
+        return self.executor.layout
+
+    def run_chunk(self, job: ChunkJob, out: torch.Tensor | None = None) -> ChunkResult:
+        """Train or evaluate a chunk."""
+        if job.action == "evaluate":
+            return self.executor.evaluate(job)
+        return self.executor.train(job, out)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer one message: train, evaluate, or say which partition this node holds."""
+        client = int(context.node_config[PARTITION_ID])
+        kind = message.metadata.message_type
+        if kind.partition(".")[0] == MessageType.QUERY:
+            return Message(
+                RecordDict({PARTITION: ConfigRecord({PARTITION_ID: client})}), reply_to=message
+            )
+        if kind not in (MessageType.TRAIN, SETUP, MessageType.EVALUATE):
+            raise ValueError(
+                f"message type '{kind}' is not one of train, train.setup, evaluate, query"
+            )
+        layout = self.layout
+        record = only_arrays(message.content)
+        if record is None:
+            raise ValueError("the instruction holds no model under 'arrays'")
+        params, buffers = model_tensors(layout, record)
+        extra = message.content.array_records.get(EXTRA)
+        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        saved = context.state.array_records.get(CLIENT_STATE)
+        state = {} if saved is None else named_tensors(saved)
+        result = self.run_chunk(
+            ChunkJob(
+                action="evaluate" if kind == MessageType.EVALUATE else "train",
+                server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
+                client_ids=(client,),
+                absent=(False,),
+                layout=layout.fingerprint,
+                shared=Payload(params, buffers, {} if extra is None else named_tensors(extra)),
+                state={name: tensor[None] for name, tensor in state.items()},
+                has_state=(bool(state),),
+            )
+        )
+        if result.state:
+            context.state[CLIENT_STATE] = array_record({n: t[0] for n, t in result.state.items()})
+        return Message(_reply_content(layout, result), reply_to=message)
+
+
+def _reply_content(layout: Layout, result: ChunkResult) -> RecordDict:
+    content = RecordDict()
+    if result.params is not None:
+        content[ARRAYS] = model_record(
+            layout, result.params[0], {name: stack[0] for name, stack in result.buffers.items()}
+        )
+    numbers: dict[str, int | float] = {NUM_EXAMPLES: int(result.num_examples[0])}
+    numbers.update({name: float(column[0]) for name, column in result.metrics.items()})
+    content[METRICS] = MetricRecord(numbers)  # type: ignore[arg-type]
+    if result.extra:
+        extra: ArrayRecord = array_record({name: stack[0] for name, stack in result.extra.items()})
+        content[EXTRA] = extra
+    return content

@@ -1,0 +1,506 @@
+"""What travels between a strategy and its clients, stacked: the Cohort goes out, Replies come back.
+
+Both are lazy sequences of ordinary Flower messages. fedsim's own engine and strategies read the
+tensors and never build a message; everybody else iterates and gets messages, each built at its first
+read and kept.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, overload
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim import flower_internals as internals
+from fedsim.layout import Layout, Payload
+from fedsim.records import (
+    ARRAYS,
+    CONFIG,
+    EXTRA,
+    METRICS,
+    NUM_EXAMPLES,
+    SERVER_ROUND,
+    array_record,
+    model_record,
+    model_tensors,
+    named_tensors,
+    only_arrays,
+    only_metrics,
+)
+
+SETUP = f"{MessageType.TRAIN}.setup"
+DEFAULT_TTL = 43200.0
+MAX_EXAMPLES = 10**9
+_message_numbers = itertools.count(1)
+
+
+class Failure(NamedTuple):
+    """A client that gave no admissible reply.
+
+    Attributes:
+        client_id: Who.
+        server_round: When.
+        cause: "raised", "died", "hung", "late", "absent" or why a reply was refused
+            ("names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice", "stranger").
+        reason: What happened, in words, with the remedy when there is one.
+    """
+
+    client_id: int
+    server_round: int
+    cause: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"client {self.client_id}, round {self.server_round}: {self.cause}: {self.reason}"
+
+
+class _LazyMessages(Sequence[Message]):
+    """A sequence whose messages are built at first read and kept."""
+
+    _built: dict[int, Message]
+
+    def _build(self, index: int) -> Message:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        """Return one message or a list of them."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        if place not in self._built:
+            self._built[place] = self._build(place)
+        return self._built[place]
+
+    def __iter__(self) -> Iterator[Message]:
+        return (self[place] for place in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort(_LazyMessages):
+    """Instructions to the clients of one round.
+
+    Attributes:
+        client_ids: int64 `[K]`, ascending, no client twice.
+        server_round: The round, from 1 (0: set-up).
+        layout: How the model's tensors lie in `params`.
+        shared: What every client receives.
+        personal: What each client receives, rows in client order.
+        config: Settings, as in any Flower instruction.
+        message_type: "train", "evaluate" or "train.setup".
+        absent: bool `[K]`, clients that were selected and will not answer (drop-out).
+        node_ids: int64 `[K]`, the nodes addressed; by default client id + 2.
+    """
+
+    client_ids: np.ndarray
+    server_round: int
+    layout: Layout
+    shared: Payload
+    personal: Payload = field(default_factory=Payload)
+    config: Mapping[str, object] = field(default_factory=dict)
+    message_type: str = MessageType.TRAIN
+    absent: np.ndarray | None = None
+    node_ids: np.ndarray | None = None
+    ttl: float = DEFAULT_TTL
+    _built: dict[int, Message] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.client_ids) > 1 and not (np.diff(self.client_ids) > 0).all():
+            raise ValueError("a cohort's client ids must ascend, none twice")
+
+    def __len__(self) -> int:
+        return len(self.client_ids)
+
+    @property
+    def nodes(self) -> np.ndarray:
+        """The nodes addressed, int64 `[K]`."""
+        if self.node_ids is not None:
+            return self.node_ids
+        return self.client_ids + internals.FIRST_NODE_ID
+
+    @property
+    def group_id(self) -> str:
+        """Flower's group id: the round."""
+        return str(self.server_round)
+
+    @property
+    def is_absent(self) -> np.ndarray:
+        """bool `[K]`: who was selected and will not answer."""
+        return np.zeros(len(self), dtype=bool) if self.absent is None else self.absent
+
+    def altered(self, **changes: object) -> "Cohort":
+        """Return a cohort with some attributes changed and no message built yet."""
+        return replace(self, **{**changes, "_built": {}})  # type: ignore[arg-type]
+
+    @cached_property
+    def config_record(self) -> ConfigRecord:
+        """The settings with the round among them."""
+        return ConfigRecord({**self.config, SERVER_ROUND: self.server_round})  # type: ignore[dict-item]
+
+    @cached_property
+    def _shared_content(self) -> RecordDict:
+        return self._content(0)
+
+    def _content(self, index: int) -> RecordDict:
+        mine = self.personal.rows([index]) if not self.personal.is_empty else Payload()
+        params = mine.params[0] if mine.params is not None else self.shared.params
+        buffers = {**self.shared.buffers, **{n: t[0] for n, t in mine.buffers.items()}}
+        extra = {**self.shared.extra, **{n: t[0] for n, t in mine.extra.items()}}
+        assert params is not None
+        content = RecordDict(
+            {ARRAYS: model_record(self.layout, params, buffers), CONFIG: self.config_record}
+        )
+        if extra:
+            content[EXTRA] = array_record(extra)
+        return content
+
+    def _build(self, index: int) -> Message:
+        internals.ensure_identity()
+        content = self._shared_content if self.personal.is_empty else self._content(index)
+        return Message(
+            content,
+            int(self.nodes[index]),
+            self.message_type,
+            ttl=self.ttl,
+            group_id=self.group_id,
+        )
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Message], layout: Layout) -> "Cohort | None":
+        """Return the cohort that a foreign strategy's messages amount to, or None.
+
+        It does when they are train or evaluate instructions that share one content object, go to
+        different clients, and hold one model of this layout.
+        """
+        if not messages:
+            return None
+        first = messages[0]
+        content, kind = first.content, first.metadata.message_type
+        same = all(m.content is content and m.metadata.message_type == kind for m in messages)
+        nodes = np.array([m.metadata.dst_node_id for m in messages], dtype=np.int64)
+        record = only_arrays(content)
+        known = {ARRAYS, CONFIG} >= set(content) or len(content.array_records) == 1
+        if (
+            not same
+            or record is None
+            or not known
+            or kind not in (MessageType.TRAIN, MessageType.EVALUATE)
+            or len(np.unique(nodes)) != len(nodes)
+            or (nodes < internals.FIRST_NODE_ID).any()
+        ):
+            return None
+        params, buffers = model_tensors(layout, record)
+        config = next(iter(content.config_records.values()), ConfigRecord())
+        order = np.argsort(nodes, kind="stable")
+        return cls(
+            client_ids=nodes[order] - internals.FIRST_NODE_ID,
+            server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
+            layout=layout,
+            shared=Payload(params, buffers),
+            config={key: value for key, value in config.items() if key != SERVER_ROUND},
+            message_type=kind,
+            ttl=first.metadata.ttl,
+            _built={place: messages[index] for place, index in enumerate(order.tolist())},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Replies(_LazyMessages):
+    """What the clients of one round returned, stacked in client order.
+
+    Attributes:
+        server_round: The round.
+        layout: How the model's tensors lie in `params`.
+        client_ids: int64 `[K]`, ascending: who answered.
+        params: `[K, dim]` trained tensors; None after evaluation.
+        reference: `[dim]` or `[K, dim]`, what each client started from; None after evaluation.
+        buffers: By name `[K, ...]`, each in its own dtype.
+        extra: What the procedure returns besides, by name `[K, ...]`.
+        num_examples: int64 `[K]`.
+        metrics: float64 `[K]` by name.
+        staleness: int64 `[K]`, rounds between broadcast and aggregation.
+        failures: Who of the cohort gave no admissible reply, and why.
+        message_type: Of the instructions.
+    """
+
+    server_round: int
+    layout: Layout
+    client_ids: np.ndarray
+    params: Tensor | None
+    reference: Tensor | None
+    buffers: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor]
+    num_examples: Tensor
+    metrics: Mapping[str, Tensor]
+    staleness: Tensor
+    failures: tuple[Failure, ...] = ()
+    message_type: str = MessageType.TRAIN
+    ttl: float = DEFAULT_TTL
+    admitted: bool = False
+    _built: dict[int, Message] = field(default_factory=dict, repr=False)
+    _instructions: Mapping[int, Message] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """Messages: one per client that answered, then one error per failure that was reported."""
+        return len(self.client_ids) + len(self._reported)
+
+    @cached_property
+    def _reported(self) -> tuple[Failure, ...]:
+        return tuple(f for f in self.failures if f.cause in _ERROR_CODES)
+
+    @property
+    def num_clients(self) -> int:
+        """K, the clients that answered."""
+        return len(self.client_ids)
+
+    @cached_property
+    def update(self) -> Tensor:
+        """`params - reference`, `[K, dim]` in the parameters' dtype."""
+        if self.params is None or self.reference is None:
+            raise ValueError("replies to an evaluation hold no update")
+        return self.params - self.reference
+
+    def select(self, keep: np.ndarray, failures: Sequence[Failure] = ()) -> "Replies":
+        """Return the rows where `keep` `[K]` holds; `failures` name those left out."""
+        if keep.all():
+            return self if not failures else replace(self, failures=(*self.failures, *failures))
+        rows = torch.from_numpy(np.flatnonzero(keep))
+        reference = self.reference
+        if reference is not None and reference.dim() == 2:
+            reference = reference[rows]
+        return replace(
+            self,
+            client_ids=self.client_ids[keep],
+            params=None if self.params is None else self.params[rows],
+            reference=reference,
+            buffers={n: t[rows] for n, t in self.buffers.items()},
+            extra={n: t[rows] for n, t in self.extra.items()},
+            num_examples=self.num_examples[rows],
+            metrics={n: t[rows] for n, t in self.metrics.items()},
+            staleness=self.staleness[rows],
+            failures=(*self.failures, *failures),
+            _built={
+                place: self._built[old]
+                for place, old in enumerate(rows.tolist())
+                if old in self._built
+            },
+        )
+
+    def admit(self) -> "Replies":
+        """Refuse rows that are not finite or whose counts are out of bounds, each with its reason."""
+        if self.admitted:
+            return self
+        keep = np.ones(len(self.client_ids), dtype=bool)
+        failures: list[Failure] = []
+        stacks = {"params": self.params, **self.buffers, **self.extra}
+
+        def refuse(bad: np.ndarray, cause: str, what: str) -> None:
+            for place in np.flatnonzero(bad & keep):
+                client = int(self.client_ids[place])
+                failures.append(Failure(client, self.server_round, cause, what))
+            keep[bad] = False
+
+        for name, stack in stacks.items():
+            if stack is not None and stack.is_floating_point() and len(stack):
+                finite = torch.isfinite(stack.reshape(len(stack), -1)).all(dim=1).numpy()
+                refuse(
+                    ~finite, "not finite", f"'{name}' holds NaN or infinity; is local_lr too large?"
+                )
+        counts = self.num_examples.numpy()
+        bounds = f"num-examples must be in 0..{MAX_EXAMPLES}"
+        refuse((counts < 0) | (counts > MAX_EXAMPLES), "num-examples", bounds)
+        for name, column in self.metrics.items():
+            refuse(~np.isfinite(column.numpy()), "metrics", f"metric '{name}' is not finite")
+        return replace(self.select(keep, failures), admitted=True)
+
+    def _build(self, index: int) -> Message:
+        if index >= len(self.client_ids):
+            failure = self._reported[index - len(self.client_ids)]
+            error = Error(_ERROR_CODES[failure.cause], failure.reason)
+            return internals.message_with(self._metadata(failure.client_id), error=error)
+        content = RecordDict()
+        if self.params is not None:
+            buffers = {name: stack[index] for name, stack in self.buffers.items()}
+            content[ARRAYS] = model_record(self.layout, self.params[index], buffers)
+        content[METRICS] = self.metric_record(index)
+        if self.extra:
+            content[EXTRA] = array_record({name: t[index] for name, t in self.extra.items()})
+        client = int(self.client_ids[index])
+        return internals.message_with(self._metadata(client), content=content)
+
+    def metric_record(self, index: int) -> MetricRecord:
+        """Return one client's metrics with its number of examples."""
+        values: dict[str, int | float] = {NUM_EXAMPLES: int(self.num_examples[index])}
+        values.update({name: float(column[index]) for name, column in self.metrics.items()})
+        return MetricRecord(values)  # type: ignore[arg-type]
+
+    def _metadata(self, client: int) -> "internals.Metadata":
+        sent = self._instructions.get(client)
+        metadata = (
+            sent.metadata
+            if sent is not None
+            else internals.instruction_metadata(
+                run_id=1,
+                message_id=f"{next(_message_numbers):064x}",
+                node_id=internals.node_of(client),
+                message_type=self.message_type,
+                group_id=str(self.server_round),
+                ttl=self.ttl,
+                created_at=1.0,
+            )
+        )
+        number = f"{next(_message_numbers):064x}"
+        return internals.reply_metadata(metadata, message_id=number, created_at=metadata.created_at)
+
+    @classmethod
+    def empty(cls, cohort: Cohort, failures: Sequence[Failure] = ()) -> "Replies":
+        """Return the replies of a round in which nobody answered."""
+        layout, none = cohort.layout, torch.zeros(0, dtype=torch.int64)
+        return cls(
+            server_round=cohort.server_round,
+            layout=layout,
+            client_ids=np.zeros(0, dtype=np.int64),
+            params=torch.zeros((0, layout.dim), dtype=layout.dtype),
+            reference=cohort.shared.params
+            if cohort.shared.params is not None
+            else torch.zeros((0, layout.dim), dtype=layout.dtype),
+            buffers={s.name: torch.zeros((0, *s.shape), dtype=s.dtype) for s in layout.buffers},
+            extra={},
+            num_examples=none,
+            metrics={},
+            staleness=none,
+            failures=tuple(failures),
+            message_type=cohort.message_type,
+            admitted=True,
+        )
+
+    @classmethod
+    def from_messages(cls, messages: Iterable[Message], sent: Cohort) -> "Replies":
+        """Stack ordinary messages, refusing those that do not fit what was asked for.
+
+        Args:
+            messages: Replies in any order, errors among them.
+            sent: The instructions they answer; who is missing is listed as absent.
+        """
+        clients = dict(zip(sent.nodes.tolist(), sent.client_ids.tolist(), strict=True))
+        answered: dict[int, _Parsed] = {}
+        failures: dict[int, Failure] = {}
+        strangers: list[Failure] = []
+        for message in messages:
+            client = clients.get(message.metadata.src_node_id)
+            if client is None:
+                node = message.metadata.src_node_id
+                why = f"node {node} was not asked in this round"
+                strangers.append(Failure(node - 2, sent.server_round, "stranger", why))
+                continue
+            if client in answered:
+                why = "a second reply in one round; the first counts"
+                strangers.append(Failure(client, sent.server_round, "twice", why))
+                continue
+            try:
+                answered[client] = _parse(message, sent)
+            except _Refused as refused:
+                failures[client] = Failure(client, sent.server_round, refused.cause, str(refused))
+        for client in sent.client_ids.tolist():
+            if client not in answered and client not in failures:
+                failures[client] = Failure(client, sent.server_round, "absent", "no reply arrived")
+        return cls._stack(answered, [*failures.values(), *strangers], sent)
+
+    @classmethod
+    def _stack(
+        cls, answered: "dict[int, _Parsed]", failures: Sequence[Failure], sent: Cohort
+    ) -> "Replies":
+        signatures = Counter(row.signature for row in answered.values())
+        usual = signatures.most_common(1)[0][0] if signatures else ()
+        odd = [client for client, row in answered.items() if row.signature != usual]
+        why = f"its extra arrays differ from the other clients' {[name for name, *_ in usual]}"
+        failures = [*failures, *(Failure(c, sent.server_round, "names", why) for c in sorted(odd))]
+        ids = sorted(answered.keys() - set(odd))
+        if not ids:
+            return cls.empty(sent, failures)
+        rows = [answered[client] for client in ids]
+        trained = sent.message_type != MessageType.EVALUATE
+        names = set.intersection(*(set(row.metrics) for row in rows))
+        places = np.searchsorted(sent.client_ids, ids)
+        personal = sent.personal.params
+        reference = (
+            personal[torch.from_numpy(places)] if personal is not None else sent.shared.params
+        )
+        return cls(
+            server_round=sent.server_round,
+            layout=sent.layout,
+            client_ids=np.array(ids, dtype=np.int64),
+            params=torch.stack([r.params for r in rows if r.params is not None])
+            if trained
+            else None,
+            reference=reference if trained else None,
+            buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
+            extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
+            num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
+            metrics={
+                name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
+                for name in sorted(names)
+            },
+            staleness=torch.zeros(len(rows), dtype=torch.int64),
+            failures=tuple(failures),
+            message_type=sent.message_type,
+            _built={place: row.message for place, row in enumerate(rows)},
+        )
+
+
+_ERROR_CODES = {"raised": 2, "died": 8, "hung": 8, "error": 0}
+
+
+class _Parsed(NamedTuple):
+    message: Message
+    params: Tensor | None
+    buffers: dict[str, Tensor]
+    extra: dict[str, Tensor]
+    num_examples: int
+    metrics: dict[str, float]
+
+    @property
+    def signature(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        return tuple(sorted((n, tuple(t.shape), str(t.dtype)) for n, t in self.extra.items()))
+
+
+class _Refused(ValueError):
+    def __init__(self, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+
+
+def _parse(message: Message, sent: Cohort) -> _Parsed:
+    if message.has_error():
+        raise _Refused("raised", str(message.error.reason))
+    content = message.content
+    metrics = only_metrics(content)
+    if metrics is None or not isinstance(metrics.get(NUM_EXAMPLES), int):
+        raise _Refused("num-examples", f"the reply's metrics hold no integer '{NUM_EXAMPLES}'")
+    numbers = {
+        name: float(value)
+        for name, value in metrics.items()
+        if name != NUM_EXAMPLES and isinstance(value, int | float)
+    }
+    params, buffers, extra = None, dict[str, Tensor](), dict[str, Tensor]()
+    if sent.message_type != MessageType.EVALUATE:
+        record = only_arrays(content)
+        if record is None:
+            raise _Refused("names", "the reply holds no arrays")
+        try:
+            params, buffers = model_tensors(sent.layout, record, strict=True)
+        except ValueError as error:
+            cause = next((w for w in ("shape", "expected torch") if w in str(error)), "names")
+            raise _Refused("dtype" if cause == "expected torch" else cause, str(error)) from None
+        if EXTRA in content.array_records:
+            extra = named_tensors(content.array_records[EXTRA])
+    return _Parsed(message, params, buffers, extra, int(metrics[NUM_EXAMPLES]), numbers)  # type: ignore[arg-type]

@@ -1,0 +1,43 @@
+"""The engine in this process: for debugging, notebooks, tests, and machines without Ray."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from torch import Tensor
+
+from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
+from fedsim.layout import Payload
+
+
+class InlineGrid(LocalGrid):
+    """Runs clients one piece of work after another in this process.
+
+    It names clients that raise or return values that are not finite. It cannot outlive a client that
+    hangs, ends the process or exhausts memory: `RayGrid` does.
+    """
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self.client_app, self.num_clients, self._run_config)
+
+    def _perform(
+        self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
+    ) -> Iterator[tuple[Work, Outcome]]:
+        for work in works:
+            if deadline is not None and time.monotonic() >= deadline:
+                yield work, Outcome(None, "late", "the time for this call was over", 0)
+                continue
+            try:
+                if isinstance(work, ChunkWork):
+                    out = None
+                    if rows is not None and not work.alone:
+                        out = rows[work.first_row : work.first_row + len(work.clients)]
+                    value: object = self._runner.chunk(replace(work.job, shared=shared), out)
+                else:
+                    value = self._runner.message(work)
+            except Exception as error:  # a client's own code: named, and judged by the run's policy
+                yield work, Outcome(None, "raised", describe(error), 0)
+            else:
+                yield work, Outcome(value, None, "", 0)

@@ -1,0 +1,434 @@
+"""The engine on Ray workers. The only file that imports ray.
+
+Workers are actors that live as long as the grid. Each does one piece of work at a time, so when a
+worker dies or exceeds its time it is known whose work it was doing. What all clients share is sent
+once per call; on the driver's machine it lies in shared memory, into which workers also write their
+results, while workers of other machines get and return it through Ray's object store.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedsim.engine.arena import Arena, ArenaName, ArenaView, Place, payload_size
+from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
+from fedsim.errors import RunError
+from fedsim.executor import ChunkResult
+from fedsim.layout import Payload
+
+try:
+    import ray
+    import ray.exceptions
+except ImportError as error:  # pragma: no cover - exercised in an environment without ray
+    raise RunError(
+        "ray is not installed, so [engine] kind = 'ray' cannot run; install it with "
+        "`pip install 'flwr[simulation]'`, or use `--set engine.kind=inline`"
+    ) from error
+
+_POLL_S = 0.25  # how long a wait for workers lasts before limits are looked at
+
+
+@dataclass(frozen=True)
+class _Broadcast:
+    """What all members of a call's chunks receive, and how a worker finds it."""
+
+    number: int
+    arena: ArenaName | None
+    places: list[Place]
+    stored: Any  # ray reference, for workers without the arena
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Where results go: an arena that holds `[rows, dim]`."""
+
+    arena: ArenaName
+    dtype: torch.dtype
+    shape: tuple[int, int]
+
+
+class _WorkerProcess:
+    """Runs in a Ray worker process and does one piece of work at a time."""
+
+    def __init__(self, app: ClientApp, num_clients: int, run_config: Mapping[str, Any]) -> None:
+        torch.set_num_threads(1)
+        self._runner = Runner(app, num_clients, run_config)
+        self._views: dict[ArenaName, ArenaView] = {}
+        self._received: tuple[int, Payload] | None = None
+
+    def ready(self, probe: ArenaName | None) -> tuple[int, str, bool]:
+        """Return (process id, Ray node, whether the driver's shared memory can be mapped)."""
+        mapped = False
+        if probe is not None:
+            with contextlib.suppress(OSError):
+                mapped = bool(ArenaView(probe).tensor(torch.uint8, (1,))[0] == 170)
+        return os.getpid(), ray.get_runtime_context().get_node_id(), mapped
+
+    def work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
+        """Do one piece of work; a chunk's parameters go into the arena when there is one."""
+        if not isinstance(work, ChunkWork):
+            return self._runner.message(work)
+        assert broadcast is not None
+        out = None
+        if results is not None and not work.alone:
+            rows = self._view(results.arena).tensor(results.dtype, results.shape)
+            out = rows[work.first_row : work.first_row + len(work.clients)]
+        job = replace(work.job, shared=self._shared(broadcast))
+        result = self._runner.chunk(job, out)
+        return replace(result, params=None) if out is not None or work.alone else result
+
+    def _shared(self, broadcast: _Broadcast) -> Payload:
+        if broadcast.arena is not None:
+            return self._view(broadcast.arena).read(broadcast.places)
+        if self._received is None or self._received[0] != broadcast.number:
+            # the argument held a nested reference, so that one worker fetches it once per call
+            self._received = (broadcast.number, ray.get(broadcast.stored[0]))
+        return self._received[1]
+
+    def _view(self, name: ArenaName) -> ArenaView:
+        if name not in self._views:
+            if len(self._views) > 8:
+                self._views.clear()
+            self._views[name] = ArenaView(name)
+        return self._views[name]
+
+
+@dataclass
+class _Worker:
+    """The driver's view of one worker."""
+
+    number: int
+    actor: Any
+    starting: Any  # reference to `ready`, None once it has answered
+    since: float
+    pid: int = 0
+    near: bool = False  # whether it maps the driver's shared memory
+    lost: int = field(default=0)
+
+
+class RayGrid(LocalGrid):
+    """Virtual clients on Ray workers.
+
+    Args:
+        client_app: fedsim's CohortApp or any other Flower ClientApp.
+        num_supernodes: N, the clients registered.
+        run_config: The run's configuration, for the clients' contexts.
+        client_timeout_s: Seconds a client may take once its worker has begun; None waits for ever.
+        workers: At most so many workers; None takes what the resources allow.
+        client_resources: What one worker takes of the cluster, as in Flower: `num_cpus` and
+            `num_gpus` (fractions allowed); None takes one CPU.
+        address: A Ray cluster to join; None joins the one this process is connected to, or starts
+            one on this machine for the grid's lifetime.
+        init_args: Further arguments of `ray.init`.
+        startup_timeout_s: Seconds that a worker may take to start.
+
+    Raises:
+        RunError: If the cluster has no room for a single worker or workers do not start.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        client_timeout_s: float | None = None,
+        workers: int | None = None,
+        client_resources: Mapping[str, float] | None = None,
+        address: str | None = None,
+        init_args: Mapping[str, Any] | None = None,
+        startup_timeout_s: float = 120.0,
+    ) -> None:
+        super().__init__(
+            client_app, num_supernodes, run_config=run_config, client_timeout_s=client_timeout_s
+        )
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers = {workers}: must be at least 1")
+        self._resources = {"num_cpus": 1.0, "num_gpus": 0.0, **(client_resources or {})}
+        self._startup_timeout_s = startup_timeout_s
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _start_ray(address, workers, self._resources, init_args)
+        self._probe = _probe_arena()
+        self._pool: list[_Worker] = []
+        self._broadcasts = 0
+        self._shared_arena: Arena | None = None
+        self._result_arenas: list[Arena] = []
+        self._results: tuple[Tensor, _Results] | None = None
+        try:
+            self.num_workers = self._count_workers(workers)
+            self._app_reference = ray.put(client_app)
+            for number in range(self.num_workers):
+                self._pool.append(self._start_worker(number))
+        except BaseException:
+            self.close()
+            raise
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the workers, and Ray too when this grid started it."""
+        for worker in self._pool:
+            with contextlib.suppress(Exception):
+                ray.kill(worker.actor, no_restart=True)
+        self._pool.clear()
+        if self._owns_ray and ray.is_initialized():
+            ray.shutdown()
+            self._owns_ray = False
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that have started, by worker number."""
+        for worker in self._pool:
+            if worker.starting is not None:
+                self._await_start(worker)
+        return [worker.pid for worker in self._pool]
+
+    def _count_workers(self, cap: int | None) -> int:
+        """How many workers fit, node by node, as Flower counts them."""
+        cpus, gpus = float(self._resources["num_cpus"]), float(self._resources["num_gpus"])
+        total = 0
+        for node in ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                fits = [int(has.get("CPU", 0) / cpus)] if cpus else []
+                fits += [int(has.get("GPU", 0) / gpus)] if gpus else []
+                total += min(fits, default=0)
+        if total < 1:
+            raise RunError(
+                f"the Ray cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs and "
+                f"{ray.cluster_resources().get('GPU', 0):g} GPUs, no node with room for one worker of "
+                f"{cpus:g} CPUs and {gpus:g} GPUs; lower [engine] client_resources"
+            )
+        return total if cap is None else min(cap, total)
+
+    def _start_worker(self, number: int) -> _Worker:
+        actor_class = ray.remote(_WorkerProcess).options(
+            num_cpus=self._resources["num_cpus"],
+            num_gpus=self._resources["num_gpus"],
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        actor = actor_class.remote(self._app_reference, self.num_clients, self._run_config)
+        name = None if self._probe is None else self._probe.name
+        return _Worker(number, actor, actor.ready.remote(name), time.monotonic())
+
+    def _await_start(self, worker: _Worker) -> None:
+        left = self._startup_timeout_s - (time.monotonic() - worker.since)
+        done, _ = ray.wait([worker.starting], timeout=max(left, 0))
+        if not done:
+            self._check_start(worker, limit=0)
+        self._finish_start(worker)
+
+    def _finish_start(self, worker: _Worker) -> None:
+        try:
+            worker.pid, _, worker.near = ray.get(worker.starting)
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"worker {worker.number} did not start: {_first_line(error)}; see the log of the run, or "
+                "try `--set engine.kind=inline`"
+            ) from error
+        worker.starting = None
+
+    def _check_start(self, worker: _Worker, limit: float) -> None:
+        waited = time.monotonic() - worker.since
+        if waited > limit:
+            raise RunError(
+                f"worker {worker.number} of {self.num_workers} did not start within {waited:.0f} s: the "
+                f"Ray cluster has {ray.available_resources().get('CPU', 0):g} of "
+                f"{ray.cluster_resources().get('CPU', 0):g} CPUs free and a worker asks for "
+                f"{self._resources['num_cpus']:g}; free some, or lower [engine] workers"
+            )
+
+    def _replace(self, worker: _Worker) -> None:
+        """End a worker for good and start another in its place."""
+        with contextlib.suppress(Exception):
+            ray.kill(worker.actor, no_restart=True)
+        if worker.pid and worker.near:
+            # a native call that hangs does not hear Ray; it is our own child's process
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        fresh = self._start_worker(worker.number)
+        worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
+        worker.pid, worker.near, worker.lost = 0, False, worker.lost + 1
+
+    # --- shared memory ---------------------------------------------------------------------------
+
+    def _allocate(self, count: int, dim: int, dtype: torch.dtype) -> Tensor:
+        size = max(1, count * dim * torch.empty((), dtype=dtype).element_size())
+        self._results = None
+        if self._probe is None:
+            return super()._allocate(count, dim, dtype)
+        self._result_arenas = [a for a in self._result_arenas if not a.is_free or a.size >= size]
+        arena = next((a for a in self._result_arenas if a.is_free), None)
+        if arena is None:
+            try:
+                arena = Arena(size)
+            except OSError:  # no such memory: results come back through Ray
+                return super()._allocate(count, dim, dtype)
+            self._result_arenas.append(arena)
+        rows = arena.lend(dtype, (count, dim))
+        self._results = (rows, _Results(arena.name, dtype, (count, dim)))
+        return rows
+
+    def _broadcast(self, shared: Payload) -> _Broadcast:
+        self._broadcasts += 1
+        arena, places, stored = None, [], None
+        if self._probe is not None and all(w.near for w in self._pool if w.starting is None):
+            size = payload_size(shared)
+            with contextlib.suppress(OSError):
+                if self._shared_arena is None or self._shared_arena.size < size:
+                    self._shared_arena = Arena(size)
+                places = self._shared_arena.write(shared)
+                arena = self._shared_arena.name
+        if arena is None:
+            stored = [ray.put(shared)]
+        return _Broadcast(self._broadcasts, arena, places, stored)
+
+    # --- work ------------------------------------------------------------------------------------
+
+    def _perform(
+        self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
+    ) -> Iterator[tuple[Work, Outcome]]:
+        queue = deque(works)
+        running: dict[Any, tuple[_Worker, Work, float]] = {}
+        broadcast: _Broadcast | None = None
+        chunks = bool(works) and isinstance(works[0], ChunkWork)
+        while queue or running:
+            if deadline is not None and time.monotonic() >= deadline:
+                yield from self._give_up(queue, running)
+                return
+            busy = {id(worker) for worker, _, _ in running.values()}
+            for worker in self._pool:
+                if queue and worker.starting is None and id(worker) not in busy:
+                    if chunks and broadcast is None:
+                        broadcast = self._broadcast(shared)
+                    reference = self._send(worker, queue[0], broadcast, shared, rows)
+                    running[reference] = (worker, queue.popleft(), time.monotonic())
+            starting = (
+                {w.starting: w for w in self._pool if w.starting is not None} if queue else {}
+            )
+            done, _ = ray.wait(
+                [*running, *starting],
+                num_returns=1,
+                timeout=self._patience(running, deadline),
+            )
+            for reference in done:
+                if reference in starting:
+                    self._finish_start(starting[reference])
+                else:
+                    worker, work, _ = running.pop(reference)
+                    yield work, self._collect(worker, work, reference, rows)
+            for worker in starting.values():
+                if worker.starting is not None:
+                    self._check_start(worker, self._startup_timeout_s)
+            for reference, (worker, work, begun) in list(running.items()):
+                if work.limit_s is not None and time.monotonic() - begun > work.limit_s:
+                    del running[reference]
+                    self._replace(worker)
+                    why = f"no answer within {work.limit_s:g} s of its start; its worker was ended"
+                    yield work, Outcome(None, "hung", why, worker.number)
+
+    def _send(
+        self, worker: _Worker, work: Work, broadcast: _Broadcast | None, shared: Payload,
+        rows: Tensor | None,
+    ) -> Any:  # fmt: skip
+        if broadcast is not None and broadcast.arena is not None and not worker.near:
+            broadcast = replace(broadcast, arena=None, stored=[ray.put(shared)])
+        results = None
+        if worker.near and self._results is not None and self._results[0] is rows:
+            results = self._results[1]
+        return worker.actor.work.remote(work, broadcast, results)
+
+    def _collect(self, worker: _Worker, work: Work, reference: Any, rows: Tensor | None) -> Outcome:
+        try:
+            value = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            return Outcome(None, "raised", _cause(error, cause), worker.number)
+        except ray.exceptions.RayActorError:
+            pid = worker.pid
+            self._replace(worker)
+            why = f"its worker {worker.number} (process {pid}) ended unexpectedly"
+            return Outcome(None, "died", why, worker.number)
+        if isinstance(work, ChunkWork) and not work.alone and rows is not None:
+            assert isinstance(value, ChunkResult)
+            if value.params is not None:
+                rows[work.first_row : work.first_row + len(work.clients)] = value.params
+        return Outcome(value, None, "", worker.number)
+
+    def _give_up(
+        self, queue: deque[Work], running: dict[Any, tuple[_Worker, Work, float]]
+    ) -> Iterator[tuple[Work, Outcome]]:
+        """Discard what is unfinished: nothing of it is committed or runs beside the next call."""
+        for worker, work, _ in running.values():
+            self._replace(worker)
+            why = "unfinished when the time for this call was over; its worker was ended"
+            yield work, Outcome(None, "late", why, worker.number)
+        for work in queue:
+            why = "not begun when the time for this call was over"
+            yield work, Outcome(None, "late", why, -1)
+
+    def _patience(
+        self, running: Mapping[Any, tuple[_Worker, Work, float]], deadline: float | None
+    ) -> float:
+        now = time.monotonic()
+        ends = [begun + w.limit_s for _, w, begun in running.values() if w.limit_s is not None]
+        ends += [] if deadline is None else [deadline]
+        return max(0.0, min([_POLL_S, *(end - now for end in ends)]))
+
+
+def _start_ray(
+    address: str | None,
+    workers: int | None,
+    resources: Mapping[str, float],
+    init_args: Mapping[str, Any] | None,
+) -> None:
+    """Join the cluster at `address`, or start one on this machine."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    arguments: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+    arguments["logging_level"] = "error"
+    if address is not None:
+        arguments = {"address": address, "log_to_driver": False, "logging_level": "error"}
+    elif workers is not None and "num_cpus" not in (init_args or {}):
+        # logical CPUs: asking for more workers than cores is allowed
+        cores = os.cpu_count() or 1
+        arguments["num_cpus"] = max(cores, -(-int(workers * resources["num_cpus"] * 1000) // 1000))
+    try:
+        ray.init(**{**arguments, **(init_args or {})})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f" at [engine] address = '{address}'" if address else ""
+        raise RunError(
+            f"Ray{where} could not be reached or started: {_first_line(error)}"
+        ) from error
+
+
+def _probe_arena() -> Arena | None:
+    """A one-byte arena by which a worker finds out whether it shares memory with the driver."""
+    try:
+        arena = Arena(1)
+    except (OSError, AttributeError):  # not Linux, or no memory files
+        return None
+    arena.lend(torch.uint8, (1,))[0] = 170
+    return arena
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _cause(task_error: BaseException, cause: BaseException) -> str:
+    if cause is task_error:
+        lines = str(task_error).strip().splitlines()
+        return lines[-1] if lines else type(task_error).__name__
+    return describe(cause)

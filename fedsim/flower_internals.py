@@ -1,0 +1,165 @@
+"""Flower's internals, all in this one file: task identity, message ids, run objects, wire sizes.
+
+Everything else in fedsim uses Flower's public modules alone. Written against flwr 1.41; a test fails
+with the name of what has moved when another version lacks it.
+"""
+
+from functools import lru_cache
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import (
+    array_record_to_proto,
+    config_record_to_proto,
+    message_to_proto,
+    metadata_to_proto,
+    metric_record_to_proto,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = SUPERLINK_NODE_ID
+MESSAGE_ID_LENGTH = 64  # Flower's ids are SHA-256 in hexadecimal
+FIRST_NODE_ID = 2  # 0 and 1 are Flower's; client c is node c + 2
+
+
+def node_of(client_id: int) -> int:
+    """Return the node id of a client."""
+    return client_id + FIRST_NODE_ID
+
+
+def client_of(node_id: int) -> int:
+    """Return the client id of a node."""
+    return node_id - FIRST_NODE_ID
+
+
+def ensure_identity() -> None:
+    """Let instruction messages be built: Flower reads a process-wide task identity for them.
+
+    An identity that is already there (a real Flower run) is left alone.
+    """
+    if TaskIdentity._run_id is None:
+        TaskIdentity.task_id, TaskIdentity.run_id = 1, 1
+        TaskIdentity.node_id = SERVER_NODE_ID
+
+
+def create_run(run_id: int) -> Run:
+    """Return the run object that a grid carries."""
+    return Run.create_empty(run_id)
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give an instruction the id under which its reply is pulled."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def instruction_metadata(
+    *, run_id: int, message_id: str, node_id: int, message_type: str, group_id: str, ttl: float,
+    created_at: float,
+) -> Metadata:  # fmt: skip
+    """Return the metadata of an instruction without reading the process-wide identity."""
+    return Metadata(
+        run_id=run_id,
+        message_id=message_id,
+        src_node_id=SERVER_NODE_ID,
+        dst_node_id=node_id,
+        reply_to_message_id="",
+        group_id=group_id,
+        created_at=created_at,
+        ttl=ttl,
+        message_type=message_type,
+        src_task_id=1,
+        dst_task_id=None,
+    )
+
+
+def reply_metadata(instruction: Metadata, *, message_id: str, created_at: float) -> Metadata:
+    """Return the metadata of the reply to an instruction: source and destination swapped."""
+    return Metadata(
+        run_id=instruction.run_id,
+        message_id=message_id,
+        src_node_id=instruction.dst_node_id,
+        dst_node_id=instruction.src_node_id,
+        reply_to_message_id=instruction.message_id,
+        group_id=instruction.group_id,
+        created_at=created_at,
+        ttl=instruction.ttl,
+        message_type=instruction.message_type,
+        src_task_id=instruction.dst_task_id,
+        dst_task_id=instruction.src_task_id,
+    )
+
+
+def message_with(
+    metadata: Metadata, *, content: RecordDict | None = None, error: Error | None = None
+) -> Message:
+    """Return a message with exactly this metadata."""
+    return make_message(metadata=metadata, content=content, error=error)
+
+
+def wire_bytes(message: Message) -> int:
+    """Return the length in bytes of a message in Flower's own serialisation (protobuf)."""
+    return int(message_to_proto(message).ByteSize())
+
+
+def record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    """Return the length in bytes of one record in Flower's own serialisation."""
+    if isinstance(record, ArrayRecord):
+        return int(array_record_to_proto(record).ByteSize())
+    if isinstance(record, MetricRecord):
+        return int(metric_record_to_proto(record).ByteSize())
+    return int(config_record_to_proto(record).ByteSize())
+
+
+def message_bytes(metadata_size: int, records: dict[str, int]) -> int:
+    """Return a message's length from its parts, without building it.
+
+    Args:
+        metadata_size: Length of the metadata.
+        records: Length of each record of the content by its key.
+    """
+    items = (_field(len(key.encode())) + _field(size) for key, size in records.items())
+    return _field(metadata_size) + _field(sum(_field(item) for item in items))
+
+
+@lru_cache(maxsize=256)
+def instruction_metadata_bytes(
+    node_id_length: int, message_type: str, group_id: str, ttl: float
+) -> int:
+    """Length of an instruction's metadata, given how many bytes its node id takes."""
+    metadata = instruction_metadata(
+        run_id=TaskIdentity._run_id or 1,
+        message_id="0" * MESSAGE_ID_LENGTH,
+        node_id=1 << (7 * (node_id_length - 1)),
+        message_type=message_type,
+        group_id=group_id,
+        ttl=ttl,
+        created_at=1.0,
+    )
+    return int(metadata_to_proto(metadata).ByteSize())
+
+
+@lru_cache(maxsize=256)
+def reply_metadata_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
+    """Length of a reply's metadata, given how many bytes its node id takes."""
+    instruction = instruction_metadata(
+        run_id=TaskIdentity._run_id or 1,
+        message_id="0" * MESSAGE_ID_LENGTH,
+        node_id=1 << (7 * (node_id_length - 1)),
+        message_type=message_type,
+        group_id=group_id,
+        ttl=ttl,
+        created_at=1.0,
+    )
+    reply = reply_metadata(instruction, message_id="0" * MESSAGE_ID_LENGTH, created_at=1.0)
+    return int(metadata_to_proto(reply).ByteSize())
+
+
+def varint_length(value: int) -> int:
+    """Return how many bytes protobuf takes for a non-negative integer."""
+    return max(1, -(-int(value).bit_length() // 7))
+
+
+def _field(length: int) -> int:
+    return 1 + varint_length(length) + length

@@ -1,0 +1,174 @@
+"""How a model's named tensors lie in one flat vector, and the payloads made of them. Needs torch alone."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class TensorSpec(NamedTuple):
+    """Name, shape and dtype of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The named tensors of a model: trainable ones in one flat vector, buffers beside it.
+
+    Attributes:
+        names: Every tensor's name, in the model's own order (torch's `state_dict` order).
+        trainable: The tensors that are trained, in that order; they make the flat vector.
+        buffers: Everything else (BatchNorm statistics, frozen parameters), each in its own dtype.
+    """
+
+    names: tuple[str, ...]
+    trainable: tuple[TensorSpec, ...]
+    buffers: tuple[TensorSpec, ...]
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "Layout":
+        """Read the layout off a module: parameters with `requires_grad` are trainable."""
+        parameters = dict(model.named_parameters())
+        named = {
+            name: tensor
+            for name, tensor in model.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor)
+            and (name in parameters or not _is_alias(tensor, parameters))
+        }
+        trained = {name for name, tensor in named.items() if tensor.requires_grad}
+        return cls.from_named(named, buffers=named.keys() - trained)
+
+    @classmethod
+    def from_named(
+        cls, named: Mapping[str, Tensor], buffers: Iterable[str] | None = None
+    ) -> "Layout":
+        """Build a layout from named tensors.
+
+        Args:
+            named: Tensors by name, in model order.
+            buffers: Names that are not trained; None takes integer tensors and those with a name of
+                torch's BatchNorm statistics (a bare record of arrays does not say more).
+
+        Raises:
+            ValueError: If a buffer's name is not among the tensors or nothing is left to train.
+        """
+        if buffers is None:
+            fixed = {
+                name
+                for name, tensor in named.items()
+                if not tensor.is_floating_point() or name.rpartition(".")[2] in BATCHNORM_BUFFERS
+            }
+        else:
+            fixed = set(buffers)
+            missing = sorted(fixed - named.keys())
+            if missing:
+                raise ValueError(f"buffers {missing} are not among the tensors {list(named)}")
+        specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in named.items()]
+        trainable = tuple(spec for spec in specs if spec.name not in fixed)
+        if not trainable:
+            raise ValueError("the model has no trainable tensor")
+        return cls(tuple(named), trainable, tuple(spec for spec in specs if spec.name in fixed))
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of the flat vector."""
+        return sum(spec.size for spec in self.trainable)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The flat vector's dtype: the widest among the trainable tensors."""
+        dtype = self.trainable[0].dtype
+        for spec in self.trainable:
+            dtype = torch.promote_types(dtype, spec.dtype)
+        return dtype
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each trainable tensor lies in the flat vector."""
+        places, start = {}, 0
+        for spec in self.trainable:
+            places[spec.name] = slice(start, start + spec.size)
+            start += spec.size
+        return places
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names, shapes and dtypes: equal on both sides of the wire or nothing is trained."""
+        text = repr((self.names, self.trainable, self.buffers))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
+        """Copy trainable tensors `[*lead, *shape]` into one `[*lead, dim]`.
+
+        Args:
+            named: All trainable tensors, sharing their leading dimensions.
+            out: Where to write; None allocates.
+        """
+        first = named[self.trainable[0].name]
+        lead = first.shape[: first.dim() - len(self.trainable[0].shape)]
+        flat = (
+            out
+            if out is not None
+            else torch.empty((*lead, self.dim), dtype=self.dtype, device=first.device)
+        )
+        for spec in self.trainable:
+            flat[..., self.slices[spec.name]] = named[spec.name].reshape(*lead, spec.size)
+        return flat
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views `[*lead, *shape]` of a flat `[*lead, dim]` by name, each in its own dtype."""
+        lead = flat.shape[:-1]
+        return {
+            spec.name: flat[..., self.slices[spec.name]].reshape(*lead, *spec.shape).to(spec.dtype)
+            for spec in self.trainable
+        }
+
+
+def _is_alias(tensor: Tensor, parameters: Mapping[str, Tensor]) -> bool:
+    return any(tensor is parameter for parameter in parameters.values())
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Named tensors on their way to clients: once for all of them, or one row per client.
+
+    Attributes:
+        params: Flat trainable tensors, `[dim]` when shared, `[K, dim]` when personal; None when the
+            other payload of the pair carries them.
+        buffers: The model's buffers by name, with a leading K when personal.
+        extra: What an algorithm sends besides the model (control variates, masks), likewise.
+    """
+
+    params: Tensor | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is carried."""
+        return self.params is None and not self.buffers and not self.extra
+
+    def rows(self, index: slice | list[int]) -> "Payload":
+        """Return the given clients' rows of a personal payload."""
+        return Payload(
+            None if self.params is None else self.params[index],
+            {name: tensor[index] for name, tensor in self.buffers.items()},
+            {name: tensor[index] for name, tensor in self.extra.items()},
+        )

@@ -1,0 +1,115 @@
+"""The execution plan: everything about *how* a run computes that can change a bit of its results.
+
+A plan is derived from scenario values alone, never from workers, free memory or time, and is written
+to the run folder and into checkpoints. Equal plan, equal bits.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from fedsim.errors import ScenarioError
+from fedsim.executor import ExecutorKind, TaskLike, loop_reason, seed_dropout
+
+REDUCTION = "float64, client order, rounded once"
+_MAX_CHUNK = 32
+_CHUNK_BYTES = 2**30  # parameters, gradients, moments and activations of one chunk
+_COPIES = 8
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How a run computes.
+
+    Attributes:
+        executor: "vmap" trains a chunk as one batch, "loop" one client after another.
+        reason: Why that executor.
+        chunk_size: Clients per chunk, at least 2.
+        threads: Threads of torch's kernels.
+        device: "cpu" or "cuda".
+        evaluation_batch: Samples per forward pass of the server's evaluation.
+        reduction: How replies are summed.
+    """
+
+    executor: ExecutorKind
+    reason: str
+    chunk_size: int
+    threads: int = 1
+    device: str = "cpu"
+    evaluation_batch: int = 1000
+    reduction: str = REDUCTION
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return asdict(self)
+
+
+def make_plan(
+    task: TaskLike,
+    *,
+    feature_shape: tuple[int, ...],
+    expected_cohort: int,
+    executor: Literal["auto", "vmap", "loop"] = "auto",
+    chunk_size: int | None = None,
+    device: str = "cpu",
+    evaluation_batch: int = 1000,
+) -> ExecutionPlan:
+    """Derive a plan.
+
+    Args:
+        task: The task; its model decides whether clients can be vectorised.
+        feature_shape: Shape of one sample.
+        expected_cohort: Clients per round as the scenario states them.
+        executor: "auto" vectorises what can be vectorised.
+        chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
+            what fits a fixed number of bytes, so that two workers have work in every round.
+        device: Where to compute.
+        evaluation_batch: Samples per forward pass of the server's evaluation.
+
+    Raises:
+        ScenarioError: If "vmap" is asked for and the model cannot be vectorised.
+    """
+    reason = why_loop(task, feature_shape)
+    if executor == "vmap" and reason:
+        raise ScenarioError(
+            f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another model"
+        )
+    kind: ExecutorKind = "loop" if reason or executor == "loop" else "vmap"
+    why = reason or ("asked for" if executor != "auto" else "the model vectorises over clients")
+    if chunk_size is None:
+        model = task.build_model(0)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
+        chunk_size = max(2, min(-(-expected_cohort // 2), _MAX_CHUNK, fits))
+    return ExecutionPlan(kind, why, chunk_size, 1, device, evaluation_batch)
+
+
+def why_loop(task: TaskLike, feature_shape: tuple[int, ...]) -> str | None:
+    """Say why the task's model cannot be vectorised, or None: by its layers, then by one trial."""
+    model = seed_dropout(task.build_model(0))
+    return loop_reason(model) or _trial(task, model, feature_shape)
+
+
+def _trial(task: TaskLike, model: nn.Module, feature_shape: tuple[int, ...]) -> str | None:
+    """Run one gradient of two identical clients under vmap, without dropout."""
+    model.eval()
+    named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
+    stacked = {n: p.expand(2, *p.shape).contiguous() for n, p in named.items()}
+    features = torch.zeros((2, 2, *feature_shape), dtype=task.dtype)
+    targets = torch.zeros((2, 2), dtype=torch.int64)
+
+    def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
+        def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
+            return task.sample_losses(functional_call(model, params, (x,)), y).sum()
+
+        return torch.func.grad(loss)(params)
+
+    try:
+        vmap(gradient)(stacked, features, targets)
+    except Exception as error:  # whatever it is, it is reported and the loop serves
+        first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        return f"torch.func.vmap refuses the model ({type(error).__name__}: {first})"
+    return None

@@ -1,0 +1,108 @@
+"""What a client procedure is: local work as pure functions over named tensors. Needs torch alone.
+
+A concrete procedure lives in one file under `clients/`. The executor calls it for one client under
+`torch.func.vmap`, so that the same few lines train one client or a whole chunk of them.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+Named = dict[str, Tensor]
+Carry = dict[str, Any]
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """One step's samples of one client.
+
+    Attributes:
+        features: `[batch, ...]`; rows beyond the client's samples are padding.
+        targets: `[batch]`.
+        weights: `[batch]`, 1 for a sample and 0 for padding.
+        noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
+    """
+
+    features: Tensor
+    targets: Tensor
+    weights: Tensor
+    noise: Mapping[str, Tensor]
+
+
+class Gradient(Protocol):
+    """Loss and gradient of the task's model, given by the executor."""
+
+    def __call__(
+        self, params: Named, buffers: Named, batch: Batch, objective: Objective | None = None
+    ) -> tuple[Tensor, Named, Named]:
+        """Return (loss, gradients by name, buffers after the forward pass).
+
+        Args:
+            params: Trainable tensors by name.
+            buffers: The model's buffers by name.
+            batch: The step's samples.
+            objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
+                loss averaged over the samples that are not padding.
+        """
+
+
+class Work(NamedTuple):
+    """How much a client trains in one round.
+
+    Attributes:
+        batch_size: Samples per step; the last batch of an epoch holds what is left.
+        epochs: Passes over the client's samples; None when `steps` counts.
+        steps: Steps, going on into reshuffled passes; None when `epochs` counts.
+    """
+
+    batch_size: int
+    epochs: int | None
+    steps: int | None
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return how many steps a client with that many samples takes (none without samples)."""
+        if num_examples == 0:
+            return 0
+        per_epoch = -(-num_examples // self.batch_size)
+        return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
+
+
+class ClientProcedure(abc.ABC):
+    """Local training as pure functions; concrete procedures are final.
+
+    Every method sees one client's tensors without a client dimension. Under vmap nothing may branch
+    on a tensor's value, call `.item()` or draw random numbers. Steps that a client does not take
+    (padding) are undone by the executor, so no method needs to know of them.
+    """
+
+    @property
+    @abc.abstractmethod
+    def work(self) -> Work:
+        """How much is trained per round."""
+
+    def initial_state(self, params: Named) -> Named:
+        """Return the client's own memory before it first trains: fixed-shape named tensors."""
+        return {}
+
+    @abc.abstractmethod
+    def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
+        """Return what the steps carry along; it must hold `params` and `buffers`.
+
+        Args:
+            params: The trainable tensors received.
+            buffers: The buffers received.
+            extra: What the strategy sent besides the model, shared and personal together.
+            state: The client's memory.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
+    ) -> tuple[Carry, Tensor]:
+        """Return the carry after one step, and the step's loss (a scalar)."""
+
+    def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
+        """Return (extra tensors of the reply, the client's memory for its next round)."""
+        return {}, state

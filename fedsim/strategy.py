@@ -1,0 +1,415 @@
+"""The base of every fedsim strategy: a Flower server strategy whose mathematics is pure.
+
+A concrete strategy is final, lives in one file under `strategies/` and implements three methods
+on stacked tensors:
+
+    init(params, clients) -> State
+    broadcast(state, params, cohort) -> (shared, personal)          (has a default)
+    server_update(state, params, replies) -> (params, State, metrics)
+
+A *linear rule* implements `weights` and `apply` in place of `server_update`, so that the one weighted
+sum of the code base (`weighted_sum`) may be taken whole or in parts near the clients.
+
+Flower passes the model each round; the State, a NamedTuple of tensors and numbers, is everything else.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedsim.cohort import SETUP, Cohort, Replies
+from fedsim.flower_internals import FIRST_NODE_ID
+from fedsim.layout import Layout, Payload
+from fedsim.records import NUM_EXAMPLES, model_record, model_tensors, named_tensors
+
+State = Any  # a NamedTuple of tensors, integers and floats
+
+
+class NoState(NamedTuple):
+    """The State of a strategy that remembers nothing."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A set-up exchange before round 1.
+
+    Attributes:
+        clients: int64, who takes part.
+        shared: What they receive besides the model.
+    """
+
+    clients: np.ndarray
+    shared: Payload
+
+
+@dataclass
+class _Session:
+    """What the base class keeps between Flower's calls; cleared when round 1 is configured."""
+
+    layout: Layout
+    num_clients: int
+    state: State
+    nodes: dict[int, int]
+    params: Tensor | None = None
+    buffers: Mapping[str, Tensor] | None = None
+    sent: Cohort | None = None
+    setup: Replies | None = None
+
+
+def weighted_sum(weights: Tensor, rows: Tensor, reference: Tensor) -> Tensor:
+    """Return sum_k weights[k] * (rows[k] - reference[k]) in float64, added in client order.
+
+    The only weighted sum of the code base: float64 accumulation in a fixed order, one rounding later
+    by the caller.
+
+    Args:
+        weights: float64 `[K]`.
+        rows: `[K, dim]`.
+        reference: `[dim]`, or `[K, dim]` when each client started from its own.
+
+    Returns:
+        float64 `[dim]`.
+    """
+    total = torch.zeros(rows.shape[1:], dtype=torch.float64, device=rows.device)
+    shared = reference.double() if reference.dim() == 1 else None
+    for index, weight in enumerate(weights.tolist()):
+        start = shared if shared is not None else reference[index].double()
+        total.add_(rows[index].double().sub_(start), alpha=weight)
+    return total
+
+
+class FederatedStrategy(Strategy, abc.ABC):
+    """Packs and unpacks Flower's calls around pure methods on stacked tensors.
+
+    Usable wherever Flower takes a strategy: `strategy.start(grid=..., initial_arrays=...)`, inside
+    Flower's wrappers, and in fedsim's round loop.
+
+    The model's tensors that are not trained are recognised by torch's names for BatchNorm statistics
+    and by integer types; `declare_buffers` names them when that does not suffice.
+    """
+
+    _session: _Session | None = None
+    _declared_buffers: tuple[str, ...] | None = None
+    _restored: Mapping[str, Any] | None = None
+
+    # --- what a strategy implements -------------------------------------------------------------
+
+    @abc.abstractmethod
+    def init(self, params: Tensor, clients: int) -> State:
+        """Return the State before round 1.
+
+        Args:
+            params: The initial model, `[dim]`.
+            clients: N, the clients registered.
+        """
+
+    def broadcast(
+        self, state: State, params: Tensor, cohort: np.ndarray
+    ) -> tuple[Payload, Payload]:
+        """Return (shared, personal): what the cohort receives; by default the model, shared.
+
+        Args:
+            state: The State.
+            params: The model, `[dim]`.
+            cohort: int64 `[K]`, the clients of this round in ascending order.
+        """
+        return Payload(params), Payload()
+
+    @abc.abstractmethod
+    def server_update(
+        self, state: State, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Return (new model `[dim]`, new State, metrics); called with no replies too.
+
+        Args:
+            state: The State; it must not be changed in place.
+            params: The model that was broadcast, `[dim]`.
+            replies: The admitted replies, rows in client order.
+        """
+
+    def setup(self, state: State, params: Tensor, clients: int) -> Setup | None:
+        """Return a set-up exchange to hold inside the first `configure_train`, or None."""
+        return None
+
+    def finish_setup(self, state: State, params: Tensor, replies: Replies) -> State:
+        """Return the State after the set-up exchange."""
+        return state
+
+    def evaluated(
+        self, state: State, params: Tensor, cohort: np.ndarray
+    ) -> tuple[Payload, Payload]:
+        """Return (shared, personal): the models that clients evaluate; by default the global one."""
+        return Payload(params), Payload()
+
+    # --- what the round loop uses besides Flower's methods ----------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The State, or None before round 1 is configured."""
+        return None if self._session is None else self._session.state
+
+    @property
+    def setup_replies(self) -> Replies | None:
+        """What the set-up exchange returned, if there was one in this session."""
+        return None if self._session is None else self._session.setup
+
+    def restore(self, fields: Mapping[str, Any]) -> None:
+        """Take up a State saved by a checkpoint; it is used at the next `configure_train`.
+
+        Args:
+            fields: The State's values by field name.
+        """
+        self._restored, self._session = dict(fields), None
+
+    def declare_buffers(self, names: Sequence[str]) -> None:
+        """Name the tensors that are not trained (BatchNorm statistics, frozen parameters)."""
+        self._declared_buffers = tuple(names)
+
+    # --- Flower's methods -------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the round's Cohort: every node that the grid offers."""
+        session = self._open(server_round, arrays, config, grid)
+        params, buffers = model_tensors(session.layout, arrays)
+        session.params, session.buffers = params, buffers
+        clients, nodes = self._participants(grid, session)
+        shared, personal = self.broadcast(session.state, params, clients)
+        session.sent = self._cohort(
+            server_round, config, clients, nodes, _with_buffers(shared, personal, buffers), personal
+        )
+        return session.sent
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return (new model, metrics averaged over clients by examples, and the strategy's own)."""
+        session = self._require(server_round)
+        assert session.sent is not None
+        assert session.params is not None
+        assert session.buffers is not None
+        stack = (
+            replies
+            if isinstance(replies, Replies)
+            else Replies.from_messages(replies, session.sent)
+        )
+        stack = stack.admit()
+        params, session.state, metrics = self.server_update(session.state, session.params, stack)
+        buffers = average_buffers(session.buffers, stack)
+        averaged = mean_metrics(stack)
+        record = model_record(session.layout, params.to(session.layout.dtype), buffers)
+        return record, MetricRecord({**averaged, **metrics})  # type: ignore[dict-item]
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the evaluation's Cohort: every node that the grid offers."""
+        session = self._open(server_round, arrays, config, grid, evaluating=True)
+        params, buffers = model_tensors(session.layout, arrays)
+        clients, nodes = self._participants(grid, session)
+        shared, personal = self.evaluated(session.state, params, clients)
+        session.sent = self._cohort(
+            server_round, config, clients, nodes, _with_buffers(shared, personal, buffers), personal,
+            message_type=MessageType.EVALUATE,
+        )  # fmt: skip
+        return session.sent
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the clients' metrics averaged by examples; None when nobody answered."""
+        session = self._require(server_round)
+        assert session.sent is not None
+        stack = (
+            replies
+            if isinstance(replies, Replies)
+            else Replies.from_messages(replies, session.sent)
+        )
+        stack = stack.admit()
+        return MetricRecord(mean_metrics(stack)) if stack.num_clients else None  # type: ignore[arg-type]
+
+    def summary(self) -> None:
+        """Log the strategy's name and hyperparameters."""
+        import logging
+
+        values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in _SESSION_FIELDS}
+        logging.getLogger("fedsim").info("strategy %s %s", type(self).__name__, values)
+
+    # --- packing ----------------------------------------------------------------------------------
+
+    def _open(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
+        *, evaluating: bool = False,
+    ) -> _Session:  # fmt: skip
+        if self._session is None or (server_round == 1 and not evaluating):
+            layout = Layout.from_named(named_tensors(arrays), self._declared_buffers)
+            params, buffers = model_tensors(layout, arrays)
+            clients = federation_size(grid)
+            state = self.init(params, clients)
+            self._session = session = _Session(layout, clients, state, {})
+            if self._restored is not None:
+                session.state = restore_fields(state, self._restored)
+                self._restored = None
+            else:
+                self._hold_setup(session, params, buffers, config, grid)
+        return self._session
+
+    def _hold_setup(
+        self, session: _Session, params: Tensor, buffers: Mapping[str, Tensor],
+        config: ConfigRecord, grid: Grid,
+    ) -> None:  # fmt: skip
+        setup = self.setup(session.state, params, session.num_clients)
+        if setup is None:
+            return
+        shared = _with_buffers(Payload(params, {}, setup.shared.extra), Payload(), buffers)
+        cohort = Cohort(
+            client_ids=setup.clients,
+            server_round=0,
+            layout=session.layout,
+            shared=shared,
+            config=dict(config),
+            message_type=SETUP,
+        )
+        answered = grid.send_and_receive(cohort)
+        replies = (
+            answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
+        )
+        session.setup = replies.admit()
+        session.state = self.finish_setup(session.state, params, session.setup)
+
+    def _cohort(
+        self, server_round: int, config: ConfigRecord, clients: np.ndarray, nodes: np.ndarray,
+        shared: Payload, personal: Payload, *, message_type: str = MessageType.TRAIN,
+    ) -> Cohort:  # fmt: skip
+        assert self._session is not None
+        return Cohort(
+            client_ids=clients,
+            server_round=server_round,
+            layout=self._session.layout,
+            shared=shared,
+            personal=personal,
+            config=dict(config),
+            message_type=message_type,
+            node_ids=None if (nodes == clients + FIRST_NODE_ID).all() else nodes,
+        )
+
+    def _participants(self, grid: Grid, session: _Session) -> tuple[np.ndarray, np.ndarray]:
+        """The round's clients and their nodes, in client order."""
+        nodes = np.sort(np.fromiter(grid.get_node_ids(), dtype=np.int64))
+        if hasattr(grid, "num_clients"):
+            return nodes - FIRST_NODE_ID, nodes
+        # a grid of Flower's: node ids are random and say nothing, so clients are numbered by arrival
+        for node in nodes.tolist():
+            session.nodes.setdefault(node, len(session.nodes))
+        clients = np.array([session.nodes[node] for node in nodes.tolist()], dtype=np.int64)
+        order = np.argsort(clients)
+        return clients[order], nodes[order]
+
+    def _require(self, server_round: int) -> _Session:
+        if self._session is None or self._session.sent is None:
+            raise RuntimeError(
+                f"round {server_round}: aggregate was called before configure; call configure_train first"
+            )
+        return self._session
+
+
+_SESSION_FIELDS = ("_session", "_declared_buffers", "_restored")
+
+
+class LinearStrategy(FederatedStrategy, abc.ABC):
+    """A strategy that needs of the replies one weighted sum of updates and the weights' total."""
+
+    @abc.abstractmethod
+    def weights(self, state: State, client_ids: np.ndarray, num_examples: Tensor) -> Tensor:
+        """Return float64 `[K]`, the weight of each reply; they need not add up to anything."""
+
+    @abc.abstractmethod
+    def apply(
+        self, state: State, params: Tensor, weighted_sum: Tensor, weight_sum: float
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Return (new model, new State, metrics).
+
+        Args:
+            state: The State.
+            params: The model that was broadcast, `[dim]`.
+            weighted_sum: float64 `[dim]`, the sum of weight times update; zero when nobody answered.
+            weight_sum: The sum of the weights.
+        """
+
+    def observe(self, state: State, replies: Replies) -> State:
+        """Return the State after learning who answered; called after `apply`."""
+        return state
+
+    def server_update(
+        self, state: State, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Take the weighted sum of the updates and apply it."""
+        weights = self.weights(state, replies.client_ids, replies.num_examples)
+        assert replies.params is not None
+        assert replies.reference is not None
+        total = weighted_sum(weights, replies.params, replies.reference)
+        params, state, metrics = self.apply(state, params, total, float(weights.sum()))
+        return params, self.observe(state, replies), metrics
+
+
+def federation_size(grid: Grid) -> int:
+    """Return N, the clients registered with a grid (a round's participants may be fewer)."""
+    known = getattr(grid, "num_clients", None)
+    return int(known) if known is not None else len(list(grid.get_node_ids()))
+
+
+def restore_fields(state: State, fields: Mapping[str, Any]) -> State:
+    """Return `state` with the saved values of all its fields.
+
+    Raises:
+        ValueError: If the saved fields are not the State's.
+    """
+    if set(fields) != set(state._fields):
+        raise ValueError(f"the saved state has {sorted(fields)}, expected {sorted(state._fields)}")
+    return state._replace(**fields)
+
+
+def average_buffers(before: Mapping[str, Tensor], replies: Replies) -> dict[str, Tensor]:
+    """Return the buffers averaged by examples; integer ones take the largest value.
+
+    Every buffer keeps its dtype. Without a reply that trained, the buffers stay as they were.
+    """
+    weights = replies.num_examples.double()
+    total = float(weights.sum())
+    if not total or not replies.buffers:
+        return dict(before)
+    after: dict[str, Tensor] = {}
+    for name, stack in replies.buffers.items():
+        if stack.is_floating_point():
+            zero = torch.zeros(stack[0].numel(), dtype=torch.float64)
+            mean = weighted_sum(weights, stack.reshape(len(stack), -1), zero) / total
+            after[name] = mean.reshape(stack.shape[1:]).to(stack.dtype)
+        else:
+            after[name] = stack.amax(dim=0)
+    return after
+
+
+def mean_metrics(replies: Replies) -> dict[str, int | float]:
+    """Return the clients' metrics averaged by examples, and the examples in all."""
+    weights = replies.num_examples.double()
+    total = float(weights.sum())
+    means: dict[str, int | float] = {NUM_EXAMPLES: int(replies.num_examples.sum())}
+    for name, column in replies.metrics.items():
+        means[name] = float((weights * column).sum()) / total if total else 0.0
+    return means
+
+
+def _with_buffers(shared: Payload, personal: Payload, buffers: Mapping[str, Tensor]) -> Payload:
+    more = {
+        n: t for n, t in buffers.items() if n not in shared.buffers and n not in personal.buffers
+    }
+    return Payload(shared.params, {**shared.buffers, **more}, shared.extra)
