@@ -1,0 +1,290 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped, in one file.
+
+A checkpoint is a safetensors file: tensors, and one JSON text in its header for everything else, with
+a hash over both. It is written beside its place, synced and renamed, so that it is there whole or
+not at all. Nothing in it is pickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import CheckpointError
+
+FORMAT = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"round_(\d{6,})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two rounds.
+
+    Attributes:
+        server_round: The last round that is done; 0 before the first.
+        scenario_sha256: Hash of what decides the run's result.
+        plan: The execution plan.
+        versions: Library versions under which the run computes.
+        model: The model's tensors by name, in the model's order.
+        strategy: The strategy's State by field (tensors and plain values), or None.
+        clients: The clients that have a memory, ascending.
+        client_state: Their memories, stacked by name.
+        participation: The participation's state, plain values.
+        offsets: Lengths in bytes of the run's growing files, by name.
+        elapsed_s: Seconds that the run has taken so far.
+    """
+
+    server_round: int
+    scenario_sha256: str
+    plan: dict[str, Any]
+    versions: dict[str, Any]
+    model: dict[str, Tensor]
+    strategy: dict[str, Any] | None = None
+    clients: list[int] = field(default_factory=list)
+    client_state: dict[str, Tensor] = field(default_factory=dict)
+    participation: dict[str, Any] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write a checkpoint and remove all but the newest `keep`.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: If the disk does not take it; the older checkpoints are still there.
+    """
+    from safetensors.torch import save as encode
+
+    tensors, values = _pack(checkpoint)
+    text = json.dumps(values, sort_keys=True)
+    payload = encode(tensors, {"fedsim": text, "sha256": _digest(text, tensors)})
+    place = folder / f"round_{checkpoint.server_round:06d}.safetensors"
+    temporary = place.with_suffix(".tmp")
+    try:
+        folder.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(place)
+        _sync(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{place}: cannot be written: {error.strerror}; make room and `fedsim resume` the run, "
+            "nothing is lost up to the checkpoint before"
+        ) from error
+    for old in _files(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return place
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest checkpoint's file, or None when there is none."""
+    files = _files(folder)
+    return files[-1] if files else None
+
+
+def load(place: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: If the file is torn, altered, or not a checkpoint of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    older = [file for file in _files(place.parent) if file != place]
+    remedy = (
+        f"delete it to resume from {older[-1].name}"
+        if older
+        else "no older one is there: start the run anew with `fedsim run`"
+    )
+    try:
+        with safe_open(place, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{place}: is torn or not a checkpoint ({error}); {remedy}"
+        ) from error
+    text = header.get("fedsim")
+    if text is None:
+        raise CheckpointError(
+            f"{place}: is a safetensors file but not a checkpoint of fedsim; {remedy}"
+        )
+    if header.get("sha256") != _digest(text, tensors):
+        raise CheckpointError(f"{place}: its content does not match its hash; {remedy}")
+    values = json.loads(text)
+    if values.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{place}: has format {values.get('format')}, this fedsim reads format {FORMAT}; resume it "
+            "with the fedsim version in versions.json"
+        )
+    return _unpack(values, tensors)
+
+
+def require(checkpoint: Checkpoint, place: Path, **expected: Any) -> None:
+    """Refuse a checkpoint that belongs to another run.
+
+    Args:
+        checkpoint: What was read.
+        place: From where.
+        **expected: Attributes and the values they must have.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    for name, value in expected.items():
+        found = getattr(checkpoint, name)
+        if found == value:
+            continue
+        if isinstance(found, Mapping) and isinstance(value, Mapping):
+            keys = sorted(k for k in {*found, *value} if found.get(k) != value.get(k))
+            detail = "; ".join(
+                f"{k}: checkpoint {found.get(k)!r}, now {value.get(k)!r}" for k in keys
+            )
+        else:
+            detail = f"checkpoint {str(found)[:12]}, now {str(value)[:12]}"
+        raise CheckpointError(
+            f"{place}: was made with another {name.replace('_', ' ')} ({detail}), so going on would not "
+            "give the undisturbed run's result; start a new run"
+        )
+
+
+# A tensor's key in the file is "section/name"; the JSON text lists each section's names in order.
+
+
+def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    state, plain = _split(checkpoint.strategy or {})
+    sections = {"model": checkpoint.model, "strategy": state, "client": checkpoint.client_state}
+    for section, named in sections.items():
+        for name, tensor in named.items():
+            # a copy: safetensors refuses tensors that share memory
+            tensors[f"{section}/{name}"] = tensor.detach().cpu().contiguous().clone()
+    values = {
+        "format": FORMAT,
+        "server_round": checkpoint.server_round,
+        "scenario_sha256": checkpoint.scenario_sha256,
+        "plan": checkpoint.plan,
+        "versions": checkpoint.versions,
+        "order": {section: list(named) for section, named in sections.items()},
+        "strategy": None if checkpoint.strategy is None else plain,
+        "clients": checkpoint.clients,
+        "participation": checkpoint.participation,
+        "offsets": checkpoint.offsets,
+        "elapsed_s": checkpoint.elapsed_s,
+    }
+    return tensors, values
+
+
+def _unpack(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    sections = {
+        section: {name: tensors[f"{section}/{name}"] for name in names}
+        for section, names in values["order"].items()
+    }
+    strategy = values["strategy"]
+    if strategy is not None:
+        strategy = _join(strategy, sections["strategy"])
+    return Checkpoint(
+        server_round=values["server_round"],
+        scenario_sha256=values["scenario_sha256"],
+        plan=values["plan"],
+        versions=values["versions"],
+        model=sections["model"],
+        strategy=strategy,
+        clients=values["clients"],
+        client_state=sections["client"],
+        participation=values["participation"],
+        offsets=values["offsets"],
+        elapsed_s=values["elapsed_s"],
+    )
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate tensors (also inside mappings and lists, one level deep) from plain values."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+            plain[name] = {"kind": "tensor"}
+        elif isinstance(value, Mapping):
+            tensors.update({f"{name}/{key}": _as_tensor(name, item) for key, item in value.items()})
+            plain[name] = {"kind": "mapping", "keys": list(value)}
+        elif isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+            tensors.update({f"{name}/{i}": _as_tensor(name, t) for i, t in enumerate(value)})
+            plain[name] = {"kind": "list", "keys": [str(i) for i in range(len(value))]}
+        elif value is None or isinstance(value, bool | int | float | str):
+            plain[name] = {"kind": "plain", "value": value}
+        else:
+            raise CheckpointError(
+                f"the strategy's '{name}' is a {type(value).__name__}; a state holds tensors, numbers "
+                "and text"
+            )
+    return tensors, plain
+
+
+def _join(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, entry in plain.items():
+        if entry["kind"] == "tensor":
+            state[name] = tensors[name]
+        elif entry["kind"] == "mapping":
+            state[name] = {key: tensors[f"{name}/{key}"] for key in entry["keys"]}
+        elif entry["kind"] == "list":
+            state[name] = [tensors[f"{name}/{key}"] for key in entry["keys"]]
+        else:
+            state[name] = entry["value"]
+    return state
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"the strategy's '{name}' mixes tensors with {type(value).__name__}")
+    return value
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(tensor_bytes(name, tensors[name]))
+    return digest.hexdigest()
+
+
+def tensor_bytes(name: str, tensor: Tensor) -> bytes:
+    """Return name, dtype, shape and content of a tensor as bytes, for hashing."""
+    head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return head + flat.view(torch.uint8).numpy().tobytes()
+
+
+def tensors_sha256(named: Mapping[str, Tensor]) -> str:
+    """Return the hash of named tensors, in name order."""
+    return _digest("", named)
+
+
+def _files(folder: Path) -> list[Path]:
+    found: Iterable[Path] = folder.glob("round_*.safetensors") if folder.is_dir() else ()
+    return sorted(
+        (f for f in found if _NAME.search(f.name)), key=lambda f: int(_NAME.search(f.name)[1])
+    )  # type: ignore[index]
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

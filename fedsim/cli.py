@@ -1,0 +1,450 @@
+"""The command line: `fedsim run`, `resume`, `list` and `partition`.
+
+Results go to standard output (with `--json` exactly one JSON document), everything else to standard
+error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted.
+
+Nothing heavy is imported before a command needs it, so that `--help` comes at once.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from fedsim import __version__
+from fedsim.errors import FedsimError, ScenarioError
+
+if TYPE_CHECKING:
+    from fedsim.discovery import Entry
+    from fedsim.run import RunResult
+    from fedsim.scenario import Scenario
+
+OK, FAILED, REFUSED, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="fedsim",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    suggest_commands=False,
+    pretty_exceptions_enable=False,
+    help="""Federated learning experiments that come out the same twice.
+
+A scenario file says what is run: data, partition, participation, strategy, client, engine.
+
+\b
+  fedsim run quickstart                      a scenario that comes with fedsim
+  fedsim run my.toml --set strategy.name=fedavg --set rounds=5
+  fedsim resume runs/my-20260101T120000Z-1a2b
+  fedsim list strategies fedavg              its hyperparameters and defaults
+  fedsim partition my.toml --png who.png     who holds what, before training
+
+Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of [expect] is broken, 130 interrupted.
+""",
+)
+
+
+class _Outcome(NamedTuple):
+    """What a command has to say: a document for programs, lines for people, an exit code."""
+
+    document: Mapping[str, Any]
+    lines: Sequence[str]
+    code: int = OK
+
+
+# Arguments are explained in the text of their commands: how typer lists them depends on the versions
+# of typer, click and rich that come together.
+ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", hidden=True)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Override a scenario value; may be repeated. Values are TOML, bare words are strings.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Use at most N workers; N >= 1.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@app.callback(invoke_without_command=True)
+def _fedsim(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim run quickstart
+  fedsim run scenarios/quickstart.toml --workers 2 --out runs/first
+  fedsim run quickstart --set engine.kind=inline --set rounds=5
+  fedsim run quickstart --set 'partition={kind="iid", clients=20}'
+  fedsim run quickstart --json | jq .final
+""",
+)
+def run(
+    scenario: ScenarioArgument,
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run folder; must not exist yet. Default: runs/NAME-TIME-ID."
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a scenario and hold the result against its claims.
+
+    SCENARIO is a file, or the name of one that comes with fedsim (`fedsim list scenarios`). All of
+    it is checked before anything starts. The run folder that is named at the end holds the metrics
+    of every round, a summary, checkpoints and the final parameters.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.progress import Progress
+        from fedsim.scenario import load
+
+        _check_workers(workers)
+        loaded = load(scenario, overrides or [])
+        from fedsim.run import start
+
+        with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:
+            result = start(loaded, out=out, workers=workers, progress=progress)
+        return _run_outcome(result)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim resume runs/quickstart-20260101T120000Z-1a2b
+  fedsim resume runs/first --workers 1 --set engine.kind=inline
+""",
+)
+def resume(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    overrides: SetOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Go on with an interrupted run, to the same bits.
+
+    RUN is the folder of a run; it goes on from its last checkpoint. Only what cannot change the
+    result may be set anew, such as the engine that computes it.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.progress import Progress
+        from fedsim.run_folder import open_existing
+
+        _check_workers(workers)
+        loaded = open_existing(run_folder).scenario().with_overrides(overrides or [])
+        from fedsim.run import resume as go_on
+
+        with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:
+            result = go_on(
+                run_folder, workers=workers, overrides=overrides or [], progress=progress
+            )
+        return _run_outcome(result)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    name="list",
+    epilog="""\b
+Examples:
+  fedsim list
+  fedsim list partitions
+  fedsim list strategies flower:FedAdam
+""",
+)
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", hidden=True)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", hidden=True)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a scenario can name, and its keys.
+
+    KIND is strategies, clients, datasets, partitions, participation, models or scenarios: it is
+    listed with keys and defaults. With NAME, one of them is explained.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim import discovery
+
+        if kind is None:
+            everything = {known: discovery.names(known) for known in discovery.KINDS}
+            everything["strategies"] += discovery.flower_names()
+            return _Outcome(everything, _listing(everything))
+        entries = discovery.describe(kind, name)
+        document = {kind: [_entry_document(entry) for entry in entries]}
+        lines = [line for entry in entries for line in _entry_lines(entry, name is not None)]
+        return _Outcome(document, lines)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim partition quickstart
+  fedsim partition quickstart --set partition.alpha=0.05 --png skewed.png
+""",
+)
+def partition(
+    scenario: ScenarioArgument,
+    overrides: SetOption = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw who holds what into this file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who holds what, without training.
+
+    SCENARIO is a file, or the name of one that comes with fedsim.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.scenario import load
+
+        loaded = load(scenario, overrides or [])
+        with loaded.named_in_refusals():
+            return _partition_outcome(loaded, png)
+
+    _finish(produce, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    # Import paths in a scenario may name modules beside it; what is installed comes first.
+    sys.path.append(os.getcwd())
+    app()
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ScenarioError(f"--workers {workers}: must be >= 1")
+
+
+# What commands have to say.
+
+
+def _run_outcome(result: "RunResult") -> _Outcome:
+    summary, folder = result.summary, result.folder
+    final = {str(metric): value for metric, value in summary.get("final", {}).items()}
+    claims = summary.get("expect") or []
+    broken = any(not claim["holds"] for claim in claims)
+    facts = [
+        ("run folder", str(folder)),
+        ("rounds", str(summary["rounds"])),
+        ("time", f"{summary['wall_time_s']:.1f} s"),
+        *((metric, _number(value)) for metric, value in final.items()),
+        ("params", str(summary["params_sha256"])),
+        ("see", f"{folder / 'metrics.jsonl'}, {folder / 'summary.json'}"),
+    ]
+    lines = _columns(facts)
+    if claims:
+        rows = [("claim", "measured", "verdict")]
+        for claim in claims:
+            verdict = "holds" if claim["holds"] else "BROKEN"
+            rows.append((f"{claim['metric']} {claim['claim']}", _number(claim["value"]), verdict))
+        lines += ["", *_columns(rows)]
+    code = BROKEN if broken else OK
+    return _Outcome({**summary, "folder": str(folder), "exit_code": code}, lines, code)
+
+
+def _partition_outcome(scenario: "Scenario", png: Path | None) -> _Outcome:
+    from fedsim.data import prepare
+    from fedsim.data.statistics import draw_partition, partition_statistics
+
+    data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
+    statistics = partition_statistics(data)
+    document = {**statistics, "manifest_sha256": data.manifest_sha256}
+    counted = "" if statistics["complete"] else f" (the first {statistics['counted']} are counted)"
+    facts = [
+        ("clients", f"{statistics['clients']}{counted}"),
+        ("samples", f"{statistics['samples']} in training, {statistics['held_out']} held out"),
+        ("samples per client", _spread(statistics["sizes"])),
+        ("classes per client", _spread(statistics["classes_per_client"])),
+        ("total variation", _spread(statistics["total_variation"]) + " (0 is IID, 1 disjoint)"),
+        ("manifest", data.manifest_sha256),
+    ]
+    rows: list[tuple[str, ...]] = [("class", "samples", "share", "clients")]
+    for row in statistics["labels"]:
+        cells = (row["label"], row["samples"], f"{row['share']:.3f}", row["clients"])
+        rows.append(tuple(map(str, cells)))
+    if png is not None:
+        try:
+            draw_partition(data, png)
+        except (OSError, ValueError) as error:
+            raise ScenarioError(f"--png {png}: cannot be drawn: {error}") from error
+        facts.append(("picture", str(png)))
+        document["png"] = str(png)
+    return _Outcome(document, [*_columns(facts), "", *_columns(rows)])
+
+
+def _spread(summary: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_number(value)}" for name, value in summary.items())
+
+
+def _listing(everything: Mapping[str, Sequence[str]]) -> list[str]:
+    width = max(map(len, everything)) + 3
+    lines = []
+    for kind, known in everything.items():
+        lines += _wrapped(", ".join(known), first=kind.ljust(width), indent=width)
+    return [
+        *lines,
+        "",
+        "`fedsim list KIND` shows keys and defaults, `fedsim list KIND NAME` explains",
+    ]
+
+
+def _entry_document(entry: "Entry") -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "keys": {
+            key.name: {
+                "type": key.type_name,
+                "required": key.required,
+                "default": key.default,
+                "description": key.description,
+            }
+            for key in entry.keys.values()
+        },
+    }
+
+
+def _entry_lines(entry: "Entry", explained: bool) -> list[str]:
+    lines = _wrapped(entry.description, first=f"{entry.name}: ", indent=4)
+    settings = [
+        f"{key.name}{'' if key.required else f' = {_toml(key.default)}'}"
+        for key in entry.keys.values()
+    ]
+    if not explained:
+        return (
+            [*lines, *_wrapped(", ".join(settings), first="    ", indent=4)] if settings else lines
+        )
+    for key, setting in zip(entry.keys.values(), settings, strict=True):
+        required = "; must be given" if key.required else ""
+        lines += ["", f"  {setting}   ({key.type_name}{required})"]
+        lines += _wrapped(key.description, first="      ", indent=6) if key.description else []
+    return lines
+
+
+def _toml(value: Any) -> str:
+    """Write a default as a scenario would; what is none is left out there."""
+    return "none" if value is None else json.dumps(value, default=str)
+
+
+def _wrapped(text: str, *, first: str, indent: int) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 100)
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False
+    ) or [first.rstrip()]
+
+
+def _number(value: Any) -> str:
+    return (
+        f"{value:.6g}" if isinstance(value, int | float) else "-" if value is None else str(value)
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]], *, gap: str = "   ") -> list[str]:
+    """Align rows of cells; the last cell of a row is not padded."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+# How a command ends.
+
+
+def _finish(produce: Callable[[], _Outcome], *, as_json: bool) -> None:
+    """Do a command's work, print what came of it, and exit with its code."""
+    try:
+        with _only_results_on_stdout() if as_json else contextlib.nullcontext():
+            outcome = produce()
+    except KeyboardInterrupt as error:
+        outcome = _failure(INTERRUPTED, "interrupted", error)
+    except ScenarioError as error:
+        outcome = _failure(REFUSED, str(error), error)
+    except FedsimError as error:
+        outcome = _failure(FAILED, str(error), error)
+    except Exception as error:
+        outcome = _failure(FAILED, f"{type(error).__name__}: {error}", error)
+    failed = outcome.code in (FAILED, REFUSED, INTERRUPTED)
+    if as_json:
+        from fedsim.run_folder import to_json
+
+        typer.echo(to_json(outcome.document))
+    if failed or not as_json:
+        typer.echo("\n".join(outcome.lines), err=failed)
+    raise typer.Exit(outcome.code)
+
+
+def _failure(code: int, message: str, error: BaseException) -> _Outcome:
+    from fedsim.run_folder import LOG_FILE, folder_of
+
+    folder = folder_of(error)
+    lines = [f"fedsim: {line}" for line in message.splitlines()]
+    document: dict[str, Any] = {"error": message, "exit_code": code}
+    if folder is not None:
+        document["folder"] = str(folder)
+        resume_command = f"fedsim resume {shlex.quote(str(folder))}"
+        if code == FAILED:
+            lines.append(f"fedsim: the traceback is in {folder / LOG_FILE}")
+        if code != REFUSED:
+            lines.append(f"fedsim: `{resume_command}` goes on from the last checkpoint")
+    elif code == FAILED and not isinstance(error, FedsimError):
+        lines.append(f"fedsim: the traceback is in {_write_traceback(error)}")
+    return _Outcome(document, lines, code)
+
+
+def _write_traceback(error: BaseException) -> str:
+    """Keep the traceback of what failed before there was a run folder to log it in."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="fedsim-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return file.name
+
+
+@contextlib.contextmanager
+def _only_results_on_stdout() -> Iterator[None]:
+    """Send to standard error what libraries and worker processes print meanwhile."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,160 @@
+"""What federated data look like to everything else: arrays, and rows per client."""
+
+import abc
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.errors import RunError
+
+Features = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+ClientIds = Sequence[int] | Ints
+
+
+class Arrays(NamedTuple):
+    """Samples, perhaps as read-only memory maps.
+
+    Attributes:
+        features: `[n, ...]`, C-contiguous.
+        targets: `[n]`.
+    """
+
+    features: Features
+    targets: Ints
+
+
+class ClientRows(NamedTuple):
+    """What one chunk of clients reads: a pool of samples, and which rows are whose.
+
+    Attributes:
+        features: The pool, `[n, ...]`; perhaps a read-only memory map.
+        targets: The pool's targets, `[n]`.
+        rows: For each client asked for, in that order, the numbers of its rows in the pool.
+    """
+
+    features: Features
+    targets: Ints
+    rows: list[Ints]
+
+
+class Recipe(NamedTuple):
+    """What `prepare` was called with: enough to have the same data again, here or elsewhere."""
+
+    data: dict[str, Any]
+    partition: dict[str, Any]
+    seed: int
+    cache_dir: Path
+
+
+class FederatedData(abc.ABC):
+    """A data set divided among clients.
+
+    It pickles as its recipe. Unpickled in another process of the machine it opens the same files;
+    on another machine it prepares the data again, and refuses data that differ.
+
+    Attributes:
+        num_clients: Clients registered; their ids are 0...N-1.
+        num_classes: Classes of the targets.
+        feature_shape: Shape of one sample.
+        manifest: What the data are and who holds what, in numbers and hashes, as JSON.
+        manifest_sha256: Hash of everything that decides who holds what: contents and assignment.
+        clients_read: How many client data sets this object has handed out.
+    """
+
+    num_clients: int
+    num_classes: int
+    feature_shape: tuple[int, ...]
+    manifest: dict[str, Any]
+    manifest_sha256: str
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.clients_read = 0
+
+    @abc.abstractmethod
+    def sizes(self, client_ids: ClientIds) -> Ints:
+        """Return each client's number of training samples, at a cost that grows with `client_ids`.
+
+        Raises:
+            IndexError: If there is no such client.
+        """
+
+    @abc.abstractmethod
+    def clients(self, client_ids: ClientIds, *, split: str = "train") -> ClientRows:
+        """Return what the given clients hold.
+
+        Args:
+            client_ids: Any clients, in any order.
+            split: "train", or "test" for their local test splits (empty without
+                `[partition] test_fraction`).
+
+        Raises:
+            IndexError: If there is no such client.
+            ValueError: If `split` is neither.
+        """
+
+    @property
+    @abc.abstractmethod
+    def test(self) -> Arrays:
+        """The server's held-out test set, which no client holds."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (tuple(self._recipe), self.manifest_sha256)
+
+    def _checked(self, client_ids: ClientIds, split: str = "train") -> Ints:
+        if split not in ("train", "test"):
+            raise ValueError(f"split = {split!r}: must be 'train' or 'test'")
+        ids = np.asarray(client_ids, dtype=np.int64).reshape(-1)
+        wrong = ids[(ids < 0) | (ids >= self.num_clients)]
+        if wrong.size:
+            raise IndexError(
+                f"client {wrong[0]} does not exist: ids are 0 to {self.num_clients - 1}"
+            )
+        return ids
+
+
+def _reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
+    from fedsim.data import prepare
+
+    data, partition, seed, cache_dir = recipe
+    # another machine need not have that folder: there the default one serves
+    here = cache_dir if cache_dir.is_dir() else None
+    federated = prepare(data, partition, seed=seed, cache_dir=here)
+    if federated.manifest_sha256 != manifest_sha256:
+        raise RunError(
+            f"the data of [data] name = '{data['name']}' prepared here differ from those of the "
+            f"process that sent them (manifest {federated.manifest_sha256[:12]}, expected "
+            f"{manifest_sha256[:12]}): give every machine the same files and package versions"
+        )
+    return federated
+
+
+def array_sha256(array: npt.NDArray[Any]) -> str:
+    """Return the hash of an array's dtype, shape and content."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    if array.size:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def json_sha256(value: Mapping[str, Any]) -> str:
+    """Return the hash of a JSON object, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def size_summary(sizes: Ints) -> dict[str, float | int]:
+    """Return smallest, median, mean and largest of some sizes, and how many are zero."""
+    return {
+        "min": int(sizes.min()),
+        "median": float(np.median(sizes)),
+        "mean": float(sizes.mean()),
+        "max": int(sizes.max()),
+        "empty": int((sizes == 0).sum()),
+    }

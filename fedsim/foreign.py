@@ -1,0 +1,65 @@
+"""State of strategies that are not fedsim's: their attributes, as plain values, never pickled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.errors import CheckpointError
+from fedsim.records import array_record, named_tensors
+
+_ARRAYS, _RECORD = "arrays:", "record:"
+
+
+def dump_attributes(strategy: Strategy) -> dict[str, Any]:
+    """Return the attributes that a checkpoint can hold: numbers, text, arrays and array records.
+
+    What is configuration (functions, other objects) is left out: it comes from the scenario.
+
+    Raises:
+        CheckpointError: If an attribute is of a kind that cannot be kept although it may change.
+    """
+    state: dict[str, Any] = {}
+    for name, value in vars(strategy).items():
+        if value is None or isinstance(value, bool | int | float | str):
+            state[name] = value
+        elif isinstance(value, ArrayRecord):
+            state[_RECORD + name] = named_tensors(value)
+        elif isinstance(value, np.ndarray):
+            state[_ARRAYS + name] = torch.from_numpy(np.array(value))
+        elif isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
+            state[_ARRAYS + name] = [torch.from_numpy(np.array(v)) for v in value]
+        elif isinstance(value, Mapping) and value and all(_is_array(v) for v in value.values()):
+            state[_ARRAYS + name] = {k: torch.from_numpy(np.array(v)) for k, v in value.items()}
+        elif isinstance(value, Strategy):
+            raise CheckpointError(
+                f"{type(strategy).__name__} wraps another strategy in '{name}', which a checkpoint "
+                "cannot hold yet; run it with [checkpoint] every above the number of rounds"
+            )
+    return state
+
+
+def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Give a strategy the attributes that `dump_attributes` saved."""
+    for name, value in state.items():
+        if name.startswith(_RECORD):
+            setattr(strategy, name.removeprefix(_RECORD), array_record(value))
+        elif name.startswith(_ARRAYS):
+            setattr(strategy, name.removeprefix(_ARRAYS), _arrays(value))
+        else:
+            setattr(strategy, name, value)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: tensor.numpy() for key, tensor in value.items()}
+    if isinstance(value, list):
+        return [tensor.numpy() for tensor in value]
+    return value.numpy()

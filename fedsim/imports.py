@@ -1,0 +1,55 @@
+"""Objects of the user's own, named in a scenario by import path: `package.module:name`."""
+
+import importlib
+
+from fedsim.errors import ScenarioError, nearest
+
+
+def is_import_path(name: str) -> bool:
+    """Tell an import path from a name that fedsim knows itself.
+
+    Example:
+        >>> is_import_path("my_models.vision:small_cnn"), is_import_path("mlp")
+        (True, False)
+    """
+    return ":" in name
+
+
+def resolve(path: str, *, what: str) -> object:
+    """Import the object that `path` names.
+
+    Args:
+        path: `package.module:name`; the name may have dots (`module:Class.method`).
+        what: The place that asks, as the message shall begin ("[task] model").
+
+    Raises:
+        ScenarioError: If the path is malformed, the module cannot be imported or lacks the name.
+
+    Example:
+        >>> resolve("collections:OrderedDict", what="[task] model").__name__
+        'OrderedDict'
+    """
+    where = f"{what} = '{path}'"
+    module_name, _, name = path.partition(":")
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
+        raise ScenarioError(f"{where}: an import path reads 'package.module:name'")
+    try:
+        found: object = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        asked = f"{module_name}.".startswith(f"{error.name}.")
+        needs = "" if asked else f"module '{module_name}' needs a missing one: "
+        advice = "; is the folder that holds it on PYTHONPATH?" if asked else ""
+        raise ScenarioError(f"{where}: {needs}no module named '{error.name}'{advice}") from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise ScenarioError(
+            f"{where}: importing '{module_name}' failed with {kind}: {error}"
+        ) from error
+    for part in parts:
+        if not hasattr(found, part):
+            guess = nearest(part, (n for n in dir(found) if not n.startswith("_")))
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise ScenarioError(f"{where}: '{module_name}' has no '{part}'{hint}")
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,390 @@
+"""The round loop: a strategy's four Flower methods over any Grid, with what Flower's `start` lacks.
+
+Resume, hooks, early stop, time per phase, bytes, metrics per client and a policy for failures. With
+every client taking part the model it ends with is that of `strategy.start`.
+"""
+
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsim import flower_internals as internals
+from fedsim.cohort import Failure, Replies
+from fedsim.errors import RunError
+from fedsim.grids import ByteCountingGrid, GridWrapper, SubsetGrid, failures_of
+from fedsim.records import NUM_EXAMPLES, only_metrics
+from fedsim.rng import derived_seed
+from fedsim.strategy import FederatedStrategy
+
+_log = logging.getLogger("fedsim")
+_WORST = 0.1  # the share of clients whose mean stands for the worst off
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in one round.
+
+    Attributes:
+        server_round: The round; 0 is the model before training and a set-up exchange.
+        arrays: The model after the round.
+        metrics: Metrics by name, `phase/name`.
+        selected: The clients asked, ascending.
+        failures: Who gave no admissible reply.
+    """
+
+    server_round: int
+    arrays: ArrayRecord
+    metrics: dict[str, Any]
+    selected: tuple[int, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def failed(self) -> tuple[Failure, ...]:
+        """Failures other than drop-out."""
+        return tuple(f for f in self.failures if f.cause != "absent")
+
+
+class Hook(Protocol):
+    """Something that is told of every round, in the order of the rounds."""
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Take note of a round."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of a round in which clients fail.
+
+    Attributes:
+        on_failure: "skip" goes on without them, "stop" ends the run at the first one.
+        min_replies: Fewer admissible replies than this, when clients failed, end the run.
+    """
+
+    on_failure: Literal["skip", "stop"] = "skip"
+    min_replies: int = 1
+
+    def judge(self, report_round: int, selected: int, failures: Sequence[Failure]) -> None:
+        """Raise when the round cannot stand.
+
+        Raises:
+            RunError: Naming the round, the clients and their causes.
+        """
+        failed = [failure for failure in failures if failure.cause != "absent"]
+        if not failed:
+            return
+        if self.on_failure == "stop":
+            raise RunError(f"{failed[0]}; [engine] on_failure = 'stop'")
+        replied = selected - len(_missing(failures))
+        if replied < self.min_replies:
+            raise RunError(
+                f"round {report_round}: {replied} of {selected} clients replied, [engine] min_replies = "
+                f"{self.min_replies}; the first failure was {failed[0]}"
+            )
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """When to end before the last round; decided from recorded metrics alone.
+
+    Attributes:
+        metric: The metric watched.
+        target: Stop when it is reached.
+        patience: Stop after so many recorded values without a new best.
+        mode: Whether "max" or "min" is better.
+    """
+
+    metric: str
+    target: float | None = None
+    patience: int | None = None
+    mode: Literal["max", "min"] = "max"
+
+    def reason(self, history: Iterable[Mapping[str, Any]]) -> str | None:
+        """Return why to stop after these records, or None."""
+        sign = 1.0 if self.mode == "max" else -1.0
+        values = [float(r[self.metric]) for r in history if r.get(self.metric) is not None]
+        if not values:
+            return None
+        if self.target is not None and sign * values[-1] >= sign * self.target:
+            return f"{self.metric} = {values[-1]:.6g} reached the target {self.target:g}"
+        if self.patience is not None:
+            best = max(range(len(values)), key=lambda place: sign * values[place])
+            if len(values) - 1 - best >= self.patience:
+                return f"{self.metric} has not improved for {self.patience} evaluations"
+        return None
+
+
+@dataclass
+class RoundLoop:
+    """Runs rounds of a strategy over a grid.
+
+    Attributes:
+        strategy: Any Flower strategy.
+        grid: Any Grid, with its wrappers.
+        num_rounds: The last round.
+        evaluate: Measures a model on the server's test set, or None.
+        evaluate_every: Rounds between evaluations; the last round is always evaluated.
+        local_clients: Clients that evaluate on their own data, or None.
+        policy: What becomes of failures.
+        early_stop: When to end early.
+        round_timeout_s: Seconds a round's training may take; None waits.
+        seed: Seeds the global generators around strategies that draw from them; None (in a
+            deployment) leaves them to the operating system, for privacy noise must not be
+            predictable.
+        hooks: Told of every round.
+        progress: Called with (report, done, failed, absent) after every round.
+    """
+
+    strategy: Strategy
+    grid: Grid
+    num_rounds: int
+    evaluate: Callable[[ArrayRecord], Mapping[str, float]] | None = None
+    evaluate_every: int = 1
+    local_clients: np.ndarray | None = None
+    policy: Policy = field(default_factory=Policy)
+    early_stop: EarlyStop | None = None
+    round_timeout_s: float | None = None
+    seed: int | None = 0
+    hooks: Sequence[Hook] = ()
+    history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None
+
+    def run(self, arrays: ArrayRecord, *, first_round: int = 1) -> ArrayRecord:
+        """Run the rounds from `first_round` on and return the last model.
+
+        Args:
+            arrays: The model before `first_round`.
+            first_round: Where to begin; later than 1 when a run is resumed (then `history` holds the
+                records of the rounds before).
+
+        Raises:
+            RunError: If a round cannot stand, with the round, the client, the cause and the remedy.
+        """
+        internals.ensure_identity()
+        for server_round in range(first_round, self.num_rounds + 1):
+            if self._is_over():
+                break
+            arrays = self._round(server_round, arrays)
+        self._is_over()
+        return arrays
+
+    def _is_over(self) -> bool:
+        if self.early_stop is not None:
+            self.stopped = self.early_stop.reason(self.history)
+        return self.stopped is not None
+
+    def _round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        begun = time.perf_counter()
+        times: dict[str, float] = {}
+        if isinstance(self.grid, GridWrapper):
+            self.grid.begin_round(server_round)
+        config = ConfigRecord({})
+        with _timed(times, "configure"), self._seeded(server_round, "configure"):
+            messages = self._configure(server_round, arrays, config)
+        if server_round == 1:
+            self._report_start(arrays)
+        with _timed(times, "train"):
+            replies: Iterable[Message] = self.grid.send_and_receive(
+                messages, timeout=self.round_timeout_s
+            )
+        traffic = self._traffic("")
+        failures = failures_of(replies)
+        selected = _clients_of(messages)
+        for failure in failures:
+            if failure.cause != "absent":
+                _log.warning("%s", failure)
+        self.policy.judge(server_round, len(selected), failures)
+        with _timed(times, "aggregate"), self._seeded(server_round, "aggregate"):
+            arrays, trained = self._aggregate(server_round, arrays, replies, selected)
+        metrics: dict[str, Any] = {
+            **_named_metrics(trained, replies),
+            **_participation_metrics(selected, failures),
+            **traffic,
+        }
+        if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
+            with _timed(times, "evaluate"):
+                metrics.update(self._evaluate(arrays))
+                metrics.update(self._evaluate_locally(server_round, arrays))
+        times["round"] = time.perf_counter() - begun
+        metrics.update({f"time/{name}_s": seconds for name, seconds in times.items()})
+        self._report(RoundReport(server_round, arrays, metrics, selected, failures))
+        return arrays
+
+    def _configure(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> Sequence[Message]:
+        if not isinstance(self.strategy, FederatedStrategy) and not list(self.grid.get_node_ids()):
+            return []  # Flower's own strategies wait for ever for a first node
+        messages = self.strategy.configure_train(server_round, arrays, config, self.grid)
+        return messages if isinstance(messages, Sequence) else list(messages)
+
+    def _aggregate(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        replies: Iterable[Message],
+        selected: Sequence[int],
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        if not selected and not isinstance(self.strategy, FederatedStrategy):
+            _log.info("round %d: nobody takes part; skipped", server_round)
+            return arrays, None
+        after, metrics = self.strategy.aggregate_train(server_round, replies)
+        if after is None:
+            return arrays, metrics
+        for name, array in after.items():
+            values = array.numpy()
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise RunError(
+                    f"round {server_round}: the aggregated '{name}' is not finite; the clients' replies "
+                    "were, so the strategy diverged: lower [strategy] server_lr or [client] local_lr"
+                )
+        return after, metrics
+
+    def _evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        return {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
+
+    def _evaluate_locally(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
+        if self.local_clients is None or not len(self.local_clients):
+            return {}
+        grid = SubsetGrid(self.grid, self.local_clients)
+        with self._seeded(server_round, "configure evaluation"):
+            messages = self.strategy.configure_evaluate(
+                server_round, arrays, ConfigRecord({}), grid
+            )
+        replies: Iterable[Message] = grid.send_and_receive(messages, timeout=self.round_timeout_s)
+        traffic = self._traffic("evaluate_")
+        for failure in failures_of(replies):
+            _log.warning("evaluation: %s", failure)
+        means = self.strategy.aggregate_evaluate(server_round, replies)
+        found = {f"local/{n}": v for n, v in (means or {}).items() if n != NUM_EXAMPLES}
+        return {**found, **spread(replies), **traffic}
+
+    def _traffic(self, prefix: str) -> dict[str, int]:
+        grid: Grid = self.grid
+        while isinstance(grid, GridWrapper):
+            if isinstance(grid, ByteCountingGrid):
+                down, up = grid.take()
+                return {f"comm/{prefix}downlink_bytes": down, f"comm/{prefix}uplink_bytes": up}
+            grid = grid.inner
+        return {}
+
+    def _report_start(self, arrays: ArrayRecord) -> None:
+        """Record round 0: the initial model, and the set-up exchange when the strategy held one."""
+        setup = (
+            self.strategy.setup_replies if isinstance(self.strategy, FederatedStrategy) else None
+        )
+        metrics: dict[str, Any] = self._evaluate(arrays)
+        traffic = self._traffic("")
+        selected: tuple[int, ...] = ()
+        failures: tuple[Failure, ...] = ()
+        if setup is not None:
+            failures = setup.failures
+            selected = tuple(sorted({*setup.client_ids.tolist(), *(f.client_id for f in failures)}))
+            metrics.update(_participation_metrics(selected, failures))
+            metrics.update(traffic)
+            self.policy.judge(0, len(selected), failures)
+        self._report(RoundReport(0, arrays, metrics, selected, failures))
+
+    def _report(self, report: RoundReport) -> None:
+        self.history.append({"round": report.server_round, **report.metrics})
+        for hook in self.hooks:
+            hook.round_ended(report)
+
+    @contextlib.contextmanager
+    def _seeded(self, server_round: int, purpose: str) -> Iterator[None]:
+        """Seed the global generators that Flower's strategies draw from, and put them back."""
+        if isinstance(self.strategy, FederatedStrategy) or self.seed is None:
+            yield
+            return
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - Flower's, not ours
+        seed = derived_seed(self.seed, purpose, server_round)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+
+
+def spread(replies: Iterable[Message]) -> dict[str, float]:
+    """Return per metric the clients' unweighted mean, the mean of the worst tenth, and the variance.
+
+    The worst tenth (at least one client) has the largest values of a loss and the smallest of
+    anything else; clients without samples do not count.
+    """
+    columns: dict[str, list[float]] = {}
+    for message in replies:
+        metrics = only_metrics(message.content) if message.has_content() else None
+        if metrics is None or not metrics.get(NUM_EXAMPLES):
+            continue
+        for name, value in metrics.items():
+            if name != NUM_EXAMPLES and isinstance(value, int | float):
+                columns.setdefault(name, []).append(float(value))
+    found: dict[str, float] = {}
+    for name, values in columns.items():
+        ordered = np.sort(np.array(values))
+        worst = max(1, int(len(ordered) * _WORST))
+        tail = ordered[-worst:] if name.endswith("loss") else ordered[:worst]
+        found[f"local/{name}_mean"] = float(ordered.mean())
+        found[f"local/{name}_worst_decile"] = float(tail.mean())
+        found[f"local/{name}_variance"] = float(ordered.var())
+    return found
+
+
+def _named_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> dict[str, Any]:
+    """Strategy metrics under `train/` when clients measured them, else under `server/`."""
+    named: dict[str, Any] = {}
+    measured = set(replies.metrics) | {NUM_EXAMPLES} if isinstance(replies, Replies) else set()
+    for name, value in (trained or {}).items():
+        if isinstance(value, int | float):
+            phase = "train" if name in measured or not measured else "server"
+            named[f"{phase}/{name.replace('-', '_')}"] = value
+    return named
+
+
+def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure]) -> dict[str, int]:
+    causes = Counter(failure.cause for failure in failures)
+    absent = causes.pop("absent", 0)
+    counted = {
+        f"clients/failed/{cause.replace(' ', '_')}": n for cause, n in sorted(causes.items())
+    }
+    return {
+        "clients/selected": len(selected),
+        "clients/replied": len(set(selected) - _missing(failures)),
+        "clients/absent": absent,
+        "clients/failed": sum(causes.values()),
+        **counted,
+    }
+
+
+def _missing(failures: Sequence[Failure]) -> set[int]:
+    """The clients of whom no reply counts (a second reply leaves the first one standing)."""
+    return {f.client_id for f in failures if f.cause not in ("twice", "stranger")}
+
+
+def _clients_of(messages: Sequence[Message]) -> tuple[int, ...]:
+    ids = getattr(messages, "client_ids", None)
+    if ids is not None:
+        return tuple(ids.tolist())
+    return tuple(sorted(internals.client_of(m.metadata.dst_node_id) for m in messages))
+
+
+@contextlib.contextmanager
+def _timed(times: dict[str, float], phase: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[phase] = times.get(phase, 0.0) + time.perf_counter() - begun

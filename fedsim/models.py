@@ -1,0 +1,169 @@
+"""The models that a scenario can name: functions from a data set's shapes to a `torch.nn.Module`.
+
+A factory's keyword arguments are its scenario keys, except `feature_shape` and `num_classes`, which
+come from the data. A model gives logits; initialisation is torch's own, drawn from torch's CPU
+generator, which `Task.build_model` seeds. A user's own factory or module class is named by import
+path and gets the two shape arguments when it takes them.
+"""
+
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from fedsim.errors import ScenarioError, unknown
+from fedsim.imports import is_import_path, resolve
+
+SHAPE_ARGUMENTS = ("feature_shape", "num_classes")
+
+
+def logistic(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Multinomial logistic regression: one linear layer."""
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            output=nn.Linear(math.prod(feature_shape), num_classes),
+        )
+    )
+
+
+def mlp(
+    *, hidden: Sequence[int] = (200, 200), feature_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    """A multilayer perceptron with ReLU.
+
+    Args:
+        hidden: Width of each hidden layer; each >= 1, and none gives logistic regression.
+        feature_shape: Shape of one sample.
+        num_classes: Number of logits.
+
+    Raises:
+        ScenarioError: If a width is below 1.
+    """
+    return _perceptron(hidden, None, feature_shape, num_classes)
+
+
+def mlp_dropout(
+    *,
+    hidden: Sequence[int] = (200, 200),
+    dropout: float = 0.5,
+    feature_shape: tuple[int, ...],
+    num_classes: int,
+) -> nn.Module:
+    """A multilayer perceptron with dropout after each hidden layer.
+
+    Args:
+        hidden: Width of each hidden layer; each >= 1.
+        dropout: Probability that a hidden unit is dropped in training, in [0, 1).
+        feature_shape: Shape of one sample.
+        num_classes: Number of logits.
+
+    Raises:
+        ScenarioError: If a width is below 1 or `dropout` outside [0, 1).
+    """
+    if not 0 <= dropout < 1:
+        raise ScenarioError(f"[task] dropout = {dropout}: must be in [0, 1)")
+    return _perceptron(hidden, dropout, feature_shape, num_classes)
+
+
+def cnn(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The 16-32 CNN: two 3x3 convolutions with max-pooling, then a hidden layer of 64.
+
+    Raises:
+        ScenarioError: If the features are not images of at least 4x4.
+    """
+    return _convolutional("cnn", False, feature_shape, num_classes)
+
+
+def cnn_batchnorm(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The 16-32 CNN with batch normalisation after each convolution.
+
+    Raises:
+        ScenarioError: If the features are not images of at least 4x4.
+    """
+    return _convolutional("cnn_batchnorm", True, feature_shape, num_classes)
+
+
+def _perceptron(
+    hidden: Sequence[int],
+    dropout: float | None,
+    feature_shape: tuple[int, ...],
+    num_classes: int,
+) -> nn.Module:
+    if any(width < 1 for width in hidden):
+        raise ScenarioError(f"[task] hidden = {list(hidden)}: each width must be >= 1")
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    width = math.prod(feature_shape)
+    for number, next_width in enumerate(hidden, start=1):
+        layers[f"hidden{number}"] = nn.Linear(width, next_width)
+        layers[f"relu{number}"] = nn.ReLU()
+        if dropout is not None:
+            layers[f"dropout{number}"] = nn.Dropout(dropout)
+        width = next_width
+    layers["output"] = nn.Linear(width, num_classes)
+    return nn.Sequential(layers)
+
+
+def _convolutional(
+    name: str, batchnorm: bool, feature_shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+    if len(feature_shape) != 3 or min(feature_shape[1:]) < 4:
+        raise ScenarioError(
+            f"[task] model = '{name}': needs images (channels, height, width) of at least 4x4, "
+            f"the data set's features have shape {feature_shape}"
+        )
+    channels, height, width = feature_shape
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, filters in enumerate((16, 32), start=1):
+        layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=3, padding=1)
+        if batchnorm:
+            layers[f"norm{number}"] = nn.BatchNorm2d(filters)
+        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        channels = filters
+    layers["flatten"] = nn.Flatten()
+    layers["hidden"] = nn.Linear(channels * (height // 4) * (width // 4), 64)
+    layers["relu3"] = nn.ReLU()
+    layers["output"] = nn.Linear(64, num_classes)
+    return nn.Sequential(layers)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "logistic": logistic,
+    "mlp": mlp,
+    "cnn": cnn,
+    "mlp_dropout": mlp_dropout,
+    "cnn_batchnorm": cnn_batchnorm,
+}
+
+
+def model_factory(name: str) -> Callable[..., nn.Module]:
+    """Return the factory that a scenario names: one of `MODELS`, or an import path.
+
+    Raises:
+        ScenarioError: If there is none of that name, or what the path names cannot be called.
+    """
+    if is_import_path(name):
+        factory = resolve(name, what="[task] model")
+        if not callable(factory):
+            raise ScenarioError(
+                f"[task] model = '{name}': names a {type(factory).__name__}, expected a function "
+                "or class that returns a torch.nn.Module"
+            )
+        return factory
+    if name not in MODELS:
+        raise ScenarioError(
+            f"[task] model: {unknown(name, 'a model', MODELS)}, or 'package.module:name'"
+        )
+    return MODELS[name]
+
+
+def shape_arguments(
+    factory: Callable[..., nn.Module], *, feature_shape: tuple[int, ...], num_classes: int
+) -> dict[str, object]:
+    """Return those of the data's two shape arguments that a factory takes."""
+    given = {"feature_shape": feature_shape, "num_classes": num_classes}
+    parameters = inspect.signature(factory).parameters
+    return {name: value for name, value in given.items() if name in parameters}

@@ -1,0 +1,429 @@
+"""A run from scenario to summary: what `fedsim run` and `fedsim resume` do."""
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from fedsim import checkpoint as checkpoints
+from fedsim import run_folder
+from fedsim.checkpoint import Checkpoint
+from fedsim.cohort import Failure
+from fedsim.engine.local import LocalGrid
+from fedsim.errors import CheckpointError, RunError
+from fedsim.foreign import dump_attributes, load_attributes
+from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
+from fedsim.records import array_record, model_tensors, named_tensors
+from fedsim.rng import generator
+from fedsim.run_folder import JsonLines, RunFolder, write_json_atomic
+from fedsim.scenario import Scenario, check_expectations
+from fedsim.strategy import FederatedStrategy
+from fedsim.world import World, build
+
+if TYPE_CHECKING:
+    from fedsim.progress import Progress
+
+_log = logging.getLogger("fedsim")
+_GROWING = ("metrics.jsonl", "participation.jsonl", "chunks.jsonl")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: Where everything lies.
+        summary: The content of `summary.json`.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def start(
+    scenario: Scenario,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    progress: "Progress | None" = None,
+) -> RunResult:
+    """Run a scenario from the beginning.
+
+    Args:
+        scenario: What to run.
+        out: The run folder; None makes one under `runs/`.
+        workers: At most so many Ray workers; None takes the scenario's.
+        progress: Shows how far it is.
+
+    Raises:
+        ScenarioError: If the scenario cannot be built or the folder is taken.
+        RunError: If the run fails; `fedsim resume` goes on from its last checkpoint.
+    """
+    world = build(scenario)
+    folder = run_folder.create(out, scenario)
+    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
+    write_json_atomic(
+        folder.file("manifest.json"), {**world.data.manifest, "sha256": world.data.manifest_sha256}
+    )
+    return _run(world, folder, workers=workers, progress=progress)
+
+
+def resume(
+    run: Path,
+    *,
+    workers: int | None = None,
+    overrides: Sequence[str] = (),
+    progress: "Progress | None" = None,
+) -> RunResult:
+    """Go on with a run from its last checkpoint, as if it had never stopped.
+
+    Args:
+        run: The run folder.
+        workers: At most so many Ray workers; None takes the scenario's.
+        overrides: Assignments that do not change results, such as "engine.kind=inline".
+        progress: Shows how far it is.
+
+    Raises:
+        ScenarioError: If the folder is not a run's.
+        CheckpointError: If the checkpoint is torn, foreign or incompatible.
+        RunError: If the run fails again.
+    """
+    folder = run_folder.open_existing(run)
+    saved = folder.scenario()
+    scenario = saved.with_overrides(overrides)
+    if scenario.sha256 != saved.sha256:
+        raise CheckpointError(
+            f"{run}: --set {' --set '.join(overrides)} would change the result of a run that has begun; "
+            "start a new run with `fedsim run`"
+        )
+    world = build(scenario)
+    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
+    write_json_atomic(
+        folder.file("manifest.json"), {**world.data.manifest, "sha256": world.data.manifest_sha256}
+    )
+    return _run(world, folder, workers=workers, progress=progress)
+
+
+def execute(
+    world: World,
+    folder: RunFolder,
+    grid: Grid,
+    *,
+    seed: int | None,
+    progress: "Progress | None" = None,
+    extra_hooks: Sequence[Hook] = (),
+) -> RunResult:
+    """Run a built scenario over a grid that offers all clients; used by the engine and on real nodes.
+
+    Args:
+        world: The scenario, built.
+        folder: Where results go; if it holds a checkpoint, the run goes on from there.
+        grid: fedsim's engine, or Flower's grid behind a `PartitionGrid`.
+        seed: For strategies that draw from global generators; None in a deployment.
+        progress: Shows how far it is.
+        extra_hooks: Told of every round after the run's own.
+    """
+    scenario = world.scenario
+    begun = time.monotonic()
+    wrapped = ParticipationGrid(
+        AdmissionGrid(ByteCountingGrid(grid), world.layout),
+        world.participation,
+        seed=scenario.seed,
+    )
+    files = {name: JsonLines(folder.file(name)) for name in _GROWING}
+    keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
+    try:
+        arrays, first_round, history = keeper.take_up()
+        hooks: list[Hook] = [keeper, *extra_hooks]
+        if scenario.output.tensorboard:
+            from fedsim.tensorboard import TensorBoardHook
+
+            hooks.append(TensorBoardHook(folder.path / "tensorboard", first_round))
+        if progress is not None:
+            progress.start(first_round)
+            hooks.append(_ProgressHook(progress))
+        executor = world.app.executor
+        stop = scenario.evaluation.stop
+
+        def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+            params, buffers = model_tensors(world.layout, arrays)
+            test = world.data.test
+            return executor.evaluate_arrays(params, buffers, test.features, test.targets)
+
+        loop = RoundLoop(
+            strategy=world.strategy,
+            grid=wrapped,
+            num_rounds=scenario.rounds,
+            evaluate=evaluate,
+            evaluate_every=scenario.evaluation.every,
+            local_clients=_local_clients(world),
+            policy=Policy(scenario.engine.on_failure, scenario.engine.min_replies),
+            early_stop=EarlyStop(stop.metric, stop.target, stop.patience, stop.mode)
+            if stop
+            else None,
+            round_timeout_s=scenario.engine.round_timeout_s,
+            seed=seed,
+            hooks=hooks,
+            history=history,
+        )
+        keeper.loop = loop
+        with _pinned():
+            arrays = loop.run(arrays, first_round=first_round)
+        keeper.finish(arrays)
+    finally:
+        if progress is not None:
+            progress.stop()
+        for file in files.values():
+            file.close()
+    return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
+
+
+def _run(
+    world: World, folder: RunFolder, *, workers: int | None, progress: "Progress | None"
+) -> RunResult:
+    with folder.recording():
+        _log.info("plan: %s", world.plan.to_json())
+        with make_grid(world, workers=workers) as grid:
+            return execute(world, folder, grid, seed=world.scenario.seed, progress=progress)
+
+
+def make_grid(world: World, *, workers: int | None = None) -> LocalGrid:
+    """Return the engine that the scenario asks for."""
+    engine = world.scenario.engine
+    if engine.kind == "inline":
+        from fedsim.engine.inline import InlineGrid
+
+        return InlineGrid(world.app, world.data.num_clients)
+    from fedsim.engine.ray import RayGrid
+
+    return RayGrid(
+        world.app,
+        world.data.num_clients,
+        workers=workers if workers is not None else engine.workers,
+        client_resources=engine.client_resources.model_dump(),
+        address=engine.address,
+        client_timeout_s=engine.client_timeout_s,
+        startup_timeout_s=engine.startup_timeout_s,
+    )
+
+
+class _Keeper:
+    """Writes what a run records: metrics, participation, chunks, checkpoints."""
+
+    def __init__(
+        self,
+        world: World,
+        folder: RunFolder,
+        files: dict[str, JsonLines],
+        engine: LocalGrid | None,
+        begun: float,
+    ) -> None:
+        self._world, self._folder, self._files, self._engine = world, folder, files, engine
+        self._begun, self._before_s = begun, 0.0
+        self._place = folder.path / checkpoints.FOLDER
+        self._saved_round = -1
+        self._versions = run_folder.versions()
+        self.loop: RoundLoop | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds the run has taken, over all its resumptions."""
+        return self._before_s + time.monotonic() - self._begun
+
+    def take_up(self) -> tuple[ArrayRecord, int, list[dict[str, Any]]]:
+        """Return (model, first round to run, records so far), from the last checkpoint if any."""
+        place = checkpoints.latest(self._place)
+        if place is None:
+            for file in self._files.values():
+                file.truncate(0)
+            self._save(0, self._world.arrays)
+            return self._world.arrays, 1, []
+        saved = checkpoints.load(place)
+        checkpoints.require(
+            saved,
+            place,
+            scenario_sha256=self._world.scenario.sha256,
+            plan=self._world.plan.to_json(),
+            versions=self._versions,
+        )
+        for name, file in self._files.items():
+            file.truncate(saved.offsets[name])
+        self._restore_strategy(saved)
+        self._world.participation.restore(saved.participation)
+        if self._engine is not None:
+            self._engine.store.restore(saved.clients, saved.client_state)
+        self._before_s, self._saved_round = saved.elapsed_s, saved.server_round
+        history = JsonLines.read(self._folder.file("metrics.jsonl"))
+        _log.info("resumed from %s", place.name)
+        return array_record(saved.model), saved.server_round + 1, history
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Record a round, and checkpoint when it is time."""
+        self._files["metrics.jsonl"].append({"round": report.server_round, **report.metrics})
+        if report.server_round or report.selected:
+            failed = {str(f.client_id): f.cause for f in report.failures}
+            record = {"round": report.server_round, "selected": list(report.selected)}
+            self._files["participation.jsonl"].append({**record, "failed": failed})
+        if self._engine is not None:
+            for entry in self._engine.chunk_log:
+                self._files["chunks.jsonl"].append(entry)
+            self._engine.chunk_log.clear()
+            for incident in self._engine.incidents:
+                _log.warning("%s", incident)
+            self._engine.incidents.clear()
+        if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
+            self._save(report.server_round, report.arrays)
+
+    def finish(self, arrays: ArrayRecord) -> None:
+        """Checkpoint the end of the run."""
+        assert self.loop is not None
+        last = self.loop.history[-1]["round"] if self.loop.history else 0
+        if last != self._saved_round:
+            self._save(last, arrays)
+
+    def _save(self, server_round: int, arrays: ArrayRecord) -> None:
+        world = self._world
+        clients, memories = self._engine.store.export() if self._engine is not None else ([], {})
+        checkpoints.save(
+            self._place,
+            Checkpoint(
+                server_round=server_round,
+                scenario_sha256=world.scenario.sha256,
+                plan=world.plan.to_json(),
+                versions=self._versions,
+                model=named_tensors(arrays),
+                strategy=self._strategy_state() if server_round else None,
+                clients=clients,
+                client_state=memories,
+                participation=world.participation.state(),
+                offsets={name: file.offset for name, file in self._files.items()},
+                elapsed_s=self.elapsed_s,
+            ),
+            keep=world.scenario.checkpoint.keep,
+        )
+        self._saved_round = server_round
+
+    def _strategy_state(self) -> dict[str, Any] | None:
+        strategy = self._world.strategy
+        if isinstance(strategy, FederatedStrategy):
+            state = strategy.state
+            return None if state is None else dict(state._asdict())
+        return dump_attributes(strategy)
+
+    def _restore_strategy(self, saved: Checkpoint) -> None:
+        if saved.strategy is None:
+            return
+        strategy = self._world.strategy
+        if isinstance(strategy, FederatedStrategy):
+            strategy.restore(saved.strategy)
+        else:
+            load_attributes(strategy, saved.strategy)
+
+
+class _ProgressHook:
+    """Shows rounds to whoever watches."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress = progress
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Update the display and note failures by name."""
+        if not report.server_round:
+            return
+        metrics = report.metrics
+        self._progress.update(
+            report.server_round,
+            metrics,
+            done=metrics["clients/replied"],
+            failed=metrics["clients/failed"],
+            absent=metrics["clients/absent"],
+        )
+        for failure in _first(report.failed):
+            self._progress.note(str(failure))
+
+
+def _first(failures: Sequence[Failure], limit: int = 3) -> Iterator[Failure]:
+    yield from failures[:limit]
+
+
+def _local_clients(world: World) -> np.ndarray | None:
+    """The clients that evaluate locally: a sample fixed for the run."""
+    count, total = world.scenario.evaluation.clients, world.data.num_clients
+    if not count:
+        return None
+    random = generator(world.scenario.seed, "local evaluation")
+    return np.sort(random.choice(total, size=min(count, total), replace=False, shuffle=False))
+
+
+@contextlib.contextmanager
+def _pinned() -> Iterator[None]:
+    """One thread for the driver's kernels: more change bits and slow the workers down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _summarise(
+    world: World, folder: RunFolder, loop: RoundLoop, arrays: ArrayRecord, elapsed_s: float
+) -> dict[str, Any]:
+    from safetensors.torch import save
+
+    model = named_tensors(arrays)
+    _write_bytes(folder.file("params.safetensors"), save(model))
+    final: dict[str, Any] = {}
+    for record in loop.history:
+        final.update(
+            {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
+        )
+    summary: dict[str, Any] = {
+        "rounds": loop.history[-1]["round"] if loop.history else 0,
+        "stopped": loop.stopped,
+        "final": final,
+        "params_sha256": params_sha256(model),
+        "participation_sha256": participation_sha256(folder.file("participation.jsonl")),
+        "partition_sha256": world.data.manifest_sha256,
+        "scenario_sha256": world.scenario.sha256,
+        "wall_time_s": elapsed_s,
+        "expect": check_expectations(world.scenario.expect, loop.history),
+    }
+    write_json_atomic(folder.file("summary.json"), summary)
+    return summary
+
+
+def params_sha256(model: dict[str, Tensor]) -> str:
+    """Return the hash of a model: names, dtypes, shapes and bits of its tensors."""
+    return checkpoints.tensors_sha256(model)
+
+
+def participation_sha256(path: Path) -> str:
+    """Return the hash of who was selected in which round."""
+    digest = hashlib.sha256()
+    for record in JsonLines.read(path):
+        digest.update(f"{record['round']}:{','.join(map(str, record['selected']))};".encode())
+    return digest.hexdigest()
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error

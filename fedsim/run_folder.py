@@ -1,0 +1,362 @@
+"""The run folder: where a run writes down what it was, what it did and what came out.
+
+A folder appears whole or not at all: it is made under a temporary name and renamed. Files that grow
+(`JsonLines`) know their length in bytes, which a checkpoint stores and a resumed run cuts back to.
+Nothing in a run folder names the machine, its user or its environment.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import fedsim
+from fedsim.errors import RunError, ScenarioError, nearest
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
+
+SCENARIO_FILE = "scenario.json"
+VERSIONS_FILE = "versions.json"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+LOG_FILE = "log.txt"
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_logger = logging.getLogger("fedsim")
+
+
+class RunFolder(NamedTuple):
+    """A run's folder.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file inside."""
+        return self.path / name
+
+    def scenario(self) -> "Scenario":
+        """Return the scenario that the run was started with, overrides included."""
+        from fedsim.scenario import Scenario
+
+        file = self.file(SCENARIO_FILE)
+        # Read as it stands: a scenario has no non-finite numbers, and a title may well be "nan".
+        return Scenario.from_resolved(_read(file), origin=str(file))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write what is logged under "fedsim" to the run's log file, a failure with its traceback.
+
+        An exception on its way out is marked with the folder, so that whoever reports it can name
+        the log and the command that resumes the run (`folder_of`).
+        """
+        handler = logging.FileHandler(self.file(LOG_FILE), encoding="utf-8")
+        formatter = logging.Formatter(
+            "%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        handler.setLevel(logging.INFO)
+        before = _logger.level
+        # The log must hold INFO even where nobody has asked the root logger for it.
+        if not _logger.isEnabledFor(logging.INFO):
+            _logger.setLevel(logging.INFO)
+        _logger.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            vars(error)["fedsim_run_folder"] = self.path
+            cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            _log_to(handler, cause, error)
+            raise
+        finally:
+            _logger.removeHandler(handler)
+            _logger.setLevel(before)
+            handler.close()
+
+
+def folder_of(error: BaseException) -> Path | None:
+    """Return the folder of the run that an exception ended, or None when there was none yet."""
+    return vars(error).get("fedsim_run_folder")
+
+
+def create(out: Path | None, scenario: "Scenario") -> RunFolder:
+    """Make the folder of a new run, with its scenario and the versions that it runs under.
+
+    Args:
+        out: Where; None makes `runs/<scenario>-<UTC time>-<four hex digits>`.
+        scenario: What is run.
+
+    Returns:
+        The folder, which holds `scenario.json` and `versions.json`.
+
+    Raises:
+        ScenarioError: If `out` is a file or a folder that is not empty, or cannot be written.
+    """
+    if out is None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        out = Path("runs") / f"{scenario.stem}-{stamp}-{secrets.token_hex(2)}"
+    _refuse_taken(out)
+    making = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        making.mkdir(parents=True)
+        write_json_atomic(making / SCENARIO_FILE, scenario.resolved())
+        write_json_atomic(making / VERSIONS_FILE, versions())
+        # Renaming onto an empty folder replaces it; onto any other it fails.
+        making.rename(out)
+        _sync_folder(out.parent)
+    except OSError as error:
+        _refuse_taken(out)
+        raise ScenarioError(f"--out {out}: cannot make the run folder: {error.strerror}") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return RunFolder(out)
+
+
+def open_existing(path: Path) -> RunFolder:
+    """Open the folder of a run that was started before.
+
+    Raises:
+        ScenarioError: If there is no such folder or it is not a run's.
+    """
+    if not path.exists():
+        parent = path.parent
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        guess = nearest(path.name, siblings)
+        hint = f"; did you mean '{parent / guess}'?" if guess else ""
+        raise ScenarioError(f"{path}: there is no such run folder{hint}")
+    if not path.is_dir():
+        raise ScenarioError(f"{path}: is a file; a run is a folder with {SCENARIO_FILE}")
+    if not (path / SCENARIO_FILE).is_file():
+        raise ScenarioError(f"{path}: is not the folder of a run: it has no {SCENARIO_FILE}")
+    return RunFolder(path)
+
+
+def versions() -> dict[str, Any]:
+    """Return what a run's bits depend on besides its scenario, without naming the machine."""
+    import torch
+
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "fedsim": fedsim.__version__,
+    }
+    for package in ("flwr", "torch", "ray", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    found["system"] = platform.system()
+    found["machine"] = platform.machine()
+    found["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+class JsonLines:
+    """A file of JSON records, one per line, which grows by whole lines.
+
+    A record goes to the operating system in one write, so that a killed process leaves whole lines
+    and at most one torn one, which has no line end. Floats keep every bit; what JSON cannot write
+    (nan and the infinities) becomes the strings "nan", "inf" and "-inf", and `read` gives floats
+    back for them.
+
+    Args:
+        path: The file; it is made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    @property
+    def offset(self) -> int:
+        """The file's length in bytes, where the next record will begin."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record.
+
+        Raises:
+            OSError: If the disk does not take it whole; nothing of it is left in the file then.
+        """
+        line = _encode(record, indent=None).encode() + b"\n"
+        before = self.offset
+        if self._file.write(line) != len(line):
+            self._file.truncate(before)
+            raise OSError(f"{self._path.name}: the disk took only a part of a record")
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk, so that a checkpoint may count on it."""
+        os.fsync(self._file.fileno())
+
+    def truncate(self, offset: int | None = None) -> None:
+        """Forget the records from `offset` on, a torn last line included.
+
+        Args:
+            offset: Where the first forgotten record begins; None forgets only a torn last line.
+
+        Raises:
+            RunError: If the file is shorter than that, or no record begins there.
+        """
+        data = self._path.read_bytes()
+        end = data.rfind(b"\n") + 1 if offset is None else offset
+        if end > len(data):
+            raise RunError(
+                f"{self._path.name} has {len(data)} bytes where the checkpoint counted {end}: "
+                "records are lost, so the run cannot go on from there; start it anew"
+            )
+        if end and data[end - 1 : end] != b"\n":
+            raise RunError(
+                f"{self._path.name}: no record begins at byte {end}, where the checkpoint says so: "
+                "the file was changed since; start the run anew"
+            )
+        self._file.truncate(end)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """Return a file's records; a torn last line is left out.
+
+        Raises:
+            RunError: If a whole line is not JSON; the message names the line.
+        """
+        records = []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                records.append(_decode(json.loads(line)))
+            except ValueError as error:
+                raise RunError(f"{path}: line {number} is not JSON: {error}") from None
+        return records
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is there whole, or the old one still is, whatever happens.
+
+    Non-finite floats are written as `JsonLines` writes them.
+    """
+    making = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with making.open("xb") as file:
+            file.write(_encode(value, indent=2).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that `write_json_atomic` wrote.
+
+    Raises:
+        RunError: If it is missing or not JSON.
+    """
+    return _decode(_read(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is not JSON: {error}") from None
+
+
+def to_json(value: Any) -> str:
+    """Return a value as readable JSON, non-finite floats as strings."""
+    return _encode(value, indent=2)
+
+
+def _encode(value: Any, *, indent: int | None) -> str:
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: numpy's scalars as Python's, non-finite floats as strings."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NON_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ScenarioError(f"--out {out}: is a file; name a folder that does not exist yet")
+    if out.is_dir() and any(out.iterdir()):
+        if (out / SCENARIO_FILE).is_file():
+            raise ScenarioError(
+                f"--out {out}: holds a run already; `fedsim resume {out}` goes on with it, "
+                "another --out starts a new one"
+            )
+        raise ScenarioError(f"--out {out}: is not empty; name a folder that does not exist yet")
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _log_to(handler: logging.Handler, message: str, error: BaseException) -> None:
+    """Log to one handler alone: the terminal gets its one readable line from the command line."""
+    record = _logger.makeRecord(
+        _logger.name,
+        logging.ERROR,
+        "",
+        0,
+        message,
+        (),
+        (type(error), error, error.__traceback__),
+    )
+    handler.handle(record)

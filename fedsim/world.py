@@ -1,0 +1,127 @@
+"""From a scenario to the objects that run it: task, data, participation, plan, strategy, ClientApp."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedsim import discovery, participation, tasks
+from fedsim.client_app import CohortApp
+from fedsim.data import FederatedData, prepare
+from fedsim.errors import ScenarioError
+from fedsim.executor import CohortExecutor
+from fedsim.layout import Layout
+from fedsim.participation import Participation
+from fedsim.plan import ExecutionPlan, make_plan
+from fedsim.records import array_record
+from fedsim.scenario import Scenario
+from fedsim.strategy import FederatedStrategy
+
+
+@dataclass(frozen=True)
+class World:
+    """What a scenario describes, built.
+
+    Attributes:
+        scenario: The scenario.
+        data: The clients' data.
+        participation: Who takes part when.
+        plan: How the run computes.
+        strategy: What the server decides.
+        app: What runs on the clients.
+        layout: How the model's tensors lie in the flat vector.
+        arrays: The initial model.
+    """
+
+    scenario: Scenario
+    data: FederatedData
+    participation: Participation
+    plan: ExecutionPlan
+    strategy: Strategy
+    app: CohortApp
+    layout: Layout
+    arrays: ArrayRecord
+
+
+def build(scenario: Scenario) -> World:
+    """Build everything; nothing runs yet.
+
+    Raises:
+        ScenarioError: If the parts do not fit each other.
+        RunError: If the data cannot be had.
+    """
+    data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
+    task = _task(scenario.task, data)
+    takes_part = make_participation(scenario.participation)
+    engine = scenario.engine
+    if engine.device == "cuda":
+        _require_cuda()
+    plan = make_plan(
+        task,
+        feature_shape=data.feature_shape,
+        expected_cohort=takes_part.expected_cohort(data.num_clients),
+        executor=engine.executor,
+        chunk_size=engine.chunk_size,
+        device=engine.device,
+        evaluation_batch=scenario.evaluation.batch_size,
+    )
+    app = make_app(scenario, data, plan)
+    strategy = discovery.make_strategy(scenario.strategy)
+    model = task.build_model(scenario.seed)
+    layout = Layout.from_model(model)
+    if isinstance(strategy, FederatedStrategy):
+        strategy.declare_buffers([spec.name for spec in layout.buffers])
+    state = model.state_dict()
+    arrays = array_record({name: state[name] for name in layout.names})
+    return World(scenario, data, takes_part, plan, strategy, app, layout, arrays)
+
+
+def make_app(scenario: Scenario, data: FederatedData, plan: ExecutionPlan) -> CohortApp:
+    """Return the ClientApp of a scenario; it travels as a recipe, never with the data."""
+    build_executor = functools.partial(
+        make_executor, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan
+    )
+    return CohortApp(build_executor, plan)
+
+
+def make_executor(
+    data: FederatedData,
+    task: Mapping[str, Any],
+    client: Mapping[str, Any],
+    seed: int,
+    plan: ExecutionPlan,
+) -> CohortExecutor:
+    """Return the executor of a process; `data` arrives as its recipe and opens the cache there."""
+    return CohortExecutor(
+        _task(task, data),
+        discovery.make_procedure(client),
+        data,
+        seed=seed,
+        kind=plan.executor,
+        threads=plan.threads,
+        device=plan.device,
+        evaluation_batch=plan.evaluation_batch,
+    )
+
+
+def make_participation(table: Mapping[str, Any]) -> Participation:
+    """Return the participation of a scenario's [participation] table."""
+    arguments = {key: value for key, value in table.items() if key != "kind"}
+    made: Participation = participation.PARTICIPATION[table["kind"]](**arguments)
+    return made
+
+
+def _task(table: Mapping[str, Any], data: FederatedData) -> tasks.Task:
+    return tasks.make_task(table, feature_shape=data.feature_shape, num_classes=data.num_classes)
+
+
+def _require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ScenarioError(
+            "[engine] device = 'cuda': torch sees no CUDA device here; allowed here: cpu"
+        )
