@@ -4,7 +4,8 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; the proximal term is FedProx's (Li et al., MLSys
 2020, arXiv:1812.06127, equation 2); Adam is Kingma and Ba's (arXiv:1412.6980, Algorithm 1).
 
-Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (FedProx) proximal, mu (heavy ball) momentum.
+Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (FedProx) proximal, mu (heavy ball)
+momentum.
 
 Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight decay is added to the
 gradient; momentum without dampening starts from the first gradient).
@@ -117,7 +118,7 @@ class LocalSGD(ClientProcedure):
                 n: g + self._proximal * (params[n] - carry["received"][n]) for n, g in grads.items()
             }
         if self._clip_norm is not None:
-            norm = torch.sqrt(sum((g * g).sum() for g in grads.values()))
+            norm = torch.stack([(g * g).sum() for g in grads.values()]).sum().sqrt()
             scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
             grads = {n: g * scale for n, g in grads.items()}
         if self._weight_decay:

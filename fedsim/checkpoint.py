@@ -1,15 +1,15 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in one file.
 
-A checkpoint is a safetensors file: tensors, and one JSON text in its header for everything else, with
-a hash over both. It is written beside its place, synced and renamed, so that it is there whole or
-not at all. Nothing in it is pickled.
+A checkpoint is a safetensors file: tensors, and one JSON text in its header for everything else,
+with a hash over both. It is written beside its place, synced and renamed, so that it is there whole
+or not at all. Nothing in it is pickled.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def load(place: Path) -> Checkpoint:
     values = json.loads(text)
     if values.get("format") != FORMAT:
         raise CheckpointError(
-            f"{place}: has format {values.get('format')}, this fedsim reads format {FORMAT}; resume it "
+            f"{place}: has format {values.get('format')}, this fedsim reads format {FORMAT}; "
+            "resume it "
             "with the fedsim version in versions.json"
         )
     return _unpack(values, tensors)
@@ -157,7 +158,8 @@ def require(checkpoint: Checkpoint, place: Path, **expected: Any) -> None:
         else:
             detail = f"checkpoint {str(found)[:12]}, now {str(value)[:12]}"
         raise CheckpointError(
-            f"{place}: was made with another {name.replace('_', ' ')} ({detail}), so going on would not "
+            f"{place}: was made with another {name.replace('_', ' ')} ({detail}), so going on "
+            "would not "
             "give the undisturbed run's result; start a new run"
         )
 
@@ -230,7 +232,8 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
             plain[name] = {"kind": "plain", "value": value}
         else:
             raise CheckpointError(
-                f"the strategy's '{name}' is a {type(value).__name__}; a state holds tensors, numbers "
+                f"the strategy's '{name}' is a {type(value).__name__}; a state holds tensors, "
+                "numbers "
                 "and text"
             )
     return tensors, plain
@@ -276,10 +279,9 @@ def tensors_sha256(named: Mapping[str, Tensor]) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    found: Iterable[Path] = folder.glob("round_*.safetensors") if folder.is_dir() else ()
-    return sorted(
-        (f for f in found if _NAME.search(f.name)), key=lambda f: int(_NAME.search(f.name)[1])
-    )  # type: ignore[index]
+    found = folder.glob("round_*.safetensors") if folder.is_dir() else iter(())
+    numbered = ((_NAME.search(file.name), file) for file in found)
+    return [file for _, file in sorted((int(match[1]), file) for match, file in numbered if match)]
 
 
 def _sync(folder: Path) -> None:

@@ -62,8 +62,8 @@ class _Outcome(NamedTuple):
     code: int = OK
 
 
-# Arguments are explained in the text of their commands: how typer lists them depends on the versions
-# of typer, click and rich that come together.
+# Arguments are explained in the text of their commands: whether typer lists their help depends on
+# the version of click beside it.
 ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", hidden=True)]
 SetOption = Annotated[
     list[str] | None,
@@ -260,7 +260,7 @@ def _run_outcome(result: "RunResult") -> _Outcome:
     broken = any(not claim["holds"] for claim in claims)
     facts = [
         ("run folder", str(folder)),
-        ("rounds", str(summary["rounds"])),
+        ("rounds", f"{summary['rounds']}{_because(summary.get('stopped'))}"),
         ("time", f"{summary['wall_time_s']:.1f} s"),
         *((metric, _number(value)) for metric, value in final.items()),
         ("params", str(summary["params_sha256"])),
@@ -275,6 +275,10 @@ def _run_outcome(result: "RunResult") -> _Outcome:
         lines += ["", *_columns(rows)]
     code = BROKEN if broken else OK
     return _Outcome({**summary, "folder": str(folder), "exit_code": code}, lines, code)
+
+
+def _because(stopped: str | None) -> str:
+    return f" ({stopped})" if stopped else ""
 
 
 def _partition_outcome(scenario: "Scenario", png: Path | None) -> _Outcome:

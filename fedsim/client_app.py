@@ -1,4 +1,4 @@
-"""The ClientApp made from a client procedure: one message on a SuperNode, a whole cohort in the engine."""
+"""The ClientApp made from a client procedure: one message on a node, a cohort in the engine."""
 
 from collections.abc import Callable
 from functools import cached_property

@@ -1,8 +1,8 @@
 """What travels between a strategy and its clients, stacked: the Cohort goes out, Replies come back.
 
 Both are lazy sequences of ordinary Flower messages. fedsim's own engine and strategies read the
-tensors and never build a message; everybody else iterates and gets messages, each built at its first
-read and kept.
+tensors and never build a message; everybody else iterates and gets messages, each built at its
+first read and kept.
 """
 
 import itertools
@@ -14,7 +14,15 @@ from typing import NamedTuple, overload
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from torch import Tensor
 
 from fedsim import flower_internals as internals
@@ -47,7 +55,8 @@ class Failure(NamedTuple):
         client_id: Who.
         server_round: When.
         cause: "raised", "died", "hung", "late", "absent" or why a reply was refused
-            ("names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice", "stranger").
+            ("names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice",
+            "stranger").
         reason: What happened, in words, with the remedy when there is one.
     """
 
@@ -134,7 +143,7 @@ class Cohort(_LazyMessages):
 
     @property
     def is_absent(self) -> np.ndarray:
-        """bool `[K]`: who was selected and will not answer."""
+        """Who was selected and will not answer, bool `[K]`."""
         return np.zeros(len(self), dtype=bool) if self.absent is None else self.absent
 
     def altered(self, **changes: object) -> "Cohort":
@@ -296,7 +305,7 @@ class Replies(_LazyMessages):
         )
 
     def admit(self) -> "Replies":
-        """Refuse rows that are not finite or whose counts are out of bounds, each with its reason."""
+        """Refuse rows that are not finite or whose counts are out of bounds, with the reason."""
         if self.admitted:
             return self
         keep = np.ones(len(self.client_ids), dtype=bool)
@@ -343,7 +352,7 @@ class Replies(_LazyMessages):
         values.update({name: float(column[index]) for name, column in self.metrics.items()})
         return MetricRecord(values)  # type: ignore[arg-type]
 
-    def _metadata(self, client: int) -> "internals.Metadata":
+    def _metadata(self, client: int) -> Metadata:
         sent = self._instructions.get(client)
         metadata = (
             sent.metadata

@@ -391,6 +391,7 @@ class Deployment:
             if source is None:
                 place.mkdir(parents=True, exist_ok=True)
             elif not place.is_symlink():
+                place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(source.resolve(), target_is_directory=True)
         self._processes[name] = self._spawn(
             name, self._commands[name], service.environment, self._log_path(name)
@@ -540,17 +541,20 @@ def _signal(leader: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _toml(key: str, value: object) -> str:
-    """Return a scalar as `flwr run --run-config` reads it."""
+    """Return a scalar as `flwr run --run-config` reads it: TOML, but no escapes in a string."""
     if not isinstance(value, bool | int | float | str):
         raise ScenarioError(
             f"run_config {key} = {value!r} is not a scalar; allowed: bool, int, float, str"
         )
-    if isinstance(value, str) and ('"' in value or "\\" in value or "\n" in value):
+    if not isinstance(value, str):
+        return json.dumps(value)
+    quote = '"' if "'" in value else "'"
+    if quote in value or not value.isprintable() or (quote == '"' and "\\" in value):
         raise ScenarioError(
-            f"run_config {key} = {value!r}: flwr reads no quotes, backslashes or line breaks"
+            f"run_config {key} = {value!r} is not a string that flwr reads; allowed: printable "
+            "characters with one kind of quotes, and a backslash only beside double quotes"
         )
-    # JSON's scalars are TOML's.
-    return json.dumps(value, ensure_ascii=False)
+    return f"{quote}{value}{quote}"
 
 
 def _text(path: Path) -> str:

@@ -13,7 +13,7 @@ class ScenarioError(FedsimError, ValueError):
 
 
 class RunError(FedsimError, RuntimeError):
-    """A run could not go on; the message names the round, the cause and the remedy (exit code 1)."""
+    """A run could not go on; the message names round, cause and remedy (exit code 1)."""
 
 
 class CheckpointError(RunError):
@@ -36,7 +36,8 @@ def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
 
     Example:
         >>> unknown("cutof", "a hyperparameter of fedau", ["cutoff", "server_lr"])
-        "'cutof' is not a hyperparameter of fedau; did you mean 'cutoff'? allowed: cutoff, server_lr"
+        "'cutof' is not a hyperparameter of fedau; did you mean 'cutoff'? allowed: cutoff,
+        server_lr"
     """
     names = sorted(allowed)
     guess = nearest(name, names)

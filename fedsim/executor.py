@@ -6,8 +6,8 @@ exactly, and padding samples carry weight 0. `loop` takes the clients one after 
 of their true sizes, for models that cannot be vectorised.
 
 The bits of a client's result depend on the number of slots in its chunk (torch picks kernels by
-shape), never on its neighbours or its place among them. A chunk has at least two slots: a lone client
-is doubled.
+shape), never on its neighbours or its place among them. A chunk has at least two slots: a lone
+client is doubled.
 """
 
 import contextlib
@@ -138,7 +138,7 @@ _DROPOUTS: dict[type[nn.Module], bool] = {
 def seed_dropout(model: nn.Module) -> nn.Module:
     """Replace torch's dropout layers by seeded ones, in place, and return the model."""
     for name, child in list(model.named_children()):
-        if type(child) in _DROPOUTS:
+        if isinstance(child, nn.modules.dropout._DropoutNd) and type(child) in _DROPOUTS:
             setattr(model, name, SeededDropout(child.p, channels=_DROPOUTS[type(child)]))
         else:
             seed_dropout(child)
@@ -221,7 +221,7 @@ class CohortExecutor:
             return self._train_loop(job, out) if self.kind == "loop" else self._train_vmap(job, out)
 
     def evaluate(self, job: ChunkJob) -> ChunkResult:
-        """Evaluate the model received on each member's local test split (its samples when it has none)."""
+        """Evaluate the model received on each member's local test split."""
         self._check(job)
         with _threads(self.threads), torch.no_grad():
             self.model.eval()
@@ -242,7 +242,7 @@ class CohortExecutor:
             rows = torch.arange(len(targets), device=self.device)
             return self.task.metrics(self._sums(named, pool, rows))
 
-    # --- training -----------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------
 
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
@@ -359,7 +359,7 @@ class CohortExecutor:
         kept = torch.where(batch.weights > 0, losses, torch.zeros_like(losses))
         return kept.sum() / batch.weights.sum().clamp(min=1)
 
-    # --- evaluation ---------------------------------------------------------------------------
+    # --- evaluation -----------------------------------------------------------------------
 
     def _evaluate(self, job: ChunkJob) -> ChunkResult:
         members = list(range(len(job.client_ids)))
@@ -427,7 +427,7 @@ class CohortExecutor:
             sums = {n: sums[n] + v.double() if n in sums else v.double() for n, v in part.items()}
         return [{n: float(v[place]) for n, v in sums.items()} for place in range(len(rows))]
 
-    # --- inputs -------------------------------------------------------------------------------
+    # --- inputs ---------------------------------------------------------------------------
 
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:
@@ -461,7 +461,9 @@ class CohortExecutor:
         if not job.state:
             return first
         known = torch.tensor([job.has_state[slot] for slot in slots], device=self.device)
-        return _select(known, {n: job.state[n].to(self.device)[slots] for n in first}, first)
+        saved = {n: job.state[n].to(self.device)[slots] for n in first}
+        state: Named = _select(known, saved, first)
+        return state
 
     def _pool(self, array: np.ndarray) -> Tensor:
         """The array on the device; the last few pools stay there."""
@@ -490,8 +492,8 @@ class CohortExecutor:
             def record(name: str, module: SeededDropout, values: Tensor) -> None:
                 if name in shapes:
                     raise ValueError(
-                        f"dropout layer '{name.removesuffix('.noise')}' is used more than once in one "
-                        "forward pass; give each use a layer of its own"
+                        f"dropout layer '{name.removesuffix('.noise')}' is used more than once in "
+                        "one forward pass; give each use a layer of its own"
                     )
                 full = tuple(values.shape[1:])
                 shapes[name] = (*full[:1], *(1 for _ in full[1:])) if module.channels else full
@@ -612,7 +614,7 @@ class _Schedule:
 def _batches(
     rows: np.ndarray, batch: int, steps: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut reshuffled passes over `rows` into `steps` batches; padding repeats the batch's first row."""
+    """Cut reshuffled passes over `rows` into `steps` batches; padding repeats a sample."""
     indices = np.empty((steps, batch), dtype=np.int64)
     counts = np.empty(steps, dtype=np.int64)
     per_pass = -(-len(rows) // batch)
@@ -630,7 +632,7 @@ def _batches(
 
 
 def _select(condition: Tensor, chosen: Any, other: Any) -> Any:
-    """Rows of `chosen` where the condition `[C]` holds, else of `other`, over a tree of `[C, ...]`."""
+    """Rows of `chosen` where the condition `[C]` holds, else of `other`, over whole trees."""
 
     def pick(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(condition.view(-1, *(1,) * (new.dim() - 1)), new, old)

@@ -1,7 +1,7 @@
 """Flower's internals, all in this one file: task identity, message ids, run objects, wire sizes.
 
-Everything else in fedsim uses Flower's public modules alone. Written against flwr 1.41; a test fails
-with the name of what has moved when another version lacks it.
+Everything else in fedsim uses Flower's public modules alone. Written against flwr 1.41; a test
+fails with the name of what has moved when another version lacks it.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ from functools import lru_cache
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import (
+from flwr.common.serde import (  # type: ignore[attr-defined]
     array_record_to_proto,
     config_record_to_proto,
     message_to_proto,
@@ -39,7 +39,7 @@ def ensure_identity() -> None:
 
     An identity that is already there (a real Flower run) is left alone.
     """
-    if TaskIdentity._run_id is None:
+    if getattr(TaskIdentity, "_run_id", None) is None:
         TaskIdentity.task_id, TaskIdentity.run_id = 1, 1
         TaskIdentity.node_id = SERVER_NODE_ID
 

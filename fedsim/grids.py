@@ -1,7 +1,7 @@
 """Grids around a Grid: whatever stands between a strategy and its clients.
 
-Each wraps another Grid and passes cohorts and stacked replies through, so it serves fedsim's strategies
-and foreign ones, `strategy.start`, fedsim's engines and Flower's grids alike.
+Each wraps another Grid and passes cohorts and stacked replies through, so it serves fedsim's
+strategies and foreign ones, `strategy.start`, fedsim's engines and Flower's grids alike.
 """
 
 import time
@@ -107,7 +107,7 @@ class ParticipationGrid(GridWrapper):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of the round's participants."""
-        return (self.participants() + internals.FIRST_NODE_ID).tolist()
+        return [internals.node_of(client) for client in self.participants().tolist()]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -135,7 +135,7 @@ class SubsetGrid(GridWrapper):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes of these clients."""
-        return (self.client_ids + internals.FIRST_NODE_ID).tolist()
+        return [internals.node_of(client) for client in self.client_ids.tolist()]
 
 
 class DropOutGrid(GridWrapper):
@@ -194,14 +194,15 @@ class AdmissionGrid(GridWrapper):
             if not batch:
                 return replies
             raise RunError(
-                "replies cannot be checked: the strategy sent messages of several kinds or contents in "
+                "replies cannot be checked: the strategy sent messages of several kinds or "
+                "contents in "
                 "one call; use strategy.start on the grid itself"
             )
         return Replies.from_messages(replies, sent).admit()
 
 
 class ByteCountingGrid(GridWrapper):
-    """Counts the bytes that instructions and replies take as Flower messages, without building them.
+    """Counts the bytes of instructions and replies as Flower messages, without building them.
 
     Args:
         inner: The Grid around which this one stands.
@@ -236,7 +237,7 @@ class ByteCountingGrid(GridWrapper):
 
 
 class PartitionGrid(GridWrapper):
-    """Gives the nodes of Flower's grids their client ids: node `c + 2` is whoever holds partition c.
+    """Gives the nodes of Flower's grids their client ids: node `c + 2` holds partition c.
 
     Flower's node ids are random. At first use every node is asked for its partition with a "query"
     message, once all are there.
@@ -306,7 +307,8 @@ class PartitionGrid(GridWrapper):
                 break
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{len(present)} of {self._num_clients} nodes joined within {self.timeout_s:g} s; "
+                    f"{len(present)} of {self._num_clients} nodes joined within "
+                    f"{self.timeout_s:g} s; "
                     "start the missing SuperNodes, or lower [partition] clients"
                 )
             time.sleep(self.poll_s)
@@ -317,7 +319,8 @@ class PartitionGrid(GridWrapper):
                 partition = int(reply.content.config_records[PARTITION][PARTITION_ID])  # type: ignore[arg-type]
                 if partition in found:
                     raise RunError(
-                        f"nodes {found[partition]} and {reply.metadata.src_node_id} both hold partition "
+                        f"nodes {found[partition]} and {reply.metadata.src_node_id} both hold "
+                        "partition "
                         f"{partition}; give each SuperNode its own partition-id in --node-config"
                     )
                 found[partition] = reply.metadata.src_node_id
@@ -325,7 +328,8 @@ class PartitionGrid(GridWrapper):
         if missing:
             raise RunError(
                 f"no node holds partition {missing[0]} ({len(missing)} of {self._num_clients} are "
-                "missing); is --node-config 'partition-id=... num-partitions=...' set on each SuperNode?"
+                "missing); is --node-config 'partition-id=... num-partitions=...' set on each "
+                "SuperNode?"
             )
         return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
 
@@ -407,7 +411,7 @@ def _arrays_bytes(specs: tuple[tuple[str, tuple[int, ...], Any], ...]) -> int:
 
 def _model_bytes(layout: Layout) -> int:
     specs = {spec.name: tuple(spec) for spec in (*layout.trainable, *layout.buffers)}
-    return _arrays_bytes(tuple(specs[name] for name in layout.names))  # type: ignore[arg-type]
+    return _arrays_bytes(tuple(specs[name] for name in layout.names))
 
 
 def _sum_bytes(messages: Iterable[Message]) -> int:

@@ -1,4 +1,4 @@
-"""How a model's named tensors lie in one flat vector, and the payloads made of them. Needs torch alone."""
+"""How a model's named tensors lie in one flat vector, and payloads of them. Needs torch alone."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -110,7 +110,7 @@ class Layout:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names, shapes and dtypes: equal on both sides of the wire or nothing is trained."""
+        """A hash of names, shapes and dtypes, which both sides of the wire must share."""
         text = repr((self.names, self.trainable, self.buffers))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -133,7 +133,7 @@ class Layout:
         return flat
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return views `[*lead, *shape]` of a flat `[*lead, dim]` by name, each in its own dtype."""
+        """Return views `[*lead, *shape]` of a flat `[*lead, dim]` by name, in their dtypes."""
         lead = flat.shape[:-1]
         return {
             spec.name: flat[..., self.slices[spec.name]].reshape(*lead, *spec.shape).to(spec.dtype)

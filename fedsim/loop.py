@@ -87,7 +87,8 @@ class Policy:
         replied = selected - len(_missing(failures))
         if replied < self.min_replies:
             raise RunError(
-                f"round {report_round}: {replied} of {selected} clients replied, [engine] min_replies = "
+                f"round {report_round}: {replied} of {selected} clients replied, [engine] "
+                "min_replies = "
                 f"{self.min_replies}; the first failure was {failed[0]}"
             )
 
@@ -163,8 +164,8 @@ class RoundLoop:
 
         Args:
             arrays: The model before `first_round`.
-            first_round: Where to begin; later than 1 when a run is resumed (then `history` holds the
-                records of the rounds before).
+            first_round: Where to begin; later than 1 when a run is resumed (then `history` holds
+                the records of the rounds before).
 
         Raises:
             RunError: If a round cannot stand, with the round, the client, the cause and the remedy.
@@ -244,8 +245,10 @@ class RoundLoop:
             values = array.numpy()
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise RunError(
-                    f"round {server_round}: the aggregated '{name}' is not finite; the clients' replies "
-                    "were, so the strategy diverged: lower [strategy] server_lr or [client] local_lr"
+                    f"round {server_round}: the aggregated '{name}' is not finite; the clients' "
+                    "replies "
+                    "were, so the strategy diverged: lower [strategy] server_lr or [client] "
+                    "local_lr"
                 )
         return after, metrics
 
@@ -319,7 +322,7 @@ class RoundLoop:
 
 
 def spread(replies: Iterable[Message]) -> dict[str, float]:
-    """Return per metric the clients' unweighted mean, the mean of the worst tenth, and the variance.
+    """Return per metric the clients' plain mean, the worst tenth's mean, and the variance.
 
     The worst tenth (at least one client) has the largest values of a loss and the smallest of
     anything else; clients without samples do not count.

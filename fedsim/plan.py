@@ -1,7 +1,7 @@
 """The execution plan: everything about *how* a run computes that can change a bit of its results.
 
-A plan is derived from scenario values alone, never from workers, free memory or time, and is written
-to the run folder and into checkpoints. Equal plan, equal bits.
+A plan is derived from scenario values alone, never from workers, free memory or time, and is
+written to the run folder and into checkpoints. Equal plan, equal bits.
 """
 
 from dataclasses import asdict, dataclass
@@ -75,7 +75,8 @@ def make_plan(
     reason = why_loop(task, feature_shape)
     if executor == "vmap" and reason:
         raise ScenarioError(
-            f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another model"
+            f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another "
+            "model"
         )
     kind: ExecutorKind = "loop" if reason or executor == "loop" else "vmap"
     why = reason or ("asked for" if executor != "auto" else "the model vectorises over clients")

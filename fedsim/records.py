@@ -1,9 +1,9 @@
 """Flower records from tensors and back: the one place where the wire's format is known.
 
-An instruction holds the model under "arrays", settings under "config" and whatever an algorithm sends
-besides under "extra"; a reply holds the trained model under "arrays", `num-examples` and metrics under
-"metrics", and its extras under "extra". This is Flower's own convention, so Flower's strategies and
-ClientApps read it too.
+An instruction holds the model under "arrays", settings under "config" and whatever an algorithm
+sends besides under "extra"; a reply holds the trained model under "arrays", `num-examples` and
+metrics under "metrics", and its extras under "extra". This is Flower's own convention, so Flower's
+strategies and ClientApps read it too.
 """
 
 from collections.abc import Mapping

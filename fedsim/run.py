@@ -1,6 +1,5 @@
 """A run from scenario to summary: what `fedsim run` and `fedsim resume` do."""
 
-import contextlib
 import hashlib
 import logging
 import time
@@ -10,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from fedsim import checkpoint as checkpoints
@@ -29,6 +26,7 @@ from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.rng import generator
 from fedsim.run_folder import JsonLines, RunFolder, write_json_atomic
 from fedsim.scenario import Scenario, check_expectations
+from fedsim.simulation import pinned_threads
 from fedsim.strategy import FederatedStrategy
 from fedsim.world import World, build
 
@@ -73,10 +71,7 @@ def start(
     """
     world = build(scenario)
     folder = run_folder.create(out, scenario)
-    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
-    write_json_atomic(
-        folder.file("manifest.json"), {**world.data.manifest, "sha256": world.data.manifest_sha256}
-    )
+    write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
 
 
@@ -105,15 +100,20 @@ def resume(
     scenario = saved.with_overrides(overrides)
     if scenario.sha256 != saved.sha256:
         raise CheckpointError(
-            f"{run}: --set {' --set '.join(overrides)} would change the result of a run that has begun; "
+            f"{run}: --set {' --set '.join(overrides)} would change the result of a run that has "
+            "begun; "
             "start a new run with `fedsim run`"
         )
     world = build(scenario)
-    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
-    write_json_atomic(
-        folder.file("manifest.json"), {**world.data.manifest, "sha256": world.data.manifest_sha256}
-    )
+    write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
+
+
+def write_plan(world: World, folder: RunFolder) -> None:
+    """Write the execution plan and the manifest of data and partition into a run folder."""
+    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
+    manifest = {**world.data.manifest, "sha256": world.data.manifest_sha256}
+    write_json_atomic(folder.file("manifest.json"), manifest)
 
 
 def execute(
@@ -125,7 +125,7 @@ def execute(
     progress: "Progress | None" = None,
     extra_hooks: Sequence[Hook] = (),
 ) -> RunResult:
-    """Run a built scenario over a grid that offers all clients; used by the engine and on real nodes.
+    """Run a built scenario over a grid that offers all clients: an engine, or real nodes.
 
     Args:
         world: The scenario, built.
@@ -179,7 +179,7 @@ def execute(
             history=history,
         )
         keeper.loop = loop
-        with _pinned():
+        with pinned_threads():
             arrays = loop.run(arrays, first_round=first_round)
         keeper.finish(arrays)
     finally:
@@ -365,18 +365,6 @@ def _local_clients(world: World) -> np.ndarray | None:
         return None
     random = generator(world.scenario.seed, "local evaluation")
     return np.sort(random.choice(total, size=min(count, total), replace=False, shuffle=False))
-
-
-@contextlib.contextmanager
-def _pinned() -> Iterator[None]:
-    """One thread for the driver's kernels: more change bits and slow the workers down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _summarise(

@@ -26,7 +26,7 @@ from fedsim.imports import is_import_path
 _T = TypeVar("_T")
 
 # The first parts of the metric names that a run can record.
-METRIC_PHASES = ("clients", "comm", "local", "server", "test", "time", "train")
+METRIC_PHASES = ("clients", "comm", "local", "test", "time", "train")
 
 _FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
 
@@ -296,8 +296,8 @@ def check_expectations(
 
     Returns:
         Per claim `metric`, `claim` (in words), `value` (the mean of the last values, of fewer if
-        there are fewer; None when the metric was never recorded) and `holds`. A metric that was
-        never recorded, or is not a number, breaks its claim.
+        there are fewer; nan when one of them is not finite; None when the metric was never
+        recorded) and `holds`, false for nan and None.
 
     Example:
         >>> claims = {"test/accuracy": Expectation(min=0.8, last=2)}
@@ -308,20 +308,20 @@ def check_expectations(
     for metric, claim in expect.items():
         recorded = [float(record[metric]) for record in history if record.get(metric) is not None]
         last = recorded[-claim.last :]
-        value = math.fsum(last) / len(last) if last and all(map(math.isfinite, last)) else None
-        if last and value is None:
-            value = math.nan if any(map(math.isnan, last)) else sum(last)
-        above = claim.min is None or (value is not None and value >= claim.min)
-        below = claim.max is None or (value is not None and value <= claim.max)
-        outcomes.append(
-            {
-                "metric": metric,
-                "claim": _in_words(claim) + ("" if recorded else " (never recorded)"),
-                "value": value,
-                "holds": bool(recorded) and above and below,
-            }
-        )
+        value = None
+        if last:
+            finite = all(map(math.isfinite, last))
+            value = math.fsum(last) / len(last) if finite else math.nan
+        words = _in_words(claim) + ("" if recorded else " (never recorded)")
+        holds = value is not None and _within(claim, value)
+        outcomes.append({"metric": metric, "claim": words, "value": value, "holds": holds})
     return outcomes
+
+
+def _within(claim: Expectation, value: float) -> bool:
+    lowest = -math.inf if claim.min is None else claim.min
+    highest = math.inf if claim.max is None else claim.max
+    return lowest <= value <= highest  # false for nan
 
 
 def _in_words(claim: Expectation) -> str:
@@ -340,8 +340,11 @@ def _in_words(claim: Expectation) -> str:
 def _find(path: str | Path) -> tuple[Path, str]:
     """Return a scenario's file, and what messages call it."""
     file = Path(path)
-    if file.is_file():
-        return file, str(file)
+    try:
+        if file.is_file():
+            return file, str(file)
+    except OSError as error:  # such as a name that is too long
+        raise ScenarioError(f"{file}: cannot be read: {error.strerror}") from error
     if file.is_dir():
         raise ScenarioError(f"{file}: is a folder; name one of its .toml files")
     known = discovery.shipped_scenarios()
@@ -451,6 +454,7 @@ def _validated(document: Mapping[str, Any], *, origin: str, folder: Path | None)
     expect = _expectations(problems, tables.get("expect", {}))
     made = _factory_tables(problems, tables, folder)
     _check_combinations(problems, made, fixed)
+    _check_claims(problems, expect, fixed["evaluation"])
     problems.raise_any()
     values: dict[str, Any] = {**dict(head or {}), **made, **fixed}
     return Scenario(**values, expect=expect, origin=origin)
@@ -633,8 +637,6 @@ def _check_combinations(
             f"[engine] chunk_size = {engine.chunk_size}: must be at least 2 (a client that is "
             "computed alone takes other kernels and so gets other bits)"
         )
-    if evaluation is not None and evaluation.stop is not None:
-        _check_metric(problems, evaluation.stop.metric, where="[evaluation] stop.metric")
     data, partition = tables["data"], tables["partition"]
     if data is None or partition is None:
         return
@@ -663,6 +665,24 @@ def _check_combinations(
         problems.add(
             f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
         )
+
+
+def _check_claims(
+    problems: _Problems, expect: Mapping[str, Expectation], evaluation: Evaluation | None
+) -> None:
+    """Refuse what waits for a metric that this scenario never records."""
+    if evaluation is None:
+        return
+    watched = [("[expect]", metric) for metric in expect]
+    if evaluation.stop is not None:
+        watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
+        _check_metric(problems, evaluation.stop.metric, where="[evaluation] stop.metric")
+    for where, metric in watched:
+        if metric.startswith("local/") and not evaluation.clients:
+            problems.add(
+                f"{where} '{metric}' is never recorded with [evaluation] clients = 0: say how many "
+                "clients evaluate"
+            )
 
 
 def _expected_cohort(table: Mapping[str, Any], clients: int) -> int:

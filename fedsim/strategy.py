@@ -7,10 +7,11 @@ on stacked tensors:
     broadcast(state, params, cohort) -> (shared, personal)          (has a default)
     server_update(state, params, replies) -> (params, State, metrics)
 
-A *linear rule* implements `weights` and `apply` in place of `server_update`, so that the one weighted
-sum of the code base (`weighted_sum`) may be taken whole or in parts near the clients.
+A *linear rule* implements `weights` and `apply` in place of `server_update`, so that the one
+weighted sum of the code base (`weighted_sum`) may be taken whole or in parts near the clients.
 
-Flower passes the model each round; the State, a NamedTuple of tensors and numbers, is everything else.
+Flower passes the model each round; the State, a NamedTuple of tensors and numbers, is everything
+else.
 """
 
 import abc
@@ -67,8 +68,8 @@ class _Session:
 def weighted_sum(weights: Tensor, rows: Tensor, reference: Tensor) -> Tensor:
     """Return sum_k weights[k] * (rows[k] - reference[k]) in float64, added in client order.
 
-    The only weighted sum of the code base: float64 accumulation in a fixed order, one rounding later
-    by the caller.
+    The only weighted sum of the code base: float64 accumulation in a fixed order, one rounding
+    later by the caller.
 
     Args:
         weights: float64 `[K]`.
@@ -92,15 +93,15 @@ class FederatedStrategy(Strategy, abc.ABC):
     Usable wherever Flower takes a strategy: `strategy.start(grid=..., initial_arrays=...)`, inside
     Flower's wrappers, and in fedsim's round loop.
 
-    The model's tensors that are not trained are recognised by torch's names for BatchNorm statistics
-    and by integer types; `declare_buffers` names them when that does not suffice.
+    The model's tensors that are not trained are recognised by torch's names for BatchNorm
+    statistics and by integer types; `declare_buffers` names them when that does not suffice.
     """
 
     _session: _Session | None = None
     _declared_buffers: tuple[str, ...] | None = None
     _restored: Mapping[str, Any] | None = None
 
-    # --- what a strategy implements -------------------------------------------------------------
+    # --- what a strategy implements -------------------------------------------------------
 
     @abc.abstractmethod
     def init(self, params: Tensor, clients: int) -> State:
@@ -146,10 +147,10 @@ class FederatedStrategy(Strategy, abc.ABC):
     def evaluated(
         self, state: State, params: Tensor, cohort: np.ndarray
     ) -> tuple[Payload, Payload]:
-        """Return (shared, personal): the models that clients evaluate; by default the global one."""
+        """Return (shared, personal): what clients evaluate; by default the global model."""
         return Payload(params), Payload()
 
-    # --- what the round loop uses besides Flower's methods ----------------------------------------
+    # --- what the round loop uses besides Flower's methods --------------------------------
 
     @property
     def state(self) -> State:
@@ -173,7 +174,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Name the tensors that are not trained (BatchNorm statistics, frozen parameters)."""
         self._declared_buffers = tuple(names)
 
-    # --- Flower's methods -------------------------------------------------------------------------
+    # --- Flower's methods -----------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -207,7 +208,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         buffers = average_buffers(session.buffers, stack)
         averaged = mean_metrics(stack)
         record = model_record(session.layout, params.to(session.layout.dtype), buffers)
-        return record, MetricRecord({**averaged, **metrics})  # type: ignore[dict-item]
+        return record, MetricRecord({**averaged, **metrics})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -218,9 +219,14 @@ class FederatedStrategy(Strategy, abc.ABC):
         clients, nodes = self._participants(grid, session)
         shared, personal = self.evaluated(session.state, params, clients)
         session.sent = self._cohort(
-            server_round, config, clients, nodes, _with_buffers(shared, personal, buffers), personal,
+            server_round,
+            config,
+            clients,
+            nodes,
+            _with_buffers(shared, personal, buffers),
+            personal,
             message_type=MessageType.EVALUATE,
-        )  # fmt: skip
+        )
         return session.sent
 
     def aggregate_evaluate(
@@ -244,7 +250,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in _SESSION_FIELDS}
         logging.getLogger("fedsim").info("strategy %s %s", type(self).__name__, values)
 
-    # --- packing ----------------------------------------------------------------------------------
+    # --- packing --------------------------------------------------------------------------
 
     def _open(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
@@ -307,7 +313,8 @@ class FederatedStrategy(Strategy, abc.ABC):
         nodes = np.sort(np.fromiter(grid.get_node_ids(), dtype=np.int64))
         if hasattr(grid, "num_clients"):
             return nodes - FIRST_NODE_ID, nodes
-        # a grid of Flower's: node ids are random and say nothing, so clients are numbered by arrival
+        # a grid of Flower's: node ids are random and say nothing, so clients are numbered by
+        # arrival
         for node in nodes.tolist():
             session.nodes.setdefault(node, len(session.nodes))
         clients = np.array([session.nodes[node] for node in nodes.tolist()], dtype=np.int64)
@@ -317,7 +324,8 @@ class FederatedStrategy(Strategy, abc.ABC):
     def _require(self, server_round: int) -> _Session:
         if self._session is None or self._session.sent is None:
             raise RuntimeError(
-                f"round {server_round}: aggregate was called before configure; call configure_train first"
+                f"round {server_round}: aggregate was called before configure; call "
+                "configure_train first"
             )
         return self._session
 
@@ -341,7 +349,8 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
         Args:
             state: The State.
             params: The model that was broadcast, `[dim]`.
-            weighted_sum: float64 `[dim]`, the sum of weight times update; zero when nobody answered.
+            weighted_sum: float64 `[dim]`, the sum of weight times update; zero when nobody
+                answered.
             weight_sum: The sum of the weights.
         """
 

@@ -17,11 +17,11 @@ class TensorBoardHook:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if first_round == 1 else first_round
-        self._writer = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def round_ended(self, report: RoundReport) -> None:
         """Write the round's scalars and let them reach the disk."""
         for name, value in report.metrics.items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, report.server_round)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, report.server_round)
+        self._writer.flush()

@@ -1,4 +1,4 @@
-"""From a scenario to the objects that run it: task, data, participation, plan, strategy, ClientApp."""
+"""From a scenario to the objects that run it."""
 
 import functools
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ class FedAvg(LinearStrategy):
     def apply(
         self, state: State, params: Tensor, weighted_sum: Tensor, weight_sum: float
     ) -> tuple[Tensor, State, dict[str, float]]:
-        """w + eta_g * sum_k (n_k / n) Delta_k; the model stays when nobody answered."""
+        """Return w + eta_g * sum_k (n_k / n) Delta_k; the model stays when nobody answered."""
         if not weight_sum:
             return params, state, {}
         moved = params.double() + self._server_lr * (weighted_sum / weight_sum)

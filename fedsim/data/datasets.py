@@ -178,7 +178,7 @@ def _from_parquet(files: dict[str, list[Path]], scratch: str) -> Any:
         with _no_progress_bars():
             # the parquet reader by name: whatever else lies in the folder, no script is run
             return datasets.load_dataset("parquet", data_files=names, cache_dir=scratch)
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         raise ScenarioError(
             f"[data] path = '{files['train'][0].parent}': its parquet files cannot be read: "
             f"{error.__cause__ or error}"

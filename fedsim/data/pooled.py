@@ -148,6 +148,12 @@ def _divide(
     arrays: dict[str, npt.NDArray[Any]] = {}
     if source.test_fraction:
         held_out_counts = stratified_counts(class_sizes, source.test_fraction)
+        if held_out_counts.sum() in (0, len(targets)):
+            raise ScenarioError(
+                f"[data] test_fraction = {source.test_fraction}: of {len(targets)} samples it "
+                "holds "
+                f"out {held_out_counts.sum()}; some must be held out and some left to train on"
+            )
         held_out = choose(targets, held_out_counts, rng.generator(recipe.seed, "held-out"))
         arrays |= {"test_features": features[held_out], "test_targets": targets[held_out]}
         test_hashes = {name: array_sha256(array) for name, array in arrays.items()}

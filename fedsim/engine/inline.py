@@ -14,8 +14,8 @@ from fedsim.layout import Payload
 class InlineGrid(LocalGrid):
     """Runs clients one piece of work after another in this process.
 
-    It names clients that raise or return values that are not finite. It cannot outlive a client that
-    hangs, ends the process or exhausts memory: `RayGrid` does.
+    It names clients that raise or return values that are not finite. It cannot outlive a client
+    that hangs, ends the process or exhausts memory: `RayGrid` does.
     """
 
     @cached_property

@@ -1,7 +1,7 @@
 """What the engines of one machine share: node ids, messages, cohorts in chunks, faults, memories.
 
-An engine is a Flower `Grid`. `InlineGrid` and `RayGrid` differ in one method, `_perform`, which does
-pieces of work and says how each ended.
+An engine is a Flower `Grid`. `InlineGrid` and `RayGrid` differ in one method, `_perform`, which
+does pieces of work and says how each ended.
 """
 
 import abc
@@ -169,7 +169,7 @@ class LocalGrid(Grid, abc.ABC):
         self._run = internals.create_run(1)
         internals.ensure_identity()
 
-    # --- Flower's Grid ------------------------------------------------------------------------------
+    # --- Flower's Grid --------------------------------------------------------------------
 
     def set_run(self, run: Any) -> None:
         """Set the run that messages belong to."""
@@ -231,7 +231,7 @@ class LocalGrid(Grid, abc.ABC):
         batch = messages if isinstance(messages, Cohort) else list(messages)
         return self._answer(batch, timeout)
 
-    # --- life ---------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release what the engine holds."""
@@ -242,7 +242,8 @@ class LocalGrid(Grid, abc.ABC):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- what an engine implements --------------------------------------------------------------------
+    # --- what an engine implements
+    # --------------------------------------------------------------------
 
     @abc.abstractmethod
     def _perform(
@@ -261,7 +262,7 @@ class LocalGrid(Grid, abc.ABC):
         """Return memory for a cohort's parameters, `[count, dim]`."""
         return torch.empty((count, dim), dtype=dtype)
 
-    # --- cohorts ----------------------------------------------------------------------------------------
+    # --- cohorts --------------------------------------------------------------------------
 
     def _answer(self, batch: Sequence[Message], timeout: float | None) -> Sequence[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -300,7 +301,7 @@ class LocalGrid(Grid, abc.ABC):
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
         assert isinstance(self.client_app, CohortApp)
         size = self.client_app.plan.chunk_size
-        works = []
+        works: list[ChunkWork] = []
         for first in range(0, len(cohort), size):
             span = slice(first, first + size)
             ids = tuple(cohort.client_ids[span].tolist())
@@ -371,7 +372,8 @@ class LocalGrid(Grid, abc.ABC):
         if not culprits:
             if attempts[work.index] >= _ATTEMPTS or outcome.fault == "raised":
                 raise RunError(
-                    f"{where}: the chunk of clients {list(work.clients)} {outcome.fault} although each "
+                    f"{where}: the chunk of clients {list(work.clients)} {outcome.fault} although "
+                    "each "
                     f"of them finishes alone: {outcome.reason}; try a smaller [engine] chunk_size"
                 )
             self.incidents.append(
@@ -392,7 +394,7 @@ class LocalGrid(Grid, abc.ABC):
         deadline: float | None,
     ) -> set[int]:
         """Run a failed chunk's members one at a time; those that fail again are named."""
-        singles = []
+        singles: list[ChunkWork] = []
         for place, client in enumerate(work.job.client_ids):
             if not work.job.absent[place]:
                 job = replace(
@@ -484,7 +486,7 @@ class LocalGrid(Grid, abc.ABC):
         )
         return replies.select(keep, [failures[c] for c in sorted(failures)])
 
-    # --- messages ----------------------------------------------------------------------------------------
+    # --- messages -------------------------------------------------------------------------
 
     def _answer_messages(
         self, batch: Sequence[Message], deadline: float | None
@@ -495,7 +497,7 @@ class LocalGrid(Grid, abc.ABC):
         waves = _waves(batch)
         order = {id(message): place for place, message in enumerate(batch)}
         for wave in waves:
-            works = []
+            works: list[MessageWork] = []
             for message in wave:
                 self._check(message)
                 self._number(message)

@@ -173,7 +173,7 @@ class RayGrid(LocalGrid):
             self.close()
             raise
 
-    # --- life -----------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the workers, and Ray too when this grid started it."""
@@ -206,19 +206,20 @@ class RayGrid(LocalGrid):
         if total < 1:
             raise RunError(
                 f"the Ray cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs and "
-                f"{ray.cluster_resources().get('GPU', 0):g} GPUs, no node with room for one worker of "
+                f"{ray.cluster_resources().get('GPU', 0):g} GPUs, no node with room for one "
+                "worker of "
                 f"{cpus:g} CPUs and {gpus:g} GPUs; lower [engine] client_resources"
             )
         return total if cap is None else min(cap, total)
 
     def _start_worker(self, number: int) -> _Worker:
-        actor_class = ray.remote(_WorkerProcess).options(
+        actor_class: Any = ray.remote(_WorkerProcess)
+        actor = actor_class.options(
             num_cpus=self._resources["num_cpus"],
             num_gpus=self._resources["num_gpus"],
             max_restarts=0,
             max_task_retries=0,
-        )
-        actor = actor_class.remote(self._app_reference, self.num_clients, self._run_config)
+        ).remote(self._app_reference, self.num_clients, self._run_config)
         name = None if self._probe is None else self._probe.name
         return _Worker(number, actor, actor.ready.remote(name), time.monotonic())
 
@@ -234,7 +235,8 @@ class RayGrid(LocalGrid):
             worker.pid, _, worker.near = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
             raise RunError(
-                f"worker {worker.number} did not start: {_first_line(error)}; see the log of the run, or "
+                f"worker {worker.number} did not start: {_first_line(error)}; see the log of the "
+                "run, or "
                 "try `--set engine.kind=inline`"
             ) from error
         worker.starting = None
@@ -243,7 +245,8 @@ class RayGrid(LocalGrid):
         waited = time.monotonic() - worker.since
         if waited > limit:
             raise RunError(
-                f"worker {worker.number} of {self.num_workers} did not start within {waited:.0f} s: the "
+                f"worker {worker.number} of {self.num_workers} did not start within {waited:.0f} "
+                "s: the "
                 f"Ray cluster has {ray.available_resources().get('CPU', 0):g} of "
                 f"{ray.cluster_resources().get('CPU', 0):g} CPUs free and a worker asks for "
                 f"{self._resources['num_cpus']:g}; free some, or lower [engine] workers"
@@ -261,7 +264,7 @@ class RayGrid(LocalGrid):
         worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
         worker.pid, worker.near, worker.lost = 0, False, worker.lost + 1
 
-    # --- shared memory ---------------------------------------------------------------------------
+    # --- shared memory --------------------------------------------------------------------
 
     def _allocate(self, count: int, dim: int, dtype: torch.dtype) -> Tensor:
         size = max(1, count * dim * torch.empty((), dtype=dtype).element_size())
@@ -294,7 +297,7 @@ class RayGrid(LocalGrid):
             stored = [ray.put(shared)]
         return _Broadcast(self._broadcasts, arena, places, stored)
 
-    # --- work ------------------------------------------------------------------------------------
+    # --- work -----------------------------------------------------------------------------
 
     def _perform(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None

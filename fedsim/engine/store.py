@@ -1,4 +1,4 @@
-"""The memories of virtual clients, kept by the engine: only clients that have trained take space."""
+"""The memories of virtual clients; only clients that have trained take space."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,0 +1,88 @@
+"""What all tests share: one thread, a cache of their own, no network, one Ray cluster."""
+
+import contextlib
+import errno
+import gc
+import ipaddress
+import os
+import socket
+import warnings
+from pathlib import Path
+
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"  # read once, when torch and numpy are first imported
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fedsim", derandomize=True, deadline=None)
+settings.load_profile("fedsim")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    before = os.environ.get("FEDSIM_CACHE")
+    os.environ["FEDSIM_CACHE"] = str(tmp_path_factory.mktemp("fedsim-cache"))
+    yield
+    if before is None:
+        del os.environ["FEDSIM_CACHE"]
+    else:
+        os.environ["FEDSIM_CACHE"] = before
+
+
+def _leaves_the_machine(probe, family, kind, address):
+    if family not in (socket.AF_INET, socket.AF_INET6) or kind & socket.SOCK_DGRAM:
+        return False  # connecting a datagram socket sends nothing; Ray learns its own address so
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address[0]).is_loopback:
+            return False
+    with socket.socket(family, socket.SOCK_DGRAM) as datagram:
+        try:
+            probe(datagram, address)
+        except OSError:
+            return True
+        # from itself to itself: one of this machine's own addresses
+        return datagram.getsockname()[0] != datagram.getpeername()[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network():
+    """Refuse connections that leave the machine, so that no test depends on one."""
+    connect = socket.socket.connect
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            original = getattr(socket.socket, name)
+
+            def guarded(self, address, _original=original):
+                if _leaves_the_machine(connect, self.family, self.type, address):
+                    raise OSError(errno.ENETUNREACH, f"a test connects to {address}")
+                return _original(self, address)
+
+            patch.setattr(socket.socket, name, guarded)
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One Ray cluster of two logical CPUs for all tests; grids join it and leave it running."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    if ray.is_initialized():
+        yield ray
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        # workers import the helpers that tests share
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield ray
+        ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray ends its processes without waiting for them
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

@@ -1,0 +1,125 @@
+"""`flwr run` against the compose file's own commands, on loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedsim.deployment import Deployment
+from fedsim.errors import RunError
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIO = "scenarios/deploy_two_clients.toml"
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    with Deployment(
+        ROOT / "docker-compose.yml", folder=tmp_path_factory.mktemp("plain")
+    ) as running:
+        yield running
+
+
+def proof_model(rounds: int = 3) -> float:
+    """What the proof app must end with: a client goes half the way to its own number."""
+    model = 0.0
+    for _ in range(rounds):
+        replies = [(model + 1.0) / 2, (model + 3.0) / 2]
+        model = (1 * replies[0] + 3 * replies[1]) / 4
+    return model
+
+
+def read_summary(folder: Path) -> dict:
+    (summary,) = folder.rglob("summary.json")
+    return json.loads(summary.read_text())
+
+
+def test_an_app_of_flower_alone_finishes_three_rounds_on_two_nodes(deployment, proof_app, tmp_path):
+    run = deployment.flwr_run(proof_app, {"out": str(tmp_path)})
+    summary = read_summary(tmp_path)
+    assert summary["model"] == [proof_model()] * 3
+    # A node keeps its state from one message to the next, though each has a process of its own.
+    assert [summary["metrics"][str(r)]["calls"] for r in (1, 2, 3)] == [1.0, 2.0, 3.0]
+    assert "Received 2 results and 0 failures" in run.log
+
+
+def test_a_client_that_raises_leaves_its_reason_in_the_log_of_its_node(
+    deployment, proof_app, tmp_path
+):
+    # Flower's FedAvg goes on with the replies it has.
+    run = deployment.flwr_run(proof_app, {"out": str(tmp_path), "rounds": 1, "culprit": 1})
+    assert "Received 1 results and 1 failures" in run.log
+    assert "ValueError: partition 1 has no data" in deployment.log("superexec-client-2")
+    assert "has no data" not in deployment.log("superexec-client-1")
+
+
+def test_a_server_app_that_raises_fails_the_run_with_its_reason(deployment, proof_app, tmp_path):
+    missing = tmp_path / "missing"
+    with pytest.raises(RunError, match=r"(?s)ended as finished:failed.*FileNotFoundError"):
+        deployment.flwr_run(proof_app, {"out": str(missing), "rounds": 1})
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_the_nodes_are_free_again(
+    deployment, proof_app, tmp_path
+):
+    with pytest.raises(RunError, match="did not end within 6 s and was stopped"):
+        deployment.flwr_run(proof_app, {"out": str(tmp_path)}, timeout_s=6)
+    deployment.flwr_run(proof_app, {"out": str(tmp_path), "rounds": 1}, timeout_s=90)
+    assert read_summary(tmp_path)["model"] == [proof_model(rounds=1)] * 3
+
+
+def test_an_app_that_cannot_be_submitted_is_told_with_the_reason(deployment, proof_app, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(proof_app, broken)
+    text = (broken / "pyproject.toml").read_text()
+    (broken / "pyproject.toml").write_text(text.replace('publisher = "fedsim"', ""))
+    with pytest.raises(RunError, match=r'(?s)did not submit .*"publisher" missing'):
+        deployment.flwr_run(broken)
+
+
+def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here: certificates cannot be made")
+    for name in ("docker-compose.yml", "deploy/tls.yml", "deploy/certificates.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run([tmp_path / "deploy" / "certificates.sh"], check=True)
+    with Deployment(
+        tmp_path / "docker-compose.yml",
+        overlays=[tmp_path / "deploy" / "tls.yml"],
+        folder=tmp_path / "nodes",
+    ) as deployment:
+        for service in deployment.pids:
+            assert "--insecure" not in deployment.command(service)
+        out = tmp_path / "out"
+        out.mkdir()
+        deployment.flwr_run(proof_app, {"out": str(out)})
+        assert "https://127.0.0.1" in deployment.log("superlink")
+        assert "https://127.0.0.1" in deployment.log("supernode-1")
+    assert read_summary(out)["model"] == [proof_model()] * 3
+
+
+def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    if "flwr" not in project["tool"] or not (ROOT / SCENARIO).is_file():
+        pytest.skip(f"no [tool.flwr.app] or no {SCENARIO} yet")
+    simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
+    command = "from fedsim.cli import main; main()"
+    subprocess.run(
+        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    deployment.flwr_run(ROOT, {"scenario": SCENARIO, "out": str(deployed)}, timeout_s=400)
+    expected, found = read_summary(simulated), read_summary(deployed)
+    assert found["rounds"] == expected["rounds"] == 3
+    assert found["params_sha256"] == expected["params_sha256"]

@@ -1,0 +1,59 @@
+import sys
+
+import pytest
+
+from fedsim.errors import ScenarioError
+from fedsim.imports import resolve
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that writes a module which can be imported during the test."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+
+    yield write
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_a_dotted_name_reaches_into_a_class(module):
+    module("mine_nested", "class Outer:\n    @staticmethod\n    def make():\n        return 42\n")
+    assert resolve("mine_nested:Outer.make", what="[task] model")() == 42
+
+
+@pytest.mark.parametrize("path", ["", ":", "module:", ":name", "a b:c", "module:na me", "1:2"])
+def test_a_malformed_path_is_refused_with_the_form_it_has(path):
+    with pytest.raises(ScenarioError, match=r"an import path reads 'package\.module:name'"):
+        resolve(path, what="[task] model")
+
+
+def test_a_missing_module_is_named_with_advice():
+    with pytest.raises(
+        ScenarioError,
+        match=r"\[task\] model = 'nowhere_at_all.deep:f': no module named 'nowhere_at_all'; "
+        "is the folder that holds it on PYTHONPATH",
+    ):
+        resolve("nowhere_at_all.deep:f", what="[task] model")
+
+
+def test_a_missing_module_that_the_users_module_needs_is_told_apart(module):
+    module("mine_needy", "import not_installed_here\n")
+    with pytest.raises(
+        ScenarioError, match=r"'mine_needy' needs a missing one.*not_installed_here"
+    ):
+        resolve("mine_needy:f", what="[task] model")
+
+
+def test_a_module_that_fails_on_import_is_named_with_its_error(module):
+    module("mine_broken", "raise KeyError('who')\n")
+    with pytest.raises(ScenarioError, match="importing 'mine_broken' failed with KeyError: 'who'"):
+        resolve("mine_broken:f", what="[task] model")
+
+
+def test_a_missing_name_is_refused_with_the_nearest_one(module):
+    module("mine_typo", "def small_net():\n    pass\n")
+    with pytest.raises(ScenarioError, match="has no 'smal_net'; did you mean 'small_net'"):
+        resolve("mine_typo:smal_net", what="[task] model")
