@@ -123,7 +123,9 @@ class LocalSGD(ClientProcedure):
             grads = {n: g * scale for n, g in grads.items()}
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
-        lr = self._local_lr * self._lr_decay ** (server_round - 1)
+        lr = self._local_lr * self._lr_decay ** max(
+            server_round - 1, 0
+        )  # a set-up exchange is round 0
         if self._adam:
             params, moments = self._adam_step(params, grads, moments, lr)
         else:

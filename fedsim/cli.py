@@ -373,9 +373,9 @@ def _wrapped(text: str, *, first: str, indent: int) -> list[str]:
 
 
 def _number(value: Any) -> str:
-    return (
-        f"{value:.6g}" if isinstance(value, int | float) else "-" if value is None else str(value)
-    )
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _columns(rows: Sequence[Sequence[str]], *, gap: str = "   ") -> list[str]:

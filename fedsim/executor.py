@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
+from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.layout import Layout, Payload
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
-from fedsim.rng import generator
+from fedsim.schedule import Schedule
 
 ExecutorKind = Literal["vmap", "loop"]
 
@@ -107,44 +108,6 @@ class ChunkResult:
     metrics: dict[str, Tensor]
 
 
-class SeededDropout(nn.Module):
-    """Dropout whose mask is data: `noise` holds uniform numbers drawn from (seed, round, client).
-
-    Scales by 1/(1-p) in training and is the identity in evaluation, as torch's own.
-    """
-
-    noise: Tensor
-
-    def __init__(self, p: float, *, channels: bool = False) -> None:
-        super().__init__()
-        self.p = p
-        self.channels = channels
-        self.register_buffer("noise", torch.zeros(()), persistent=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Drop the values whose noise lies below p."""
-        if not self.training or self.p == 0:
-            return values
-        if self.p == 1:
-            return values * 0
-        return values * (self.noise >= self.p).to(values.dtype) / (1 - self.p)
-
-
-_DROPOUTS: dict[type[nn.Module], bool] = {
-    nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True
-}  # fmt: skip
-
-
-def seed_dropout(model: nn.Module) -> nn.Module:
-    """Replace torch's dropout layers by seeded ones, in place, and return the model."""
-    for name, child in list(model.named_children()):
-        if isinstance(child, nn.modules.dropout._DropoutNd) and type(child) in _DROPOUTS:
-            setattr(model, name, SeededDropout(child.p, channels=_DROPOUTS[type(child)]))
-        else:
-            seed_dropout(child)
-    return model
-
-
 def loop_reason(model: nn.Module) -> str | None:
     """Say why a model cannot be vectorised over clients, or None when it can as far as is known.
 
@@ -197,11 +160,7 @@ class CohortExecutor:
         model = task.build_model(seed)
         self.layout = Layout.from_model(model)
         self.model = seed_dropout(model).to(self.device)
-        self._dropouts = {
-            f"{name}.noise": module
-            for name, module in self.model.named_modules()
-            if isinstance(module, SeededDropout)
-        }
+        self._dropouts = dropout_layers(self.model)
         self._noise_shapes: dict[str, tuple[int, ...]] | None = None
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
 
@@ -247,7 +206,7 @@ class CohortExecutor:
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         slots = members if len(members) > 1 else members * 2
-        plan = _Schedule(self, job, slots)
+        plan, pool = self._schedule(job, slots)
         received, state = self._received(job, slots), self._state(job, slots)
         params, buffers, extra = received
         carry = vmap(self.procedure.begin)(params, buffers, extra, state)
@@ -258,11 +217,11 @@ class CohortExecutor:
             return self.procedure.step(carry, batch, self._gradient, server_round=job.server_round)
 
         for step in range(plan.num_steps):
-            batch = plan.batch(step)
+            batch = self._batch(plan, pool, step)
             moved, loss = vmap(one_step)(carry, batch)
-            active = plan.counts_on_device[:, step] > 0
+            counts = plan.samples(step)
+            active = counts > 0
             carry = moved if plan.all_active(step) else _select(active, moved, carry)
-            counts = plan.counts_on_device[:, step].double()
             losses += torch.where(active, loss.double() * counts, 0.0)
         reply_extra, new_state = vmap(self.procedure.finish)(carry, state)
         # a client without steps hands back exactly what it received, whatever `begin` made of it
@@ -280,7 +239,7 @@ class CohortExecutor:
 
     def _train_loop(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
-        plan = _Schedule(self, job, members)
+        plan, pool = self._schedule(job, members)
         (params, buffers, extra), state = self._received(job, members), self._state(job, members)
         results: list[tuple[Named, Named, Named, Named]] = []
         losses = torch.zeros(len(members), dtype=torch.float64)
@@ -292,7 +251,7 @@ class CohortExecutor:
                 count = int(plan.counts[slot, step])
                 carry, loss = self.procedure.step(
                     carry,
-                    plan.single(slot, step),
+                    self._single_batch(plan, pool, slot, step),
                     self._gradient_single,
                     server_round=job.server_round,
                 )
@@ -455,6 +414,46 @@ class CohortExecutor:
         }
         return params, buffers, stack(job.shared.extra, job.personal.extra)
 
+    def _schedule(self, job: ChunkJob, slots: list[int]) -> tuple[Schedule, tuple[Tensor, Tensor]]:
+        """The chunk's steps, and its samples on the device."""
+        present = sorted({slot for slot in slots if not job.absent[slot]})
+        drawn = self.data.clients([job.client_ids[slot] for slot in present])
+        rows = dict(zip(present, drawn.rows, strict=True))
+        nothing = np.zeros(0, dtype=np.int64)
+        schedule = Schedule(
+            [rows.get(slot, nothing) for slot in slots],
+            [job.client_ids[slot] for slot in slots],
+            work=self.procedure.work,
+            seed=self.seed,
+            server_round=job.server_round,
+            device=self.device,
+        )
+        return schedule, (self._pool(drawn.features), self._pool(drawn.targets))
+
+    def _batch(self, plan: Schedule, pool: tuple[Tensor, Tensor], step: int) -> Batch:
+        """All slots' samples of one step, `[slots, batch, ...]`."""
+        index = plan.index(step)
+        features = self._cast(pool[0][index])
+        noise = plan.noise(self._noise_shape(features[0]), step)
+        return Batch(features, pool[1][index], plan.mask(step).to(self.task.dtype), noise)
+
+    def _single_batch(
+        self, plan: Schedule, pool: tuple[Tensor, Tensor], slot: int, step: int
+    ) -> Batch:
+        """One slot's samples of one step, without padding."""
+        count = int(plan.counts[slot, step])
+        index = plan.index(step)[slot, :count]
+        features = self._cast(pool[0][index])
+        drawn = plan.noise(self._noise_shape(features), step, only=slot)
+        noise = {name: values[slot, :count] for name, values in drawn.items()}
+        ones = torch.ones(count, dtype=self.task.dtype, device=self.device)
+        return Batch(features, pool[1][index], ones, noise)
+
+    def _noise_shape(self, features: Tensor) -> dict[str, tuple[int, ...]]:
+        if self._noise_shapes is None:
+            self._noise_shapes = noise_shapes(self.model, self._dropouts, features)
+        return self._noise_shapes
+
     def _state(self, job: ChunkJob, slots: list[int]) -> Named:
         params, _, _ = self._received(job, slots)
         first = {n: t.contiguous() for n, t in vmap(self.procedure.initial_state)(params).items()}
@@ -483,152 +482,6 @@ class CohortExecutor:
 
     def _to_device(self, named: Mapping[str, Tensor]) -> Named:
         return {name: tensor.to(self.device) for name, tensor in named.items()}
-
-    def _noise_shape(self, features: Tensor) -> dict[str, tuple[int, ...]]:
-        """Input shape of every dropout layer for one sample, found by one forward pass."""
-        if self._noise_shapes is None:
-            shapes: dict[str, tuple[int, ...]] = {}
-
-            def record(name: str, module: SeededDropout, values: Tensor) -> None:
-                if name in shapes:
-                    raise ValueError(
-                        f"dropout layer '{name.removesuffix('.noise')}' is used more than once in "
-                        "one forward pass; give each use a layer of its own"
-                    )
-                full = tuple(values.shape[1:])
-                shapes[name] = (*full[:1], *(1 for _ in full[1:])) if module.channels else full
-
-            hooks = [
-                module.register_forward_pre_hook(lambda m, args, n=name: record(n, m, args[0]))
-                for name, module in self._dropouts.items()
-            ]
-            training = self.model.training
-            self.model.eval()
-            try:
-                with torch.no_grad():
-                    self.model(features[:1])
-            finally:
-                self.model.train(training)
-                for hook in hooks:
-                    hook.remove()
-            self._noise_shapes = shapes
-        return self._noise_shapes
-
-
-class _Schedule:
-    """Which samples each slot takes in which step, and the noise of its dropout layers."""
-
-    def __init__(self, executor: CohortExecutor, job: ChunkJob, slots: list[int]) -> None:
-        self._executor = executor
-        work = executor.procedure.work
-        present = sorted({slot for slot in slots if not job.absent[slot]})
-        ids = [job.client_ids[slot] for slot in present]
-        drawn = executor.data.clients(ids) if ids else None
-        rows = dict(zip(present, drawn.rows, strict=True)) if drawn is not None else {}
-        nothing = np.zeros(0, dtype=np.int64)
-        self._rows = [rows.get(slot, nothing) for slot in slots]
-        sizes = [len(r) for r in self._rows]
-        self.steps = np.array([work.num_steps(size) for size in sizes], dtype=np.int64)
-        self.num_steps = int(self.steps.max(initial=0))
-        self.num_examples = torch.tensor(sizes, dtype=torch.int64)
-        batch = work.batch_size
-        indices = np.zeros((len(slots), self.num_steps, batch), dtype=np.int64)
-        self.counts = np.zeros((len(slots), self.num_steps), dtype=np.int64)
-        order = dict[int, tuple[np.ndarray, np.ndarray]]()
-        for place, slot in enumerate(slots):
-            if self.steps[place]:
-                if slot not in order:
-                    order[slot] = _batches(
-                        self._rows[place],
-                        batch,
-                        int(self.steps[place]),
-                        generator(executor.seed, "batches", job.server_round, job.client_ids[slot]),
-                    )
-                indices[place, : self.steps[place]], self.counts[place, : self.steps[place]] = (
-                    order[slot]
-                )
-        self.seen = torch.from_numpy(self.counts.sum(axis=1))
-        device = executor.device
-        self._indices = torch.from_numpy(indices).to(device)
-        self.counts_on_device = torch.from_numpy(self.counts).to(device)
-        self._position = torch.arange(batch, device=device)
-        if drawn is not None and self.num_steps:
-            self._features, self._targets = (
-                executor._pool(drawn.features),
-                executor._pool(drawn.targets),
-            )
-        self._noise_sources = [
-            generator(executor.seed, "dropout", job.server_round, job.client_ids[slot])
-            for slot in slots
-        ]  # a doubled client draws the same numbers twice
-
-    def all_active(self, step: int) -> bool:
-        return bool((self.counts[:, step] > 0).all())
-
-    def batch(self, step: int) -> Batch:
-        """All slots' samples of one step, `[slots, batch, ...]`."""
-        executor = self._executor
-        index = self._indices[:, step]
-        weights = self._position < self.counts_on_device[:, step, None]
-        features = executor._cast(self._features[index])
-        return Batch(
-            features,
-            self._targets[index],
-            weights.to(executor.task.dtype),
-            self._noise(features[0], [step < n for n in self.steps], len(self._position)),
-        )
-
-    def single(self, slot: int, step: int) -> Batch:
-        """One slot's samples of one step without padding."""
-        executor = self._executor
-        count = int(self.counts[slot, step])
-        index = self._indices[slot, step, :count]
-        features = executor._cast(self._features[index])
-        active = [place == slot for place in range(len(self.steps))]
-        noise = self._noise(features, active, len(self._position))
-        return Batch(
-            features,
-            self._targets[index],
-            torch.ones(count, dtype=executor.task.dtype, device=executor.device),
-            {name: values[slot, :count] for name, values in noise.items()},
-        )
-
-    def _noise(self, features: Tensor, active: Sequence[bool], batch: int) -> dict[str, Tensor]:
-        executor = self._executor
-        if not executor._dropouts:
-            return {}
-        shapes = executor._noise_shape(features)
-        noise = {
-            name: np.zeros((len(active), batch, *shapes[name]), dtype=np.float32)
-            for name in executor._dropouts
-        }
-        for place, draws in enumerate(active):
-            if draws:
-                for values in noise.values():
-                    self._noise_sources[place].random(out=values[place], dtype=np.float32)
-        return {
-            name: torch.from_numpy(values).to(executor.device) for name, values in noise.items()
-        }
-
-
-def _batches(
-    rows: np.ndarray, batch: int, steps: int, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut reshuffled passes over `rows` into `steps` batches; padding repeats a sample."""
-    indices = np.empty((steps, batch), dtype=np.int64)
-    counts = np.empty(steps, dtype=np.int64)
-    per_pass = -(-len(rows) // batch)
-    padded = np.empty(per_pass * batch, dtype=np.int64)
-    tail = len(rows) - (per_pass - 1) * batch
-    for start in range(0, steps, per_pass):
-        padded[: len(rows)] = random.permutation(rows)
-        padded[len(rows) :] = padded[(per_pass - 1) * batch]
-        take = min(per_pass, steps - start)
-        indices[start : start + take] = padded.reshape(per_pass, batch)[:take]
-        counts[start : start + take] = batch
-        if take == per_pass:
-            counts[start + per_pass - 1] = tail
-    return indices, counts
 
 
 def _select(condition: Tensor, chosen: Any, other: Any) -> Any:

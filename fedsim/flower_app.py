@@ -29,6 +29,7 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario over the SuperNodes, into a run folder on this machine."""
     from fedsim import run_folder
+    from fedsim.progress import Progress
     from fedsim.run import execute, write_plan
     from fedsim.world import build
 
@@ -40,7 +41,9 @@ def main(grid: Grid, context: Context) -> None:
     nodes = PartitionGrid(grid, world.data.num_clients, timeout_s=wait_s)
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
-        execute(world, folder, nodes, seed=None)
+        progress = Progress(world.scenario.rounds)
+        result = execute(world, folder, nodes, seed=None, progress=progress)
+        print(f"run folder {result.folder}, params {result.summary['params_sha256']}")
 
 
 class _ScenarioApp(ClientApp):

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from fedsim.dropout import seed_dropout
 from fedsim.errors import ScenarioError
-from fedsim.executor import ExecutorKind, TaskLike, loop_reason, seed_dropout
+from fedsim.executor import ExecutorKind, TaskLike, loop_reason
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32

@@ -41,6 +41,7 @@ class Progress:
         self._started = 0.0
         self._first_round = 1
         self._round = 0
+        self._first_ended = 0.0
         self._ended = 0.0
         self._answers = ""
         self._numbers: dict[str, float] = {}
@@ -48,7 +49,7 @@ class Progress:
     def start(self, first_round: int) -> None:
         """Begin; `first_round` is above 1 when a run is resumed."""
         self._first_round, self._round = first_round, first_round - 1
-        self._started = self._ended = time.monotonic()
+        self._started = self._first_ended = self._ended = time.monotonic()
         if self._quiet:
             return
         console = self._terminal()
@@ -81,6 +82,8 @@ class Progress:
         """
         now = time.monotonic()
         self._round, self._ended = server_round, now
+        if server_round <= self._first_round:
+            self._first_ended = now
         # In the order of _WORDS, whichever was recorded first.
         known = {**self._numbers, **metrics}
         self._numbers = {metric: float(known[metric]) for metric in _WORDS if metric in known}
@@ -145,7 +148,9 @@ class Progress:
             return "starting"
         if self._round >= self._total:
             return f"took {duration(self._ended - self._started)}"
-        pace = (self._ended - self._started) / rounds
+        # The first round also waits for workers to start, so it only counts as long as it is alone.
+        counted = rounds - 1 if rounds > 1 else 1
+        pace = (self._ended - (self._first_ended if rounds > 1 else self._started)) / counted
         remaining = pace * (self._total - self._round) - (now - self._ended)
         return f"ETA {duration(max(remaining, 0.0))}"
 
@@ -159,7 +164,13 @@ class Progress:
         line = Table.grid(padding=(0, 1))
         line.add_row(
             Text(f"round {self._round}/{self._total}", style="bold"),
-            ProgressBar(total=self._total, completed=self._round, width=30),
+            ProgressBar(
+                total=self._total,
+                completed=self._round,
+                width=30,
+                complete_style="green",
+                finished_style="green",
+            ),
             Text(self._left()),
         )
         return Group(line, Text(self._facts() if self._answers else "", style="dim"))

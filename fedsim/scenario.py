@@ -425,7 +425,7 @@ class _Problems:
                 # Factories that know their table name it themselves.
                 self.add(line if line.startswith("[") else f"{where}{line}")
         except ValueError as error:
-            self.add(f"{where}{error}")
+            self.add(f"{where}{' '.join(str(error).split())}")
         return None
 
     def raise_any(self) -> None:
@@ -615,14 +615,14 @@ def _located(table: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Make a data path absolute: beside the scenario file if it is there, else as it stands."""
     if not isinstance(table.get("path"), str):
         return dict(table)
-    path = Path(table["path"]).expanduser()
+    path = Path(os.path.expanduser(table["path"]))
     if folder is not None and (folder / path).exists():
         path = folder / path
     return {**table, "path": os.path.abspath(path)}
 
 
 def _without_user(path: str) -> str:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # stays "~" where there is no home
     inside = Path(path).is_relative_to(home) and home != Path(home.anchor)
     return str(Path("~") / Path(path).relative_to(home)) if inside else path
 

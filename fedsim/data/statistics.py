@@ -136,7 +136,9 @@ def draw_partition(data: FederatedData, path: Path | str) -> None:
 def _title(data: FederatedData, counts: Ints, complete: bool) -> str:
     rule = data.manifest["partition"]
     arguments = ", ".join(
-        f"{key}={rule[key]}" for key in rule if key in ("alpha", "balanced", "min_size", "seed")
+        f"{key}={rule[key]}"
+        for key in ("alpha", "balanced", "min_size", "seed")
+        if rule.get(key) or key == "seed"
     )
     whose = "with" if complete else f"of whom the first {len(counts):,} are drawn, with"
     return (
