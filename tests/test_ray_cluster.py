@@ -1,0 +1,97 @@
+"""RayGrid on clusters that it did not start: joined, spread over nodes, left running."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import functools, hashlib, json, sys
+import ray
+from ray.cluster_utils import Cluster
+import fedsim.engine.ray as engine
+from fedsim.engine.inline import InlineGrid
+from fedsim.scenario import load
+from fedsim.world import build
+from flwr.app import ConfigRecord
+from fedsim.records import named_tensors
+from fedsim.checkpoint import tensors_sha256
+
+def train(world, grid):
+    arrays = world.arrays
+    with grid:
+        for server_round in (1, 2):
+            replies = grid.send_and_receive(
+                world.strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+            arrays, _ = world.strategy.aggregate_train(server_round, replies)
+    workers = sorted({entry["worker"] for entry in grid.chunk_log})
+    return tensors_sha256(named_tensors(arrays)), workers
+
+world = build(load("quickstart", ["partition.clients=12", "engine.chunk_size=2"]))
+found = {"inline": train(world, InlineGrid(world.app, 12))[0]}
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+for transport in ("shared memory", "ray"):
+    if transport == "ray":
+        engine._probe_arena = lambda: None
+    grid = engine.RayGrid(world.app, 12, address=cluster.address)
+    nodes = set()
+    for worker in grid._pool:
+        nodes.add(ray.get(worker.actor.ready.remote(None))[1])
+    assert all(grid.worker_pids)  # waits for both
+    near = {worker.near for worker in grid._pool}
+    found[transport], workers = train(world, grid)
+    found[transport + " nodes"], found[transport + " workers"] = len(nodes), workers
+    found[transport + " near"] = sorted(near)
+    found["still connected"] = ray.is_initialized()
+
+ray.init(address=cluster.address, log_to_driver=False)
+found["cluster alive"] = sum(node["Alive"] for node in ray.nodes())
+grid = engine.RayGrid(world.app, 12, workers=1)
+found["joined"] = train(world, grid)[0]
+found["joined is still up"] = ray.is_initialized()
+ray.shutdown()
+cluster.shutdown()
+print("FOUND" + json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What the script saw on two Ray nodes of this machine."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True, text=True, timeout=240, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.split("FOUND")[1])
+
+
+@pytest.mark.parametrize("transport", ["shared memory", "ray"])
+def test_two_ray_nodes_give_the_bits_of_one_process(found, transport):
+    assert found[transport] == found["inline"]
+
+
+@pytest.mark.parametrize("transport", ["shared memory", "ray"])
+def test_workers_sit_on_both_nodes_and_both_work(found, transport):
+    assert found[f"{transport} nodes"] == 2
+    assert found[f"{transport} workers"] == [0, 1]
+
+
+def test_each_transport_was_really_taken(found):
+    assert found["shared memory near"] == [True]
+    assert found["ray near"] == [False]
+
+
+def test_a_cluster_named_by_address_is_left_running(found):
+    assert found["cluster alive"] == 2
+    assert not found["still connected"]
+
+
+def test_a_cluster_already_joined_is_used_and_never_shut_down(found):
+    assert found["joined"] == found["inline"]
+    assert found["joined is still up"]
