@@ -37,8 +37,8 @@ KINDS = (*_NOUNS, "scenarios")
 
 FLOWER_PREFIX = "flower:"
 
-# Whoever takes part is the scenario's [participation] to say, and record keys are fedsim's wire
-# format; so fedsim fixes these arguments of Flower's strategies and no scenario may give them.
+# Whoever takes part is the scenario's [participation] to say, and the names of records and metrics
+# are fedsim's wire format; so fedsim fixes these arguments of Flower's strategies.
 _FLOWER_FIXED: dict[str, Any] = {
     "fraction_train": 1.0,
     "fraction_evaluate": 1.0,
@@ -47,6 +47,7 @@ _FLOWER_FIXED: dict[str, Any] = {
     "min_available_nodes": 1,
     "arrayrecord_key": "arrays",
     "configrecord_key": "config",
+    "train_loss_key": "loss",
 }
 
 
@@ -280,6 +281,8 @@ def _unfit(name: str, cls: type[Any]) -> str | None:
     """Say why a scenario cannot name a strategy of Flower's, or return None."""
     if "strategy" in inspect.signature(cls).parameters:
         return "wraps another strategy, which a scenario cannot give it"
+    if name == "FedProx":
+        return "leaves its proximal term to the clients; use flower:FedAvg with [client] proximal"
     if name.startswith("FedXgb"):
         return "aggregates boosted trees, where fedsim trains tensors"
     return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from fedsim import run_folder
 from fedsim.checkpoint import Checkpoint
 from fedsim.cohort import Failure
 from fedsim.engine.local import LocalGrid
-from fedsim.errors import CheckpointError, RunError
+from fedsim.errors import CheckpointError, RunError, ScenarioError
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
 from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.rng import generator
-from fedsim.run_folder import JsonLines, RunFolder, write_json_atomic
+from fedsim.run_folder import JsonLines, RunFolder, read_json, write_json_atomic
 from fedsim.scenario import Scenario, check_expectations
 from fedsim.simulation import pinned_threads
 from fedsim.strategy import FederatedStrategy
@@ -91,7 +92,7 @@ def resume(
         progress: Shows how far it is.
 
     Raises:
-        ScenarioError: If the folder is not a run's.
+        ScenarioError: If the folder is not a run's, or an override would change its result.
         CheckpointError: If the checkpoint is torn, foreign or incompatible.
         RunError: If the run fails again.
     """
@@ -99,12 +100,13 @@ def resume(
     saved = folder.scenario()
     scenario = saved.with_overrides(overrides)
     if scenario.sha256 != saved.sha256:
-        raise CheckpointError(
+        raise ScenarioError(
             f"{run}: --set {' --set '.join(overrides)} would change the result of a run that has "
             "begun; "
             "start a new run with `fedsim run`"
         )
     world = build(scenario)
+    _require_same_data(world, folder)
     write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
 
@@ -190,9 +192,21 @@ def execute(
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
 
 
+def _require_same_data(world: World, folder: RunFolder) -> None:
+    """Refuse to go on when the data or their partition are no longer what the run began with."""
+    place = folder.file("manifest.json")
+    if place.is_file() and (before := read_json(place).get("sha256")) != world.data.manifest_sha256:
+        raise CheckpointError(
+            f"{place}: the run began with data {str(before)[:12]}, the same scenario now gives "
+            f"{world.data.manifest_sha256[:12]}; bring the data back or start a new run"
+        )
+
+
 def _run(
     world: World, folder: RunFolder, *, workers: int | None, progress: "Progress | None"
 ) -> RunResult:
+    if "FLWR_LOG_LEVEL" not in os.environ:
+        logging.getLogger("flwr").setLevel(logging.WARNING)  # progress says it all
     with folder.recording():
         _log.info("plan: %s", world.plan.to_json())
         with make_grid(world, workers=workers) as grid:

@@ -66,7 +66,7 @@ class RunFolder(NamedTuple):
         the log and the command that resumes the run (`folder_of`).
         """
         handler = logging.FileHandler(self.file(LOG_FILE), encoding="utf-8")
-        formatter = logging.Formatter(
+        formatter = _NamelessFormatter(
             "%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
         )
         formatter.converter = time.gmtime
@@ -88,6 +88,15 @@ class RunFolder(NamedTuple):
             _logger.removeHandler(handler)
             _logger.setLevel(before)
             handler.close()
+
+
+class _NamelessFormatter(logging.Formatter):
+    """Writes `~` for the home folder, which tracebacks are full of and which names a user."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        home = str(Path.home())
+        text = super().format(record)
+        return text.replace(home, "~") if len(home) > 1 else text
 
 
 def folder_of(error: BaseException) -> Path | None:

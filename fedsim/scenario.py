@@ -26,7 +26,7 @@ from fedsim.imports import is_import_path
 _T = TypeVar("_T")
 
 # The first parts of the metric names that a run can record.
-METRIC_PHASES = ("clients", "comm", "local", "test", "time", "train")
+METRIC_PHASES = ("clients", "comm", "local", "server", "test", "time", "train")
 
 _FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
 

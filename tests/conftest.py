@@ -9,9 +9,6 @@ import socket
 import warnings
 from pathlib import Path
 
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_variable] = "1"  # read once, when torch and numpy are first imported
-
 import pytest
 import torch
 from hypothesis import settings
@@ -22,6 +19,7 @@ settings.load_profile("fedsim")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
     torch.set_num_threads(1)
 
 
@@ -79,10 +77,19 @@ def ray_cluster():
         # workers import the helpers that tests share
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        with _leaks_of_ray():
+            ray.init(
+                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
+            )
         yield ray
-        ray.shutdown()
+        with _leaks_of_ray():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _leaks_of_ray():
+    """Ray opens files and starts processes without closing or awaiting them."""
     with warnings.catch_warnings():
-        # Ray ends its processes without waiting for them
         warnings.simplefilter("ignore", ResourceWarning)
+        yield
         gc.collect()

@@ -258,7 +258,7 @@ def command_line(*arguments: str, **options: Any) -> "subprocess.CompletedProces
     code = "import sys; from fedsim.cli import main; sys.argv[0] = 'fedsim'; main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-P", "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=120,

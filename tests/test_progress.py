@@ -89,6 +89,17 @@ def test_run_that_stops_early_still_shows_its_last_round(clock: Clock) -> None:
     assert re.findall(r"round +(\d+)/100", text(console)) == ["1", "7"]
 
 
+def test_slow_first_round_does_not_spoil_the_estimate(clock: Clock) -> None:
+    console = screen(terminal=False)
+    with Progress(40, console=console) as progress:
+        progress.start(1)
+        play(progress, clock, range(1, 2), seconds=60)
+        play(progress, clock, range(2, 11), seconds=1)
+    lines = text(console).splitlines()
+    assert "ETA 39:00" in lines[0]
+    assert "ETA 0:30" in lines[-1]
+
+
 def test_resumed_run_estimates_from_its_own_rounds(clock: Clock) -> None:
     console = screen(terminal=False)
     with Progress(40, console=console) as progress:

@@ -1,6 +1,8 @@
 """The scenario file, factories as schemas, and discovery by name."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -307,6 +309,7 @@ def test_default_written_out_is_the_same_scenario(write: Any) -> None:
         (["strategy.name=3"], "[strategy] name = 3: must be a string"),
         (["strategy.name=flower:FedAdm"], "did you mean 'flower:FedAdam'?"),
         (["strategy.name=flower:FedXgbBagging"], "aggregates boosted trees"),
+        (["strategy.name=flower:FedProx"], "use flower:FedAvg with [client] proximal"),
         (
             ["strategy.name=flower:DifferentialPrivacyServerSideFixedClipping"],
             "wraps another strategy",
@@ -632,6 +635,26 @@ def test_everything_listed_is_described_and_has_defaults_that_pass_its_own_check
 
 
 # The package.
+
+
+def test_scenarios_inside_an_installed_package_are_found(tmp_path: Path) -> None:
+    # As a wheel lays them out: the scenarios lie in the package, and no checkout is around.
+    for source in (ROOT / "fedsim").glob("*.py"):
+        (tmp_path / "fedsim").mkdir(exist_ok=True)
+        shutil.copy(source, tmp_path / "fedsim")
+    (tmp_path / "fedsim" / "scenarios").mkdir()
+    shutil.copy(ROOT / "scenarios" / "quickstart.toml", tmp_path / "fedsim" / "scenarios")
+    code = "from fedsim import discovery as d; print(d.names('scenarios'), d.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert found.split() == ["['quickstart']", str(tmp_path / "fedsim" / "discovery.py")]
 
 
 def test_version_is_the_one_that_is_packaged() -> None:
