@@ -11,6 +11,7 @@ client is doubled.
 """
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,7 @@ class CohortExecutor:
         kind: "vmap" or "loop" (see the module's text).
         threads: Threads of torch's kernels; part of the bits, hence pinned.
         device: Where to compute.
+        deterministic: Whether a GPU is held to kernels that give the same bits every time.
         evaluation_batch: Samples per forward pass in evaluation; part of the bits.
     """
 
@@ -151,12 +153,18 @@ class CohortExecutor:
         kind: ExecutorKind = "vmap",
         threads: int = 1,
         device: str = "cpu",
+        deterministic: bool = True,
         evaluation_batch: int = 1000,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
         self.evaluation_batch = evaluation_batch
+        if self.device.type == "cuda" and deterministic:
+            # cuBLAS reads it when its first handle is made
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         model = task.build_model(seed)
         self.layout = Layout.from_model(model)
         self.model = seed_dropout(model).to(self.device)

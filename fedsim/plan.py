@@ -31,6 +31,7 @@ class ExecutionPlan:
         chunk_size: Clients per chunk, at least 2.
         threads: Threads of torch's kernels.
         device: "cpu" or "cuda".
+        deterministic: Whether a GPU is held to kernels that give the same bits every time.
         evaluation_batch: Samples per forward pass of the server's evaluation.
         reduction: How replies are summed.
     """
@@ -40,6 +41,7 @@ class ExecutionPlan:
     chunk_size: int
     threads: int = 1
     device: str = "cpu"
+    deterministic: bool = True
     evaluation_batch: int = 1000
     reduction: str = REDUCTION
 
@@ -56,6 +58,7 @@ def make_plan(
     executor: Literal["auto", "vmap", "loop"] = "auto",
     chunk_size: int | None = None,
     device: str = "cpu",
+    deterministic: bool = True,
     evaluation_batch: int = 1000,
 ) -> ExecutionPlan:
     """Derive a plan.
@@ -68,6 +71,7 @@ def make_plan(
         chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
             what fits a fixed number of bytes, so that two workers have work in every round.
         device: Where to compute.
+        deterministic: Whether a GPU is held to deterministic kernels.
         evaluation_batch: Samples per forward pass of the server's evaluation.
 
     Raises:
@@ -86,7 +90,7 @@ def make_plan(
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = max(2, min(-(-expected_cohort // 2), _MAX_CHUNK, fits))
-    return ExecutionPlan(kind, why, chunk_size, 1, device, evaluation_batch)
+    return ExecutionPlan(kind, why, chunk_size, 1, device, deterministic, evaluation_batch)
 
 
 def why_loop(task: TaskLike, feature_shape: tuple[int, ...]) -> str | None:

@@ -64,6 +64,7 @@ class Engine(_Table):
     chunk_size: int | None = None
     executor: Literal["auto", "vmap", "loop"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
+    deterministic: bool = True
     client_resources: ClientResources = ClientResources()
     address: str | None = None
     client_timeout_s: float | None = Field(default=None, gt=0)

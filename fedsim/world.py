@@ -66,6 +66,7 @@ def build(scenario: Scenario) -> World:
         executor=engine.executor,
         chunk_size=engine.chunk_size,
         device=engine.device,
+        deterministic=engine.deterministic,
         evaluation_batch=scenario.evaluation.batch_size,
     )
     app = make_app(scenario, data, plan)
@@ -103,6 +104,7 @@ def make_executor(
         kind=plan.executor,
         threads=plan.threads,
         device=plan.device,
+        deterministic=plan.deterministic,
         evaluation_batch=plan.evaluation_batch,
     )
 
