@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from fedsim.records import (
     METRICS,
     NUM_EXAMPLES,
     SERVER_ROUND,
+    ArraysMismatchError,
     array_record,
     model_record,
     model_tensors,
@@ -108,6 +109,8 @@ class Cohort(_LazyMessages):
         message_type: "train", "evaluate" or "train.setup".
         absent: bool `[K]`, clients that were selected and will not answer (drop-out).
         node_ids: int64 `[K]`, the nodes addressed; by default client id + 2.
+        ttl: Seconds for which a message is valid.
+        group: Flower's group id; None takes the round.
     """
 
     client_ids: np.ndarray
@@ -120,6 +123,7 @@ class Cohort(_LazyMessages):
     absent: np.ndarray | None = None
     node_ids: np.ndarray | None = None
     ttl: float = DEFAULT_TTL
+    group: str | None = None
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,8 +142,8 @@ class Cohort(_LazyMessages):
 
     @property
     def group_id(self) -> str:
-        """Flower's group id: the round."""
-        return str(self.server_round)
+        """Flower's group id of the messages."""
+        return str(self.server_round) if self.group is None else self.group
 
     @property
     def is_absent(self) -> np.ndarray:
@@ -187,38 +191,40 @@ class Cohort(_LazyMessages):
     def from_messages(cls, messages: Sequence[Message], layout: Layout) -> "Cohort | None":
         """Return the cohort that a foreign strategy's messages amount to, or None.
 
-        It does when they are train or evaluate instructions that share one content object, go to
-        different clients, and hold one model of this layout.
+        They do when they are instructions of one kind to different clients, each with one model of
+        this layout. Contents that differ make a personal payload.
         """
         if not messages:
             return None
-        first = messages[0]
-        content, kind = first.content, first.metadata.message_type
-        same = all(m.content is content and m.metadata.message_type == kind for m in messages)
+        kind = messages[0].metadata.message_type
         nodes = np.array([m.metadata.dst_node_id for m in messages], dtype=np.int64)
-        record = only_arrays(content)
-        known = {ARRAYS, CONFIG} >= set(content) or len(content.array_records) == 1
         if (
-            not same
-            or record is None
-            or not known
-            or kind not in (MessageType.TRAIN, MessageType.EVALUATE)
+            kind not in (MessageType.TRAIN, MessageType.EVALUATE, SETUP)
+            or any(m.metadata.message_type != kind for m in messages)
             or len(np.unique(nodes)) != len(nodes)
             or (nodes < internals.FIRST_NODE_ID).any()
         ):
             return None
-        params, buffers = model_tensors(layout, record)
-        config = next(iter(content.config_records.values()), ConfigRecord())
-        order = np.argsort(nodes, kind="stable")
+        order = np.argsort(nodes, kind="stable").tolist()
+        ordered = [messages[place] for place in order]
+        contents = [message.content for message in ordered]
+        alike = all(content is contents[0] for content in contents)
+        payloads = [_payload(content, layout) for content in (contents[:1] if alike else contents)]
+        if any(payload is None for payload in payloads):
+            return None
+        known = [payload for payload in payloads if payload is not None]
+        config = next(iter(contents[0].config_records.values()), ConfigRecord())
         return cls(
             client_ids=nodes[order] - internals.FIRST_NODE_ID,
             server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
             layout=layout,
-            shared=Payload(params, buffers),
+            shared=known[0] if alike else Payload(),
+            personal=Payload() if alike else _stacked(known),
             config={key: value for key, value in config.items() if key != SERVER_ROUND},
             message_type=kind,
-            ttl=first.metadata.ttl,
-            _built={place: messages[index] for place, index in enumerate(order.tolist())},
+            ttl=ordered[0].metadata.ttl,
+            group=ordered[0].metadata.group_id,
+            _built=dict(enumerate(ordered)),
         )
 
 
@@ -239,6 +245,9 @@ class Replies(_LazyMessages):
         staleness: int64 `[K]`, rounds between broadcast and aggregation.
         failures: Who of the cohort gave no admissible reply, and why.
         message_type: Of the instructions.
+        ttl: Of the instructions.
+        group: Flower's group id of the instructions; None takes the round.
+        admitted: Whether `admit` has been through.
     """
 
     server_round: int
@@ -254,6 +263,7 @@ class Replies(_LazyMessages):
     failures: tuple[Failure, ...] = ()
     message_type: str = MessageType.TRAIN
     ttl: float = DEFAULT_TTL
+    group: str | None = None
     admitted: bool = False
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
     _instructions: Mapping[int, Message] = field(default_factory=dict, repr=False)
@@ -265,6 +275,11 @@ class Replies(_LazyMessages):
     @cached_property
     def _reported(self) -> tuple[Failure, ...]:
         return tuple(f for f in self.failures if f.cause in _ERROR_CODES)
+
+    @property
+    def group_id(self) -> str:
+        """Flower's group id of the messages."""
+        return str(self.server_round) if self.group is None else self.group
 
     @property
     def num_clients(self) -> int:
@@ -362,7 +377,7 @@ class Replies(_LazyMessages):
                 message_id=f"{next(_message_numbers):064x}",
                 node_id=internals.node_of(client),
                 message_type=self.message_type,
-                group_id=str(self.server_round),
+                group_id=self.group_id,
                 ttl=self.ttl,
                 created_at=1.0,
             )
@@ -389,6 +404,8 @@ class Replies(_LazyMessages):
             staleness=none,
             failures=tuple(failures),
             message_type=cohort.message_type,
+            ttl=cohort.ttl,
+            group=cohort.group,
             admitted=True,
         )
 
@@ -411,7 +428,7 @@ class Replies(_LazyMessages):
                 why = f"node {node} was not asked in this round"
                 strangers.append(Failure(node - 2, sent.server_round, "stranger", why))
                 continue
-            if client in answered:
+            if client in answered or client in failures:
                 why = "a second reply in one round; the first counts"
                 strangers.append(Failure(client, sent.server_round, "twice", why))
                 continue
@@ -428,17 +445,29 @@ class Replies(_LazyMessages):
     def _stack(
         cls, answered: "dict[int, _Parsed]", failures: Sequence[Failure], sent: Cohort
     ) -> "Replies":
-        signatures = Counter(row.signature for row in answered.values())
-        usual = signatures.most_common(1)[0][0] if signatures else ()
-        odd = [client for client, row in answered.items() if row.signature != usual]
-        why = f"its extra arrays differ from the other clients' {[name for name, *_ in usual]}"
-        failures = [*failures, *(Failure(c, sent.server_round, "names", why) for c in sorted(odd))]
-        ids = sorted(answered.keys() - set(odd))
+        failures, odd = list(failures), set[int]()
+        extras = _usual(row.signature for row in answered.values())
+        metrics = _usual(tuple(sorted(row.metrics)) for row in answered.values())
+        for client, row in sorted(answered.items()):
+            if row.signature != extras:
+                cause, why = (
+                    "names",
+                    f"extra arrays differ from the usual {[n for n, *_ in extras]}",
+                )
+            elif not row.metrics.keys() >= set(metrics):
+                cause, why = (
+                    "metrics",
+                    f"metrics {sorted(row.metrics)} lack some of {list(metrics)}",
+                )
+            else:
+                continue
+            odd.add(client)
+            failures.append(Failure(client, sent.server_round, cause, why))
+        ids = sorted(answered.keys() - odd)
         if not ids:
             return cls.empty(sent, failures)
         rows = [answered[client] for client in ids]
         trained = sent.message_type != MessageType.EVALUATE
-        names = set.intersection(*(set(row.metrics) for row in rows))
         places = np.searchsorted(sent.client_ids, ids)
         personal = sent.personal.params
         reference = (
@@ -457,13 +486,43 @@ class Replies(_LazyMessages):
             num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
             metrics={
                 name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
-                for name in sorted(names)
+                for name in metrics
             },
             staleness=torch.zeros(len(rows), dtype=torch.int64),
             failures=tuple(failures),
             message_type=sent.message_type,
+            ttl=sent.ttl,
+            group=sent.group,
             _built={place: row.message for place, row in enumerate(rows)},
         )
+
+
+def _usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The most common of the clients' signatures (of equally common ones the smallest)."""
+    counted = Counter(signatures)
+    return min(counted, key=lambda s: (-counted[s], s)) if counted else ()
+
+
+def _payload(content: RecordDict, layout: Layout) -> Payload | None:
+    """What one instruction carries, or None when it is not one model of this layout."""
+    record = only_arrays(content)
+    if record is None or not set(content.array_records) <= {ARRAYS, EXTRA}:
+        record = record if len(content.array_records) == 1 else None
+    if record is None:
+        return None
+    extra = content.array_records.get(EXTRA)
+    params, buffers = model_tensors(layout, record)
+    mine = {} if extra is None or extra is record else named_tensors(extra)
+    return Payload(params, buffers, mine)
+
+
+def _stacked(payloads: Sequence[Payload]) -> Payload:
+    """One personal payload of several clients' own."""
+    return Payload(
+        torch.stack([p.params for p in payloads if p.params is not None]),
+        {n: torch.stack([p.buffers[n] for p in payloads]) for n in payloads[0].buffers},
+        {n: torch.stack([p.extra[n] for p in payloads]) for n in payloads[0].extra},
+    )
 
 
 _ERROR_CODES = {"raised": 2, "died": 8, "hung": 8, "error": 0}
@@ -493,13 +552,19 @@ def _parse(message: Message, sent: Cohort) -> _Parsed:
         raise _Refused("raised", str(message.error.reason))
     content = message.content
     metrics = only_metrics(content)
-    if metrics is None or not isinstance(metrics.get(NUM_EXAMPLES), int):
+    count = None if metrics is None else metrics.get(NUM_EXAMPLES)
+    if metrics is None or not isinstance(count, int):
         raise _Refused("num-examples", f"the reply's metrics hold no integer '{NUM_EXAMPLES}'")
-    numbers = {
-        name: float(value)
-        for name, value in metrics.items()
-        if name != NUM_EXAMPLES and isinstance(value, int | float)
-    }
+    if not 0 <= count <= MAX_EXAMPLES:
+        raise _Refused("num-examples", f"{count} examples: must be in 0..{MAX_EXAMPLES}")
+    try:
+        numbers = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name != NUM_EXAMPLES and isinstance(value, int | float)
+        }
+    except OverflowError:
+        raise _Refused("metrics", "a metric is too large for a float") from None
     params, buffers, extra = None, dict[str, Tensor](), dict[str, Tensor]()
     if sent.message_type != MessageType.EVALUATE:
         record = only_arrays(content)
@@ -507,9 +572,8 @@ def _parse(message: Message, sent: Cohort) -> _Parsed:
             raise _Refused("names", "the reply holds no arrays")
         try:
             params, buffers = model_tensors(sent.layout, record, strict=True)
-        except ValueError as error:
-            cause = next((w for w in ("shape", "expected torch") if w in str(error)), "names")
-            raise _Refused("dtype" if cause == "expected torch" else cause, str(error)) from None
-        if EXTRA in content.array_records:
-            extra = named_tensors(content.array_records[EXTRA])
-    return _Parsed(message, params, buffers, extra, int(metrics[NUM_EXAMPLES]), numbers)  # type: ignore[arg-type]
+            if EXTRA in content.array_records:
+                extra = named_tensors(content.array_records[EXTRA])
+        except ArraysMismatchError as error:
+            raise _Refused(error.cause, str(error)) from None
+    return _Parsed(message, params, buffers, extra, count, numbers)

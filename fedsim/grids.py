@@ -379,13 +379,14 @@ def replies_bytes(replies: Replies) -> int:
     sizes: dict[int, int] = {}
     counts = replies.num_examples.tolist()
     for place, client in enumerate(replies.client_ids.tolist()):
-        digits = internals.varint_length(2 * abs(counts[place]))  # zigzag
+        count = counts[place]
+        digits = internals.varint_length(2 * count if count >= 0 else -2 * count - 1)  # zigzag
         if digits not in sizes:
             sizes[digits] = internals.record_bytes(replies.metric_record(place))
         metadata = internals.reply_metadata_bytes(
             internals.varint_length(internals.node_of(client)),
             replies.message_type,
-            str(replies.server_round),
+            replies.group_id,
             replies.ttl,
         )
         total += internals.message_bytes(metadata, {**records, METRICS: sizes[digits]})

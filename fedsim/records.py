@@ -19,6 +19,18 @@ ARRAYS, CONFIG, EXTRA, METRICS = "arrays", "config", "extra", "metrics"
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
 
 
+class ArraysMismatchError(ValueError):
+    """Arrays that are not what a layout expects.
+
+    Attributes:
+        cause: "names", "shape" or "dtype".
+    """
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
 def array_record(named: Mapping[str, Tensor]) -> ArrayRecord:
     """Return a record of these tensors, in their order and dtypes."""
     return ArrayRecord({name: Array(to_numpy(tensor)) for name, tensor in named.items()})
@@ -30,12 +42,22 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def named_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return a record's tensors; the record stays as it is."""
-    return {name: torch.from_numpy(_owned(array.numpy())) for name, array in record.items()}
+    """Return a record's tensors; the record stays as it is.
+
+    Raises:
+        ArraysMismatchError: If an array cannot be read or is of a type that torch does not have.
+    """
+    return {name: _tensor(name, array) for name, array in record.items()}
 
 
-def _owned(array: np.ndarray) -> np.ndarray:
-    return array if array.flags.writeable else array.copy()
+def _tensor(name: str, array: Array) -> Tensor:
+    try:
+        values = array.numpy()
+        if not isinstance(values, np.ndarray):
+            raise TypeError(f"holds a {type(values).__name__}, not one array")
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
+    except Exception as error:  # bytes from elsewhere may be anything; whoever sent them is named
+        raise ArraysMismatchError("dtype", f"'{name}' cannot be read: {error}") from error
 
 
 def model_record(layout: Layout, params: Tensor, buffers: Mapping[str, Tensor]) -> ArrayRecord:
@@ -56,21 +78,23 @@ def model_tensors(
             FedAdam turns a model into float64).
 
     Raises:
-        ValueError: If a name is missing or unknown, or a shape (strict: a dtype) differs.
+        ArraysMismatchError: If a name is missing or unknown, or a shape (strict: a dtype) differs.
     """
     if set(record) != set(layout.names):
         missing, more = set(layout.names) - set(record), set(record) - set(layout.names)
-        raise ValueError(f"arrays are missing {sorted(missing)} and have unknown {sorted(more)}")
+        raise ArraysMismatchError(
+            "names", f"arrays are missing {sorted(missing)} and have unknown {sorted(more)}"
+        )
     named = named_tensors(record)
     for spec in (*layout.trainable, *layout.buffers):
         tensor = named[spec.name]
         if tuple(tensor.shape) != spec.shape:
-            raise ValueError(
-                f"'{spec.name}' has shape {tuple(tensor.shape)}, expected {spec.shape}"
-            )
+            text = f"'{spec.name}' has shape {tuple(tensor.shape)}, expected {spec.shape}"
+            raise ArraysMismatchError("shape", text)
         if tensor.dtype != spec.dtype:
             if strict:
-                raise ValueError(f"'{spec.name}' is {tensor.dtype}, expected {spec.dtype}")
+                text = f"'{spec.name}' is {tensor.dtype}, expected {spec.dtype}"
+                raise ArraysMismatchError("dtype", text)
             named[spec.name] = tensor.to(spec.dtype)
     return layout.flatten(named), {spec.name: named[spec.name] for spec in layout.buffers}
 

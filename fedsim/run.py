@@ -309,6 +309,8 @@ class _Keeper:
 
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
         world = self._world
+        for file in self._files.values():
+            file.sync()  # a checkpoint must not count bytes that a power cut can take away
         clients, memories = self._engine.store.export() if self._engine is not None else ([], {})
         checkpoints.save(
             self._place,

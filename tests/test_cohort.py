@@ -158,20 +158,19 @@ def test_a_foreign_strategys_messages_are_a_cohort_in_client_order():
     assert [sent[0], sent[1], sent[2]] == [messages[1], messages[2], messages[0]]
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [],
-        foreign(nodes=(2, 2)),
-        foreign(nodes=(1, 2)),
-        foreign(nodes=(2, 3), contents=[RecordDict(), RecordDict()]),
-        foreign(kind="query"),
-        foreign(nodes=(2,), contents=[RecordDict({"config": ConfigRecord({})})]),
-    ],
-    ids=["none", "twice", "no client", "several contents", "query", "no model"],
-)
-def test_messages_that_are_no_cohort_are_left_alone(messages):
-    assert Cohort.from_messages(messages, LAYOUT) is None
+NO_COHORTS = {
+    "none": {"nodes": ()},
+    "twice": {"nodes": (2, 2)},
+    "no client": {"nodes": (1, 2)},
+    "several contents": {"nodes": (2, 3), "contents": [RecordDict(), RecordDict()]},
+    "query": {"kind": "query"},
+    "no model": {"nodes": (2,), "contents": [RecordDict({"config": ConfigRecord({})})]},
+}
+
+
+@pytest.mark.parametrize("arguments", NO_COHORTS.values(), ids=NO_COHORTS)
+def test_messages_that_are_no_cohort_are_left_alone(arguments):
+    assert Cohort.from_messages(foreign(**arguments), LAYOUT) is None
 
 
 def test_a_foreign_model_of_another_layout_is_refused():
@@ -382,3 +381,20 @@ def test_the_bytes_of_failures_are_counted():
 
 def test_a_cohort_of_nobody_takes_no_bytes():
     assert cohort_bytes(cohort(())) == 0
+
+
+# --- pushed and pulled ----------------------------------------------------------------------------
+
+
+def test_a_pushed_cohort_is_pulled_by_its_messages_ids():
+    app = fed.make_app()
+    sender, pusher = InlineGrid(app, 8), InlineGrid(app, 8)
+    strategy = fed.make_strategy("fedavg")
+    expected = sender.send_and_receive(fed.configure(strategy, sender, fed.initial_arrays()))
+    ids = list(pusher.push_messages(fed.configure(strategy, pusher, fed.initial_arrays())))
+    assert len(set(ids)) == 8
+    pulled = list(pusher.pull_messages(ids))
+    assert [m.metadata.reply_to_message_id for m in pulled] == ids
+    for one, other in zip(pulled, expected, strict=True):
+        assert fed.record_bits(one.content["arrays"]) == fed.record_bits(other.content["arrays"])
+    assert list(pusher.pull_messages(ids)) == []

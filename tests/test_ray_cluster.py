@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -51,10 +52,14 @@ for transport in ("shared memory", "ray"):
 
 ray.init(address=cluster.address, log_to_driver=False)
 found["cluster alive"] = sum(node["Alive"] for node in ray.nodes())
+found["standing"] = engine._standing_cluster() == cluster.address
 grid = engine.RayGrid(world.app, 12, workers=1)
 found["joined"] = train(world, grid)[0]
 found["joined is still up"] = ray.is_initialized()
 ray.shutdown()
+grid = engine.RayGrid(world.app, 12, workers=1)  # finds the cluster that stands on this machine
+with grid:
+    found["found"] = sum(node["Alive"] for node in ray.nodes())
 cluster.shutdown()
 print("FOUND" + json.dumps(found))
 """
@@ -63,10 +68,13 @@ print("FOUND" + json.dumps(found))
 @pytest.fixture(scope="module")
 def found():
     """What the script saw on two Ray nodes of this machine."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True, text=True, timeout=240, check=False, env=dict(os.environ),
-    )  # fmt: skip
+    # a folder of its own, short for Ray's sockets: nobody else is to find this cluster
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            capture_output=True, text=True, timeout=240, check=False,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("FOUND")[1])
 
@@ -95,3 +103,19 @@ def test_a_cluster_named_by_address_is_left_running(found):
 def test_a_cluster_already_joined_is_used_and_never_shut_down(found):
     assert found["joined"] == found["inline"]
     assert found["joined is still up"]
+
+
+def test_a_cluster_that_stands_on_this_machine_is_joined(found):
+    assert found["standing"]
+    assert found["found"] == 2
+
+
+def test_a_note_of_a_dead_cluster_is_ignored(tmp_path, monkeypatch):
+    import ray
+
+    from fedsim.engine.ray import _standing_cluster
+
+    monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda: "127.0.0.1:1")
+    assert _standing_cluster() is None
+    monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda: None)
+    assert _standing_cluster() is None

@@ -275,9 +275,7 @@ class LocalGrid(Grid, abc.ABC):
             if cohort is not None:
                 for message in batch:
                     self._number(message)
-                replies = self._answer_cohort(cohort, deadline)
-                asked = {internals.client_of(m.metadata.dst_node_id): m for m in batch}
-                return replace(replies, _instructions=asked)
+                return self._answer_cohort(cohort, deadline)
         return self._answer_messages(batch, deadline)
 
     def _answer_cohort(self, cohort: Cohort, deadline: float | None) -> Replies:
@@ -295,7 +293,14 @@ class LocalGrid(Grid, abc.ABC):
         works = self._cut(cohort, trains)
         if works:
             self._work_off(cohort, works, rows, failures, results, deadline)
-        return self._stack(cohort, results, rows, failures)
+        replies = self._stack(cohort, results, rows, failures)
+        # replies to messages that somebody built carry those messages' ids
+        return replace(
+            replies,
+            _instructions={
+                int(cohort.client_ids[place]): message for place, message in cohort._built.items()
+            },
+        )
 
     def _cut(self, cohort: Cohort, trains: bool) -> list[ChunkWork]:
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
@@ -343,7 +348,7 @@ class LocalGrid(Grid, abc.ABC):
                 attempts[work.index] += 1
                 self._log_chunk(work, outcome, attempts[work.index])
                 if outcome.fault is None:
-                    self._accept(work, outcome.value, results)
+                    self._accept(work, outcome.value, rows, results)
                 elif outcome.fault == "late":
                     self._fail(cohort, work.clients, "late", outcome.reason, failures)
                 else:
@@ -422,13 +427,26 @@ class LocalGrid(Grid, abc.ABC):
             failures.setdefault(client, Failure(client, cohort.server_round, cause, reason))
 
     def _accept(
-        self, work: ChunkWork, result: ChunkResult, results: dict[int, ChunkResult]
+        self,
+        work: ChunkWork,
+        result: ChunkResult,
+        rows: Tensor | None,
+        results: dict[int, ChunkResult],
     ) -> None:
+        """Take a chunk's result, and its members' memories along with replies that can count."""
         results[work.first_row] = result
-        if work.job.action == "train":
-            present = [p for p, gone in enumerate(work.job.absent) if not gone]
-            clients = [work.job.client_ids[p] for p in present]
-            self.store.commit(clients, {n: t[present] for n, t in result.state.items()})
+        if not result.state:
+            return
+        stacks = [*result.buffers.values(), *result.extra.values(), *result.state.values()]
+        if rows is not None:
+            stacks.append(rows[work.first_row : work.first_row + len(work.clients)])
+        finite = torch.tensor([not gone for gone in work.job.absent])
+        for stack in stacks:
+            if stack.is_floating_point():
+                finite &= torch.isfinite(stack.reshape(len(stack), -1)).all(dim=1)
+        places = torch.nonzero(finite).flatten()
+        clients = [work.job.client_ids[place] for place in places.tolist()]
+        self.store.commit(clients, {n: t[places] for n, t in result.state.items()})
 
     def _log_chunk(self, work: ChunkWork, outcome: Outcome, attempt: int) -> None:
         self.chunk_log.append(
@@ -483,6 +501,7 @@ class LocalGrid(Grid, abc.ABC):
             staleness=torch.zeros(len(ids), dtype=torch.int64),
             message_type=cohort.message_type,
             ttl=cohort.ttl,
+            group=cohort.group,
         )
         return replies.select(keep, [failures[c] for c in sorted(failures)])
 

@@ -7,8 +7,10 @@ results, while workers of other machines get and return it through Ray's object 
 """
 
 import contextlib
+import math
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,8 +128,9 @@ class RayGrid(LocalGrid):
         workers: At most so many workers; None takes what the resources allow.
         client_resources: What one worker takes of the cluster, as in Flower: `num_cpus` and
             `num_gpus` (fractions allowed); None takes one CPU.
-        address: A Ray cluster to join; None joins the one this process is connected to, or starts
-            one on this machine for the grid's lifetime.
+        address: A Ray cluster to join; None joins the one that this process is connected to, that
+            RAY_ADDRESS names or that `ray start` has left on this machine, or else starts one for
+            the grid's lifetime.
         init_args: Further arguments of `ray.init`.
         startup_timeout_s: Seconds that a worker may take to start.
 
@@ -396,23 +399,46 @@ def _start_ray(
     resources: Mapping[str, float],
     init_args: Mapping[str, Any] | None,
 ) -> None:
-    """Join the cluster at `address`, or start one on this machine."""
+    """Join the cluster at `address` or one that is up, else start one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    arguments: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
-    arguments["logging_level"] = "error"
-    if address is not None:
-        arguments = {"address": address, "log_to_driver": False, "logging_level": "error"}
-    elif workers is not None and "num_cpus" not in (init_args or {}):
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    extra = dict(init_args or {})
+    named = address or extra.pop("address", None) or os.environ.get("RAY_ADDRESS")
+    standing = None if named or extra else _standing_cluster()
+    if named or standing:
+        try:
+            ray.init(**{**quiet, "address": named or standing, **extra})
+            return
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if named:
+                raise RunError(
+                    f"no Ray cluster could be joined at '{named}': {_first_line(error)}; start one "
+                    "there with `ray start --head`, or leave [engine] address out"
+                ) from error
+    local = {**quiet, "address": "local", "include_dashboard": False}
+    if workers is not None:
         # logical CPUs: asking for more workers than cores is allowed
         cores = os.cpu_count() or 1
-        arguments["num_cpus"] = max(cores, -(-int(workers * resources["num_cpus"] * 1000) // 1000))
+        local["num_cpus"] = max(cores, math.ceil(workers * resources["num_cpus"]))
     try:
-        ray.init(**{**arguments, **(init_args or {})})
+        ray.init(**{**local, **extra})
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f" at [engine] address = '{address}'" if address else ""
         raise RunError(
-            f"Ray{where} could not be reached or started: {_first_line(error)}"
+            f"Ray could not be started: {_first_line(error)}; try `--set engine.kind=inline`"
         ) from error
+
+
+def _standing_cluster() -> str | None:
+    """The address of a cluster that `ray start` has left on this machine and that answers."""
+    read = getattr(ray._private.utils, "read_ray_address", None)
+    found = str((read() if read is not None else None) or "")
+    host, _, port = found.rpartition(":")
+    try:
+        # the note outlives a cluster that was killed, and Ray waits minutes for a dead one
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return found
+    except (OSError, ValueError):
+        return None
 
 
 def _probe_arena() -> Arena | None:
