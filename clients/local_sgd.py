@@ -11,6 +11,7 @@ Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight d
 gradient; momentum without dampening starts from the first gradient).
 """
 
+import math
 from typing import Literal, final
 
 import torch
@@ -61,17 +62,17 @@ class LocalSGD(ClientProcedure):
         keep_optimizer: bool = False,
     ) -> None:
         for name, value, holds, allowed in (
-            ("local_lr", local_lr, local_lr >= 0, ">= 0"),
+            ("local_lr", local_lr, 0 <= local_lr < math.inf, ">= 0 and finite"),
             ("local_epochs", local_epochs, local_epochs >= 1, ">= 1"),
             ("local_steps", local_steps, local_steps is None or local_steps >= 1, ">= 1"),
             ("batch_size", batch_size, batch_size >= 1, ">= 1"),
             ("optimizer", optimizer, optimizer in ("sgd", "adam"), "sgd or adam"),
             ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-            ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
+            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, ">= 0 and finite"),
             ("betas", betas, len(betas) == 2 and all(0 <= b < 1 for b in betas), "each in [0, 1)"),
             ("epsilon", epsilon, epsilon > 0, "> 0"),
             ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0"),
-            ("proximal", proximal, proximal >= 0, ">= 0"),
+            ("proximal", proximal, 0 <= proximal < math.inf, ">= 0 and finite"),
             ("lr_decay", lr_decay, 0 < lr_decay <= 1, "in (0, 1]"),
         ):
             if not holds:

@@ -197,14 +197,15 @@ class Cohort(_LazyMessages):
         if not messages:
             return None
         kind = messages[0].metadata.message_type
-        nodes = np.array([m.metadata.dst_node_id for m in messages], dtype=np.int64)
+        asked = [m.metadata.dst_node_id for m in messages]
         if (
             kind not in (MessageType.TRAIN, MessageType.EVALUATE, SETUP)
             or any(m.metadata.message_type != kind for m in messages)
-            or len(np.unique(nodes)) != len(nodes)
-            or (nodes < internals.FIRST_NODE_ID).any()
+            or len(set(asked)) != len(asked)
+            or not all(internals.FIRST_NODE_ID <= node < 2**63 for node in asked)
         ):
             return None
+        nodes = np.array(asked, dtype=np.int64)
         order = np.argsort(nodes, kind="stable").tolist()
         ordered = [messages[place] for place in order]
         contents = [message.content for message in ordered]

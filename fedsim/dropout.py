@@ -35,12 +35,17 @@ _DROPOUTS: dict[type[nn.Module], bool] = {
 
 
 def seed_dropout(model: nn.Module) -> nn.Module:
-    """Replace torch's dropout layers by seeded ones, in place, and return the model."""
-    for name, child in list(model.named_children()):
-        if isinstance(child, nn.modules.dropout._DropoutNd) and type(child) in _DROPOUTS:
-            setattr(model, name, SeededDropout(child.p, channels=_DROPOUTS[type(child)]))
-        else:
-            seed_dropout(child)
+    """Replace torch's dropout layers by seeded ones, in place, and return the model.
+
+    A layer that stands in several places is replaced by one and the same layer in all of them.
+    """
+    seeded: dict[nn.Module, SeededDropout] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, nn.modules.dropout._DropoutNd) and type(child) in _DROPOUTS:
+                if child not in seeded:
+                    seeded[child] = SeededDropout(child.p, channels=_DROPOUTS[type(child)])
+                parent._modules[name] = seeded[child]
     return model
 
 

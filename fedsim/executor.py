@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.layout import Layout, Payload
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
+from fedsim.rng import derived_seed
 from fedsim.schedule import Schedule
 
 ExecutorKind = Literal["vmap", "loop"]
@@ -254,17 +255,17 @@ class CohortExecutor:
         for slot in members:
             memory = _row(state, slot)
             mine = {n: b.clone() for n, b in _row(buffers, slot).items()}
-            carry = self.procedure.begin(_row(params, slot), mine, _row(extra, slot), memory)
-            for step in range(int(plan.steps[slot])):
-                count = int(plan.counts[slot, step])
-                carry, loss = self.procedure.step(
-                    carry,
-                    self._single_batch(plan, pool, slot, step),
-                    self._gradient_single,
-                    server_round=job.server_round,
-                )
-                losses[slot] += float(loss) * count
-            reply_extra, memory = self.procedure.finish(carry, memory)
+            with self._seeded_layers(job.server_round, job.client_ids[slot]):
+                carry = self.procedure.begin(_row(params, slot), mine, _row(extra, slot), memory)
+                for step in range(int(plan.steps[slot])):
+                    carry, loss = self.procedure.step(
+                        carry,
+                        self._single_batch(plan, pool, slot, step),
+                        self._gradient_single,
+                        server_round=job.server_round,
+                    )
+                    losses[slot] += float(loss) * int(plan.counts[slot, step])
+                reply_extra, memory = self.procedure.finish(carry, memory)
             results.append((carry["params"], {**mine, **carry["buffers"]}, reply_extra, memory))
         stacked: list[Named] = [
             {n: torch.stack([r[part][n] for r in results]) for n in results[0][part]}
@@ -280,6 +281,14 @@ class CohortExecutor:
             num_examples=plan.num_examples,
             metrics={"loss": _mean(losses, plan.seen)},
         )
+
+    @contextlib.contextmanager
+    def _seeded_layers(self, server_round: int, client: int) -> Iterator[None]:
+        """Seed torch's generators for layers that draw by themselves, and put them back."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derived_seed(self.seed, "layers", server_round, client))
+            yield
 
     @property
     def _gradient(self) -> Gradient:
@@ -343,6 +352,8 @@ class CohortExecutor:
             for name in metrics[0]
         }
         num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
+        # metrics over no samples are no numbers; such a client weighs nothing, as in training
+        columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
         return ChunkResult(None, {}, {}, {}, num_examples, columns)
 
     def _sums(self, named: Named, pool: tuple[Tensor, Tensor], rows: Tensor) -> dict[str, float]:

@@ -54,6 +54,11 @@ def set_message_id(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def set_source(message: Message, node_id: int) -> None:
+    """Say that a reply came from this node."""
+    message.metadata.__dict__["_src_node_id"] = node_id
+
+
 def instruction_metadata(
     *, run_id: int, message_id: str, node_id: int, message_type: str, group_id: str, ttl: float,
     created_at: float,

@@ -431,6 +431,6 @@ def _sent_round(batch: Sequence[Message]) -> int | None:
 
 
 def _readdressed(reply: Message, nodes: dict[int, int]) -> Message:
-    metadata = reply.metadata
-    metadata.__dict__["_src_node_id"] = nodes.get(metadata.src_node_id, metadata.src_node_id)
+    source = reply.metadata.src_node_id
+    internals.set_source(reply, nodes.get(source, source))
     return reply

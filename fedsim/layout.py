@@ -136,7 +136,9 @@ class Layout:
         """Return views `[*lead, *shape]` of a flat `[*lead, dim]` by name, in their dtypes."""
         lead = flat.shape[:-1]
         return {
-            spec.name: flat[..., self.slices[spec.name]].reshape(*lead, *spec.shape).to(spec.dtype)
+            spec.name: flat[..., self.slices[spec.name]]
+            .reshape((*lead, *spec.shape))
+            .to(spec.dtype)
             for spec in self.trainable
         }
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedsim.dropout import seed_dropout
+from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
 from fedsim.executor import ExecutorKind, TaskLike, loop_reason
 
@@ -94,18 +94,21 @@ def make_plan(
 
 
 def why_loop(task: TaskLike, feature_shape: tuple[int, ...]) -> str | None:
-    """Say why the task's model cannot be vectorised, or None: by its layers, then by one trial."""
+    """Say why the task's model cannot be vectorised, or None: by its layers, then by a trial."""
     model = seed_dropout(task.build_model(0))
     return loop_reason(model) or _trial(task, model, feature_shape)
 
 
 def _trial(task: TaskLike, model: nn.Module, feature_shape: tuple[int, ...]) -> str | None:
-    """Run one gradient of two identical clients under vmap, without dropout."""
-    model.eval()
-    named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
-    stacked = {n: p.expand(2, *p.shape).contiguous() for n, p in named.items()}
+    """Run one gradient of two identical clients under vmap, as training does."""
     features = torch.zeros((2, 2, *feature_shape), dtype=task.dtype)
     targets = torch.zeros((2, 2), dtype=torch.int64)
+    model.train()
+    layers = dropout_layers(model)
+    noise = {n: torch.ones(2, *s) for n, s in noise_shapes(model, layers, features[0]).items()}
+    named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
+    one = {**named, **noise}
+    stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
 
     def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
         def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -305,21 +305,22 @@ class FederatedStrategy(Strategy, abc.ABC):
             personal=personal,
             config=dict(config),
             message_type=message_type,
-            node_ids=None if (nodes == clients + FIRST_NODE_ID).all() else nodes,
+            node_ids=None if nodes.dtype == np.int64 else nodes,
         )
 
     def _participants(self, grid: Grid, session: _Session) -> tuple[np.ndarray, np.ndarray]:
         """The round's clients and their nodes, in client order."""
-        nodes = np.sort(np.fromiter(grid.get_node_ids(), dtype=np.int64))
+        nodes = sorted(grid.get_node_ids())
         if hasattr(grid, "num_clients"):
-            return nodes - FIRST_NODE_ID, nodes
-        # a grid of Flower's: node ids are random and say nothing, so clients are numbered by
-        # arrival
-        for node in nodes.tolist():
+            ours = np.array(nodes, dtype=np.int64)
+            return ours - FIRST_NODE_ID, ours
+        # a grid of Flower's: node ids are random 64-bit numbers and say nothing, so clients are
+        # numbered as they are first seen
+        for node in nodes:
             session.nodes.setdefault(node, len(session.nodes))
-        clients = np.array([session.nodes[node] for node in nodes.tolist()], dtype=np.int64)
-        order = np.argsort(clients)
-        return clients[order], nodes[order]
+        nodes.sort(key=session.nodes.__getitem__)
+        clients = np.array([session.nodes[node] for node in nodes], dtype=np.int64)
+        return clients, np.array(nodes, dtype=np.uint64)
 
     def _require(self, server_round: int) -> _Session:
         if self._session is None or self._session.sent is None:

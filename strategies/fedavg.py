@@ -9,6 +9,7 @@ Symbols: Delta_k update of client k, n_k num_examples, eta_g server_lr.
 Deviations: none. With server_lr = 1 the result is the weighted mean of the clients' models.
 """
 
+import math
 from typing import final
 
 import numpy as np
@@ -27,12 +28,12 @@ class FedAvg(LinearStrategy):
         weighted: Whether clients count by their examples (the paper's n_k / n) or all the same.
 
     Raises:
-        ValueError: If `server_lr` is not positive.
+        ValueError: If `server_lr` is not positive and finite.
     """
 
     def __init__(self, *, server_lr: float = 1.0, weighted: bool = True) -> None:
-        if not server_lr > 0:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0")
+        if not 0 < server_lr < math.inf:
+            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
         self._server_lr = server_lr
         self._weighted = weighted
 

@@ -63,6 +63,8 @@ class _WorkerProcess:
 
     def __init__(self, app: ClientApp, num_clients: int, run_config: Mapping[str, Any]) -> None:
         torch.set_num_threads(1)
+        # torch imports its compiler at the first gradient, for seconds: not on a client's time
+        torch.func.grad(torch.square)(torch.ones(()))
         self._runner = Runner(app, num_clients, run_config)
         self._views: dict[ArenaName, ArenaView] = {}
         self._received: tuple[int, Payload] | None = None

@@ -1,0 +1,235 @@
+"""Tiny federations for the laws: every discovered strategy and client procedure, every model.
+
+Strategies and client procedures are found in `strategies/` and `clients/`, never listed here.
+"""
+
+import functools
+import inspect
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+
+from fedsim import discovery, tasks
+from fedsim.client_app import CohortApp
+from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe
+from fedsim.engine.inline import InlineGrid
+from fedsim.executor import ChunkJob, CohortExecutor, loop_reason
+from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.layout import Layout, Payload
+from fedsim.loop import RoundLoop
+from fedsim.participation import Participation
+from fedsim.plan import ExecutionPlan
+from fedsim.records import array_record
+
+SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
+SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11
+MODELS = {
+    "logistic": {},
+    "mlp": {"hidden": [8]},
+    "cnn": {},
+    "mlp_dropout": {"hidden": [8], "dropout": 0.4},
+    "cnn_batchnorm": {},
+}
+VECTORISED = [name for name in MODELS if name != "cnn_batchnorm"]
+
+# Small settings for whatever procedure takes them; the others keep their defaults.
+_QUICK = {"local_lr": 0.05, "batch_size": 16, "local_epochs": 1}
+
+
+class InMemoryData(FederatedData):
+    """Clients of given sizes with class-dependent features; travels as it is.
+
+    Args:
+        sizes: Samples of each client.
+        test_sizes: Samples of each client's local test split; None leaves all of them empty.
+        seed: Of the samples.
+        broken: Clients whose features are infinite, so that training them ends in NaN.
+    """
+
+    def __init__(self, sizes=SIZES, test_sizes=None, seed=0, broken=()):
+        super().__init__(Recipe({}, {}, seed, Path()))
+        self._arguments = (sizes, test_sizes, seed, broken)
+        draw = np.random.default_rng(seed)
+        self.num_clients, self.num_classes, self.feature_shape = len(sizes), CLASSES, SHAPE
+        self.manifest, self.manifest_sha256 = {"sizes": list(sizes)}, f"in memory {seed}"
+        self._rows, self._features, self._targets = {}, {}, {}
+        for split, counts in (("train", sizes), ("test", test_sizes or [0] * len(sizes))):
+            total = int(sum(counts)) + 1  # a first row that belongs to nobody
+            targets = draw.integers(CLASSES, size=total)
+            features = draw.normal(size=(total, *SHAPE)) + targets.reshape(-1, 1, 1, 1) / CLASSES
+            ends = np.cumsum([1, *counts])
+            self._rows[split] = [np.arange(a, b) for a, b in itertools.pairwise(ends)]
+            for client in broken:
+                features[self._rows[split][client]] = np.inf
+            self._features[split] = features.astype(np.float32)
+            self._targets[split] = targets
+        test_targets = draw.integers(CLASSES, size=30)
+        self._test = Arrays(draw.normal(size=(30, *SHAPE)).astype(np.float32), test_targets)
+
+    def __reduce__(self):
+        return InMemoryData, self._arguments
+
+    def sizes(self, client_ids):
+        return np.array([len(self._rows["train"][c]) for c in client_ids], dtype=np.int64)
+
+    def clients(self, client_ids, *, split="train"):
+        ids = self._checked(client_ids, split)
+        self.clients_read += len(ids)
+        rows = [self._rows[split][client] for client in ids]
+        return ClientRows(self._features[split], self._targets[split], rows)
+
+    @property
+    def test(self):
+        return self._test
+
+
+def make_task(model="logistic", *, dtype="float32"):
+    table = {"model": model, "dtype": dtype, **MODELS[model]}
+    return tasks.make_task(table, feature_shape=SHAPE, num_classes=CLASSES)
+
+
+def procedures():
+    """Every discovered procedure, in variants if it has several optimisers: (id, name, arguments).
+
+    The second variant remembers its optimiser, so that client state takes part in every law.
+    """
+    found = []
+    for name in discovery.names("clients"):
+        takes = inspect.signature(discovery.factory("clients", name)).parameters
+        quick = {key: value for key, value in _QUICK.items() if key in takes}
+        if {"optimizer", "keep_optimizer"} <= takes.keys():
+            kept = {"optimizer": "adam", "keep_optimizer": True}
+            found += [(f"{name}-sgd", name, quick), (f"{name}-adam", name, {**quick, **kept})]
+        else:
+            found.append((name, name, quick))
+    return found
+
+
+def make_procedure(name="local_sgd", **arguments):
+    if name == "local_sgd":
+        arguments = {**_QUICK, **arguments}
+    return discovery.make_procedure({"name": name, **arguments})
+
+
+def strategies():
+    return discovery.names("strategies")
+
+
+def make_strategy(name):
+    return discovery.make_strategy({"name": name})
+
+
+def natural_kind(model):
+    return "loop" if loop_reason(make_task(model).build_model(0)) else "vmap"
+
+
+def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dtype="float32"):
+    return CohortExecutor(
+        make_task(model, dtype=dtype),
+        make_procedure() if procedure is None else procedure,
+        InMemoryData() if data is None else data,
+        seed=SEED,
+        kind=kind or natural_kind(model),
+    )
+
+
+def make_app(model="logistic", procedure=None, data=None, *, chunk_size=3, **options):
+    kind = options.get("kind") or natural_kind(model)
+    build = functools.partial(make_executor, model, procedure, data, **options)
+    return CohortApp(build, ExecutionPlan(kind, "a test", chunk_size))
+
+
+def make_grid(*arguments, **options):
+    app = make_app(*arguments, **options)
+    return InlineGrid(app, app.executor.data.num_clients)
+
+
+def initial_arrays(model="logistic", *, dtype="float32") -> ArrayRecord:
+    built = make_task(model, dtype=dtype).build_model(SEED)
+    state = built.state_dict()
+    return array_record({name: state[name] for name in Layout.from_model(built).names})
+
+
+def initial_payload(executor) -> Payload:
+    state = executor.task.build_model(executor.seed).state_dict()
+    layout = executor.layout
+    buffers = {spec.name: state[spec.name].clone() for spec in layout.buffers}
+    return Payload(layout.flatten(state), buffers)
+
+
+def job(executor, client_ids, *, server_round=1, absent=(), action="train", **changes):
+    fields = {
+        "action": action,
+        "server_round": server_round,
+        "client_ids": tuple(client_ids),
+        "absent": tuple(client in absent for client in client_ids),
+        "layout": executor.layout.fingerprint,
+        "shared": initial_payload(executor),
+        "has_state": (False,) * len(client_ids),
+    }
+    return ChunkJob(**{**fields, **changes})
+
+
+class Rota(Participation):
+    """The given clients, one tuple per round, over and over."""
+
+    def __init__(self, *cohorts):
+        self.cohorts = cohorts
+
+    def participants(self, server_round, *, num_clients, seed):
+        cohort = self.cohorts[(server_round - 1) % len(self.cohorts)]
+        return np.array(sorted(cohort), dtype=np.int64)
+
+    def expected_cohort(self, num_clients):
+        return len(self.cohorts[0])
+
+
+def run_rounds(strategy, grid, arrays, layout, *, rounds=2, cohorts=(tuple(range(8)),), **options):
+    """Run rounds over a grid with the wrappers that a run has; returns (arrays, records)."""
+    wrapped = ParticipationGrid(
+        AdmissionGrid(ByteCountingGrid(grid), layout), Rota(*cohorts), seed=SEED
+    )
+    loop = RoundLoop(strategy, wrapped, rounds, **options)
+    return loop.run(arrays), [without_times(record) for record in loop.history]
+
+
+def without_times(record):
+    return {key: value for key, value in record.items() if not key.startswith("time/")}
+
+
+def tensor_bits(tensor):
+    flat = tensor.detach().contiguous().reshape(-1)
+    return (str(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
+
+
+def named_bits(named):
+    return {name: tensor_bits(tensor) for name, tensor in named.items()}
+
+
+def record_bits(record):
+    return {name: (a.dtype, tuple(a.shape), a.numpy().tobytes()) for name, a in record.items()}
+
+
+def result_bits(result, row):
+    """All that a chunk returns of one client."""
+    parts = {"params": result.params} if result.params is not None else {}
+    parts["num_examples"] = result.num_examples
+    for group in ("buffers", "extra", "state", "metrics"):
+        parts |= {f"{group}.{n}": t for n, t in getattr(result, group).items()}
+    return {name: tensor_bits(tensor[row]) for name, tensor in parts.items()}
+
+
+def configure(strategy, grid, arrays, server_round=1):
+    return strategy.configure_train(server_round, arrays, ConfigRecord({}), grid)
+
+
+def largest_difference(one, other):
+    """The largest absolute difference between two records of arrays."""
+    assert list(one) == list(other)
+    return max(
+        float(np.abs(one[name].numpy().astype(np.float64) - other[name].numpy()).max())
+        for name in one
+    )

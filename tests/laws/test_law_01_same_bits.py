@@ -1,0 +1,184 @@
+"""Law 1: same scenario, same plan, same bits: whoever computes what, beside whom, and where."""
+
+import contextlib
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.client_app import CohortApp
+from fedsim.engine.inline import InlineGrid
+from fedsim.plan import ExecutionPlan
+from laws import federations as fed
+from laws.federations import (
+    MODELS,
+    InMemoryData,
+    job,
+    make_executor,
+    make_procedure,
+    record_bits,
+    result_bits,
+)
+
+CASES = [(model, *procedure[1:]) for model in MODELS for procedure in fed.procedures()]
+IDS = [f"{model}-{procedure[0]}" for model in MODELS for procedure in fed.procedures()]
+CLIENTS = len(fed.SIZES)
+
+
+# --- the executor: neighbours, places, neutral slots ----------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "name", "arguments"), CASES, ids=IDS)
+def test_a_clients_bits_do_not_depend_on_its_neighbours_or_its_place(model, name, arguments):
+    executor = make_executor(model, make_procedure(name, **arguments), InMemoryData(broken=(7,)))
+    expected = result_bits(executor.train(job(executor, (0, 1, 4))), 2)
+    for place, members in ((1, (3, 4, 6)), (0, (4, 5, 6)), (1, (2, 4, 7))):
+        result = executor.train(job(executor, members))
+        assert result_bits(result, place) == expected, members
+
+
+@pytest.mark.parametrize(("model", "name", "arguments"), CASES, ids=IDS)
+def test_an_absent_neighbour_changes_nobodys_bits(model, name, arguments):
+    executor = make_executor(model, make_procedure(name, **arguments))
+    whole = executor.train(job(executor, (2, 4, 6)))
+    for gone, place in ((6, 2), (2, 0)):
+        result = executor.train(job(executor, (2, 4, 6), absent=(gone,)))
+        for other in {0, 1, 2} - {place}:
+            assert result_bits(result, other) == result_bits(whole, other)
+
+
+@pytest.mark.parametrize(("model", "name", "arguments"), CASES, ids=IDS)
+def test_an_absent_client_hands_back_what_was_sent(model, name, arguments):
+    executor = make_executor(model, make_procedure(name, **arguments))
+    chunk = job(executor, (4, 5), absent=(5,))
+    result = executor.train(chunk)
+    assert result.params is not None
+    assert torch.equal(result.params[1], chunk.shared.params)
+    assert all(torch.equal(t[1], chunk.shared.buffers[n]) for n, t in result.buffers.items())
+    assert result.num_examples.tolist() == [20, 0]
+
+
+@pytest.mark.parametrize(("model", "name", "arguments"), CASES, ids=IDS)
+def test_a_lone_client_has_the_bits_of_a_chunk_of_two(model, name, arguments):
+    executor = make_executor(model, make_procedure(name, **arguments))
+    alone = executor.train(job(executor, (5,)))
+    beside = executor.train(job(executor, (3, 5)))
+    assert len(alone.num_examples) == 1
+    assert result_bits(alone, 0) == result_bits(beside, 1)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_evaluated_clients_bits_do_not_depend_on_its_neighbours(model):
+    data = InMemoryData(test_sizes=(5, 130, 7, 100, 101, 1, 250, 3))
+    executor = make_executor(model, data=data)
+    expected = result_bits(executor.evaluate(job(executor, (0, 1, 4), action="evaluate")), 2)
+    for place, members in ((0, (4, 5, 6)), (1, (3, 4, 7))):
+        evaluated = executor.evaluate(job(executor, members, action="evaluate"))
+        assert result_bits(evaluated, place) == expected
+    gone = executor.evaluate(job(executor, (0, 4, 6), action="evaluate", absent=(0, 6)))
+    assert result_bits(gone, 1) == expected
+
+
+def test_training_twice_gives_the_same_bits():
+    executor = make_executor("mlp_dropout")
+    first = executor.train(job(executor, (1, 4, 6)))
+    executor.train(job(executor, (0, 2, 3), server_round=5))
+    again = executor.train(job(executor, (1, 4, 6)))
+    assert all(result_bits(first, row) == result_bits(again, row) for row in range(3))
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+class ManyFederations(CohortApp):
+    """One federation per case behind one ClientApp, so that one set of workers serves all cases.
+
+    Case i holds the clients 8i...8i+7; a chunk belongs to the case of its first member.
+    """
+
+    def __init__(self):
+        super().__init__(make_executor, ExecutionPlan("vmap", "a test", 3))
+
+    def __reduce__(self):
+        return ManyFederations, ()
+
+    @functools.cache  # noqa: B019 - lives as long as the process
+    def case(self, number):
+        model, name, arguments = CASES[number]
+        data = InMemoryData(
+            fed.SIZES * len(CASES), test_sizes=(5, 1, 30, 7, 2, 110, 9, 3) * len(CASES)
+        )
+        return make_executor(model, make_procedure(name, **arguments), data)
+
+    def run_chunk(self, job, out=None):
+        executor = self.case(job.client_ids[0] // CLIENTS)
+        return executor.evaluate(job) if job.action == "evaluate" else executor.train(job, out)
+
+
+@pytest.fixture(scope="module")
+def inline():
+    return InlineGrid(ManyFederations(), CLIENTS * len(CASES))
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_cluster):
+    from fedsim.engine.ray import RayGrid
+
+    with RayGrid(ManyFederations(), CLIENTS * len(CASES), workers=2) as grid:
+        assert len(grid.worker_pids) == 2  # both have started
+        yield grid
+
+
+@contextlib.contextmanager
+def only(grid, *workers):
+    """Let a grid use some of its workers, in this order."""
+    everyone = grid._pool
+    grid._pool = [everyone[number] for number in workers]
+    try:
+        yield grid
+    finally:
+        grid._pool = everyone
+
+
+def run_case(grid, number, strategy):
+    """Two rounds of a case: 8 clients in three chunks, then 7 of them."""
+    model = CASES[number][0]
+    first = CLIENTS * number
+    everyone = range(first, first + CLIENTS)
+    cohorts = (tuple(everyone), tuple(c for c in everyone if c != first + 4))
+    grid.chunk_log.clear()
+    grid.store.restore([], {})
+    arrays, records = fed.run_rounds(
+        fed.make_strategy(strategy),
+        grid,
+        fed.initial_arrays(model),
+        make_executor(model).layout,
+        cohorts=cohorts,
+        local_clients=np.arange(first, first + CLIENTS),
+    )
+    clients, memories = grid.store.export()
+    return record_bits(arrays), records, clients, fed.named_bits(memories)
+
+
+@pytest.mark.parametrize("strategy", fed.strategies())
+@pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
+def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, number, strategy):
+    expected = run_case(inline, number, strategy)
+    assert bool(expected[2]) == bool(CASES[number][2].get("keep_optimizer"))  # who has memories
+    for workers in ((0,), (0, 1)):
+        with only(two_workers, *workers) as grid:
+            assert run_case(grid, number, strategy) == expected
+        # three chunks to train and three to evaluate in each of two rounds
+        assert [entry["outcome"] for entry in grid.chunk_log] == ["done"] * 12
+        assert {entry["worker"] for entry in grid.chunk_log} == set(workers)
+
+
+def test_it_does_not_matter_which_worker_trained_which_chunk(inline, two_workers):
+    expected = run_case(inline, 0, fed.strategies()[0])
+    firsts = []
+    for order in ((0, 1), (1, 0)):
+        with only(two_workers, *order) as grid:
+            assert run_case(grid, 0, fed.strategies()[0]) == expected
+        firsts.append(next(e["worker"] for e in grid.chunk_log if e["chunk"] == 0))
+    assert firsts == [0, 1]

@@ -1,0 +1,113 @@
+"""Law 3: a chunk trained as one batch equals its clients trained one at a time."""
+
+import pytest
+
+from laws import federations as fed
+from laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
+
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "weight decay": {"weight_decay": 0.01},
+    "adam": {"optimizer": "adam", "local_lr": 0.01},
+    "adam decayed": {"optimizer": "adam", "local_lr": 0.01, "weight_decay": 0.1},
+    "adam moments": {"optimizer": "adam", "betas": (0.5, 0.9), "epsilon": 1e-3},
+    "clipped": {"clip_norm": 0.5},
+    "proximal": {"proximal": 0.3},
+    "decaying steps": {"lr_decay": 0.5},
+    "few steps": {"local_steps": 2},
+    "many steps": {"local_steps": 9, "batch_size": 7},
+    "two epochs": {"local_epochs": 2},
+    "single samples": {"batch_size": 1, "local_steps": 5},
+    "whole clients": {"batch_size": 256},
+    "kept momentum": {"momentum": 0.9, "keep_optimizer": True},
+    "kept moments": {"optimizer": "adam", "local_lr": 0.01, "keep_optimizer": True},
+    "everything": {
+        "momentum": 0.5,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "proximal": 0.1,
+        "lr_decay": 0.9,
+        "keep_optimizer": True,
+    },
+}
+# unequal cohorts, so that memories are of unequal age; the last client has no sample
+SIZES = (*fed.SIZES, 0)
+COHORTS = (tuple(range(9)), (0, 3, 4, 6, 7), (1, 2, 3, 5, 8))
+
+
+def outcome(kind, model, procedure, *, rounds, dtype, strategy="fedavg"):
+    grid = fed.make_grid(
+        model, procedure, InMemoryData(SIZES), kind=kind, dtype=dtype, chunk_size=4
+    )
+    arrays, records = fed.run_rounds(
+        fed.make_strategy(strategy),
+        grid,
+        initial_arrays(model, dtype=dtype),
+        grid.client_app.layout,
+        rounds=rounds,
+        cohorts=COHORTS,
+    )
+    return arrays, records, grid.store.export()
+
+
+def assert_alike(one, other, tolerance):
+    assert fed.largest_difference(one[0], other[0]) <= tolerance
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(mine[key] == pytest.approx(theirs[key], abs=tolerance) for key in mine)
+    (clients, memories), (others, other_memories) = one[2], other[2]
+    assert clients == others
+    assert memories.keys() == other_memories.keys()
+    for name, memory in memories.items():
+        assert float((memory - other_memories[name]).abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_is_vectorised_exactly_over_three_rounds_in_float64(options):
+    procedure = make_procedure("local_sgd", **options)
+    outcomes = [outcome(k, "mlp", procedure, rounds=3, dtype="float64") for k in ("vmap", "loop")]
+    assert_alike(*outcomes, 1e-9)
+
+
+@pytest.mark.parametrize("strategy", fed.strategies())
+@pytest.mark.parametrize(
+    ("name", "arguments"), [p[1:] for p in fed.procedures()], ids=[p[0] for p in fed.procedures()]
+)
+@pytest.mark.parametrize("model", VECTORISED)
+def test_every_model_is_vectorised_exactly_over_three_rounds_in_float64(
+    model, name, arguments, strategy
+):
+    procedure = make_procedure(name, **arguments)
+    outcomes = [
+        outcome(k, model, procedure, rounds=3, dtype="float64", strategy=strategy)
+        for k in ("vmap", "loop")
+    ]
+    assert_alike(*outcomes, 1e-9)
+
+
+@pytest.mark.parametrize("model", VECTORISED)
+def test_one_round_in_float32_agrees_to_five_digits(model):
+    outcomes = [
+        outcome(k, model, make_procedure(), rounds=1, dtype="float32") for k in ("vmap", "loop")
+    ]
+    assert_alike(*outcomes, 1e-5)
+
+
+@pytest.mark.parametrize("model", VECTORISED)
+def test_evaluation_agrees(model):
+    data = InMemoryData(test_sizes=(1, 2, 3, 7, 20, 101, 110, 250))
+    vectorised, looped = (
+        fed.make_executor(model, data=data, kind=kind, dtype="float64") for kind in ("vmap", "loop")
+    )
+    one = vectorised.evaluate(fed.job(vectorised, range(8), action="evaluate"))
+    other = looped.evaluate(fed.job(looped, range(8), action="evaluate"))
+    assert (
+        one.num_examples.tolist() == other.num_examples.tolist() == [1, 2, 3, 7, 20, 101, 110, 250]
+    )
+    for name, column in one.metrics.items():
+        assert column.tolist() == pytest.approx(other.metrics[name].tolist(), abs=1e-12)
+
+
+def test_only_batch_normalisation_falls_back_to_the_loop():
+    assert [model for model in MODELS if fed.natural_kind(model) == "loop"] == ["cnn_batchnorm"]
