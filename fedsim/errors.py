@@ -35,9 +35,8 @@ def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
     """Say that `name` is not `what`, with the nearest allowed name and all allowed ones.
 
     Example:
-        >>> unknown("cutof", "a hyperparameter of fedau", ["cutoff", "server_lr"])
-        "'cutof' is not a hyperparameter of fedau; did you mean 'cutoff'? allowed: cutoff,
-        server_lr"
+        >>> unknown("cutof", "a key of fedau", ["cutoff", "server_lr"])
+        "'cutof' is not a key of fedau; did you mean 'cutoff'? allowed: cutoff, server_lr"
     """
     names = sorted(allowed)
     guess = nearest(name, names)
