@@ -5,6 +5,7 @@ with a hash over both. It is written beside its place, synced and renamed, so th
 or not at all. Nothing in it is pickled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,7 +81,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         temporary.rename(place)
         _sync(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{place}: cannot be written: {error.strerror}; make room and `fedsim resume` the run, "
             "nothing is lost up to the checkpoint before"
@@ -104,7 +106,8 @@ def load(place: Path) -> Checkpoint:
     """
     from safetensors import SafetensorError, safe_open
 
-    older = [file for file in _files(place.parent) if file != place]
+    files = _files(place.parent)
+    older = files[: files.index(place)] if place in files else files
     remedy = (
         f"delete it to resume from {older[-1].name}"
         if older
@@ -132,7 +135,12 @@ def load(place: Path) -> Checkpoint:
             "resume it "
             "with the fedsim version in versions.json"
         )
-    return _unpack(values, tensors)
+    try:
+        return _unpack(values, tensors)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{place}: its text and its tensors do not fit each other ({error!r}); {remedy}"
+        ) from error
 
 
 def require(checkpoint: Checkpoint, place: Path, **expected: Any) -> None:

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from fedsim.cohort import SETUP
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
 from fedsim.layout import Layout, Payload
-from fedsim.plan import ExecutionPlan
+from fedsim.plan import ExecutionPlan, why_loop
 from fedsim.records import (
     ARRAYS,
     EXTRA,
@@ -58,6 +58,15 @@ class CohortApp(ClientApp):
     def executor(self) -> CohortExecutor:
         """The executor of this process."""
         return self._build_executor()
+
+    def prepare(self) -> None:
+        """Make the executor, and let torch load what it loads at the first gradient.
+
+        Workers do so before they report that they have begun, so that no client pays for it.
+        """
+        executor = self.executor
+        if executor.kind == "vmap":
+            why_loop(executor.task, executor.data.feature_shape)
 
     @property
     def layout(self) -> Layout:
@@ -103,9 +112,19 @@ class CohortApp(ClientApp):
                 has_state=(bool(state),),
             )
         )
-        if result.state:
+        if result.state and _is_finite(result):
             context.state[CLIENT_STATE] = array_record({n: t[0] for n, t in result.state.items()})
         return Message(_reply_content(layout, result), reply_to=message)
+
+
+def _is_finite(result: ChunkResult) -> bool:
+    """Whether the reply will be admitted: one that is not leaves the client's memory as it was."""
+    stacks = [result.params, *result.buffers.values(), *result.extra.values()]
+    return all(
+        bool(torch.isfinite(stack).all())
+        for stack in (*stacks, *result.metrics.values())
+        if stack is not None and stack.is_floating_point()
+    )
 
 
 def _reply_content(layout: Layout, result: ChunkResult) -> RecordDict:

@@ -39,6 +39,7 @@ class ClientArrays(Protocol):
     """The data of federated clients, as `fedsim.data.FederatedData` offers it."""
 
     num_clients: int
+    feature_shape: tuple[int, ...]
 
     def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
         """Return pooled features and targets with each client's row numbers."""

@@ -1,5 +1,6 @@
 """State of strategies that are not fedsim's: their attributes, as plain values, never pickled."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fedsim.errors import CheckpointError
 from fedsim.records import array_record, named_tensors
 
-_ARRAYS, _RECORD = "arrays:", "record:"
+_ARRAYS, _RECORD, _TENSORS, _JSON = "arrays:", "record:", "tensors:", "json:"
 
 
 def dump_attributes(strategy: Strategy) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def dump_attributes(strategy: Strategy) -> dict[str, Any]:
             state[_RECORD + name] = named_tensors(value)
         elif isinstance(value, np.ndarray):
             state[_ARRAYS + name] = torch.from_numpy(np.array(value))
+        elif isinstance(value, Tensor) or _holds_only(value, Tensor):
+            state[_TENSORS + name] = value
         elif isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
             state[_ARRAYS + name] = [torch.from_numpy(np.array(v)) for v in value]
         elif isinstance(value, Mapping) and value and all(_is_array(v) for v in value.values()):
@@ -38,6 +42,13 @@ def dump_attributes(strategy: Strategy) -> dict[str, Any]:
             raise CheckpointError(
                 f"{type(strategy).__name__} wraps another strategy in '{name}', which a checkpoint "
                 "cannot hold yet; run it with [checkpoint] every above the number of rounds"
+            )
+        elif isinstance(value, list | dict) and _is_json(value):
+            state[_JSON + name] = json.dumps(value)
+        elif isinstance(value, list | dict | set | bytes | bytearray):
+            raise CheckpointError(
+                f"{type(strategy).__name__} remembers a {type(value).__name__} in '{name}' that a "
+                "checkpoint cannot hold: it holds numbers, text, arrays and lists of them"
             )
     return state
 
@@ -49,8 +60,28 @@ def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
             setattr(strategy, name.removeprefix(_RECORD), array_record(value))
         elif name.startswith(_ARRAYS):
             setattr(strategy, name.removeprefix(_ARRAYS), _arrays(value))
+        elif name.startswith(_TENSORS):
+            setattr(strategy, name.removeprefix(_TENSORS), value)
+        elif name.startswith(_JSON):
+            setattr(strategy, name.removeprefix(_JSON), json.loads(value))
         else:
             setattr(strategy, name, value)
+
+
+def _holds_only(value: Any, kind: type) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return (
+        isinstance(value, dict | list) and bool(value) and all(isinstance(v, kind) for v in items)
+    )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value comes back from JSON as it went, types included."""
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_array(value: Any) -> bool:

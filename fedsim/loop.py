@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -267,8 +267,10 @@ class RoundLoop:
             )
         replies: Iterable[Message] = grid.send_and_receive(messages, timeout=self.round_timeout_s)
         traffic = self._traffic("evaluate_")
-        for failure in failures_of(replies):
+        failures = failures_of(replies)
+        for failure in failures:
             _log.warning("evaluation: %s", failure)
+        replace(self.policy, min_replies=0).judge(server_round, len(grid.client_ids), failures)
         means = self.strategy.aggregate_evaluate(server_round, replies)
         found = {f"local/{n}": v for n, v in (means or {}).items() if n != NUM_EXAMPLES}
         return {**found, **spread(replies), **traffic}

@@ -262,6 +262,8 @@ class _Keeper:
         if place is None:
             for file in self._files.values():
                 file.truncate(0)
+            if self._engine is not None:
+                self._engine.store.restore([], {})  # it may have served another run
             self._save(0, self._world.arrays)
             return self._world.arrays, 1, []
         saved = checkpoints.load(place)

@@ -37,7 +37,8 @@ class InlineGrid(LocalGrid):
                     value: object = self._runner.chunk(replace(work.job, shared=shared), out)
                 else:
                     value = self._runner.message(work)
-            except Exception as error:  # a client's own code: named, and judged by the run's policy
+            # a client's own code: named, and judged by the run's policy
+            except (Exception, SystemExit) as error:
                 yield work, Outcome(None, "raised", describe(error), 0)
             else:
                 yield work, Outcome(value, None, "", 0)

@@ -112,6 +112,11 @@ class Runner:
         self.app, self.num_clients, self.run_config = app, num_clients, dict(run_config)
         self._empty_state = RecordDict()
 
+    def prepare(self) -> None:
+        """Do what the first piece of work would otherwise wait for."""
+        if isinstance(self.app, CohortApp):
+            self.app.prepare()
+
     def chunk(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         """Train or evaluate a chunk."""
         assert isinstance(self.app, CohortApp)
@@ -294,6 +299,8 @@ class LocalGrid(Grid, abc.ABC):
         if works:
             self._work_off(cohort, works, rows, failures, results, deadline)
         replies = self._stack(cohort, results, rows, failures)
+        if any(result.state for result in results.values()):
+            self._commit(cohort, results, replies)
         # replies to messages that somebody built carry those messages' ids
         return replace(
             replies,
@@ -301,6 +308,15 @@ class LocalGrid(Grid, abc.ABC):
                 int(cohort.client_ids[place]): message for place, message in cohort._built.items()
             },
         )
+
+    def _commit(self, cohort: Cohort, results: Mapping[int, ChunkResult], replies: Replies) -> None:
+        """Keep the memories of the clients whose replies are admitted, and of nobody else."""
+        admitted = set(replies.admit().client_ids.tolist())
+        for first, result in results.items():
+            members = cohort.client_ids[first : first + len(result.num_examples)].tolist()
+            rows = [row for row, client in enumerate(members) if client in admitted]
+            state = {name: stack[rows] for name, stack in result.state.items()}
+            self.store.commit([members[row] for row in rows], state)
 
     def _cut(self, cohort: Cohort, trains: bool) -> list[ChunkWork]:
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
@@ -348,7 +364,7 @@ class LocalGrid(Grid, abc.ABC):
                 attempts[work.index] += 1
                 self._log_chunk(work, outcome, attempts[work.index])
                 if outcome.fault is None:
-                    self._accept(work, outcome.value, rows, results)
+                    results[work.first_row] = outcome.value
                 elif outcome.fault == "late":
                     self._fail(cohort, work.clients, "late", outcome.reason, failures)
                 else:
@@ -375,7 +391,7 @@ class LocalGrid(Grid, abc.ABC):
             return work
         culprits = self._find_culprits(cohort, work, failures, deadline)
         if not culprits:
-            if attempts[work.index] >= _ATTEMPTS or outcome.fault == "raised":
+            if attempts[work.index] >= _ATTEMPTS:
                 raise RunError(
                     f"{where}: the chunk of clients {list(work.clients)} {outcome.fault} although "
                     "each "
@@ -425,28 +441,6 @@ class LocalGrid(Grid, abc.ABC):
     ) -> None:  # fmt: skip
         for client in clients:
             failures.setdefault(client, Failure(client, cohort.server_round, cause, reason))
-
-    def _accept(
-        self,
-        work: ChunkWork,
-        result: ChunkResult,
-        rows: Tensor | None,
-        results: dict[int, ChunkResult],
-    ) -> None:
-        """Take a chunk's result, and its members' memories along with replies that can count."""
-        results[work.first_row] = result
-        if not result.state:
-            return
-        stacks = [*result.buffers.values(), *result.extra.values(), *result.state.values()]
-        if rows is not None:
-            stacks.append(rows[work.first_row : work.first_row + len(work.clients)])
-        finite = torch.tensor([not gone for gone in work.job.absent])
-        for stack in stacks:
-            if stack.is_floating_point():
-                finite &= torch.isfinite(stack.reshape(len(stack), -1)).all(dim=1)
-        places = torch.nonzero(finite).flatten()
-        clients = [work.job.client_ids[place] for place in places.tolist()]
-        self.store.commit(clients, {n: t[places] for n, t in result.state.items()})
 
     def _log_chunk(self, work: ChunkWork, outcome: Outcome, attempt: int) -> None:
         self.chunk_log.append(

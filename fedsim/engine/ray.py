@@ -50,6 +50,13 @@ class _Broadcast:
 
 
 @dataclass(frozen=True)
+class _Raised:
+    """A client's exception in words: the exception itself may not survive the way to the driver."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Results:
     """Where results go: an arena that holds `[rows, dim]`."""
 
@@ -63,14 +70,16 @@ class _WorkerProcess:
 
     def __init__(self, app: ClientApp, num_clients: int, run_config: Mapping[str, Any]) -> None:
         torch.set_num_threads(1)
-        # torch imports its compiler at the first gradient, for seconds: not on a client's time
-        torch.func.grad(torch.square)(torch.ones(()))
         self._runner = Runner(app, num_clients, run_config)
         self._views: dict[ArenaName, ArenaView] = {}
         self._received: tuple[int, Payload] | None = None
 
     def ready(self, probe: ArenaName | None) -> tuple[int, str, bool]:
-        """Return (process id, Ray node, whether the driver's shared memory can be mapped)."""
+        """Return (process id, Ray node, whether the driver's shared memory can be mapped).
+
+        From now on time counts for clients, so everything else is done before.
+        """
+        self._runner.prepare()
         mapped = False
         if probe is not None:
             with contextlib.suppress(OSError):
@@ -79,6 +88,12 @@ class _WorkerProcess:
 
     def work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
         """Do one piece of work; a chunk's parameters go into the arena when there is one."""
+        try:
+            return self._work(work, broadcast, results)
+        except (Exception, SystemExit) as error:  # a client's own code: named by the driver
+            return _Raised(describe(error))
+
+    def _work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
         if not isinstance(work, ChunkWork):
             return self._runner.message(work)
         assert broadcast is not None
@@ -360,14 +375,17 @@ class RayGrid(LocalGrid):
     def _collect(self, worker: _Worker, work: Work, reference: Any, rows: Tensor | None) -> Outcome:
         try:
             value = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            return Outcome(None, "raised", _cause(error, cause), worker.number)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayTaskError as error:  # such as a reply that cannot be pickled
+            return Outcome(None, "raised", str(error).strip().splitlines()[-1], worker.number)
+        except ray.exceptions.RayError as error:
             pid = worker.pid
             self._replace(worker)
             why = f"its worker {worker.number} (process {pid}) ended unexpectedly"
+            if isinstance(error, ray.exceptions.OutOfMemoryError):
+                why = f"its worker {worker.number} (process {pid}) was ended for want of memory"
             return Outcome(None, "died", why, worker.number)
+        if isinstance(value, _Raised):
+            return Outcome(None, "raised", value.reason, worker.number)
         if isinstance(work, ChunkWork) and not work.alone and rows is not None:
             assert isinstance(value, ChunkResult)
             if value.params is not None:
@@ -403,6 +421,8 @@ def _start_ray(
 ) -> None:
     """Join the cluster at `address` or one that is up, else start one on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # if this process is killed while Ray starts, what Ray has started waits so long for the rest
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     extra = dict(init_args or {})
     named = address or extra.pop("address", None) or os.environ.get("RAY_ADDRESS")
@@ -456,10 +476,3 @@ def _probe_arena() -> Arena | None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _cause(task_error: BaseException, cause: BaseException) -> str:
-    if cause is task_error:
-        lines = str(task_error).strip().splitlines()
-        return lines[-1] if lines else type(task_error).__name__
-    return describe(cause)
