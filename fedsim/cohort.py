@@ -407,7 +407,6 @@ class Replies(_LazyMessages):
             message_type=cohort.message_type,
             ttl=cohort.ttl,
             group=cohort.group,
-            admitted=True,
         )
 
     @classmethod

@@ -72,6 +72,8 @@ def noise_shapes(
         ValueError: If a layer is used more than once in a forward pass.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    if not layers:
+        return shapes
 
     def record(name: str, module: SeededDropout, values: Tensor) -> None:
         if name in shapes:
@@ -90,7 +92,7 @@ def noise_shapes(
     model.eval()
     try:
         with torch.no_grad():
-            model(features[:1])
+            model(features[:1].expand(2, *features.shape[1:]))  # some layers refuse a single sample
     finally:
         model.train(training)
         for hook in hooks:

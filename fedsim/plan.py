@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
 from fedsim.executor import ExecutorKind, TaskLike, loop_reason
+from fedsim.rng import generator
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32
@@ -101,14 +102,10 @@ def why_loop(task: TaskLike, feature_shape: tuple[int, ...]) -> str | None:
 
 def _trial(task: TaskLike, model: nn.Module, feature_shape: tuple[int, ...]) -> str | None:
     """Run one gradient of two identical clients under vmap, as training does."""
-    features = torch.zeros((2, 2, *feature_shape), dtype=task.dtype)
-    targets = torch.zeros((2, 2), dtype=torch.int64)
+    random = generator(0, "trial")
+    features = torch.from_numpy(random.standard_normal((2, 3, *feature_shape))).to(task.dtype)
+    targets = torch.zeros((2, 3), dtype=torch.int64)
     model.train()
-    layers = dropout_layers(model)
-    noise = {n: torch.ones(2, *s) for n, s in noise_shapes(model, layers, features[0]).items()}
-    named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
-    one = {**named, **noise}
-    stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
 
     def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
         def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -117,7 +114,17 @@ def _trial(task: TaskLike, model: nn.Module, feature_shape: tuple[int, ...]) -> 
         return torch.func.grad(loss)(params)
 
     try:
+        layers = dropout_layers(model)
+        noise = {n: torch.ones(3, *s) for n, s in noise_shapes(model, layers, features[0]).items()}
+        named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
+        one = {**named, **noise}
+        stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
         vmap(gradient)(stacked, features, targets)
+        # another third sample must not move the first two: padding would not be harmless
+        others = torch.cat([features[0][:2], features[1][2:]])
+        first, second = (functional_call(model, one, (x,))[:2] for x in (features[0], others))
+        if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+            return "a sample's output depends on the other samples of its batch"
     except Exception as error:  # whatever it is, it is reported and the loop serves
         first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         return f"torch.func.vmap refuses the model ({type(error).__name__}: {first})"

@@ -1,5 +1,7 @@
 """A run from scenario to summary: what `fedsim run` and `fedsim resume` do."""
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -54,7 +56,7 @@ class RunResult:
 def start(
     scenario: Scenario,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     workers: int | None = None,
     progress: "Progress | None" = None,
 ) -> RunResult:
@@ -71,13 +73,13 @@ def start(
         RunError: If the run fails; `fedsim resume` goes on from its last checkpoint.
     """
     world = build(scenario)
-    folder = run_folder.create(out, scenario)
+    folder = run_folder.create(None if out is None else Path(out), scenario)
     write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
 
 
 def resume(
-    run: Path,
+    run: Path | str,
     *,
     workers: int | None = None,
     overrides: Sequence[str] = (),
@@ -96,7 +98,7 @@ def resume(
         CheckpointError: If the checkpoint is torn, foreign or incompatible.
         RunError: If the run fails again.
     """
-    folder = run_folder.open_existing(run)
+    folder = run_folder.open_existing(Path(run))
     saved = folder.scenario()
     scenario = saved.with_overrides(overrides)
     if scenario.sha256 != saved.sha256:
@@ -107,7 +109,8 @@ def resume(
         )
     world = build(scenario)
     _require_same_data(world, folder)
-    write_plan(world, folder)
+    if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
+        write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
 
 
@@ -137,6 +140,32 @@ def execute(
         progress: Shows how far it is.
         extra_hooks: Told of every round after the run's own.
     """
+    with _only_one(folder):
+        return _execute(world, folder, grid, seed, progress, extra_hooks)
+
+
+@contextlib.contextmanager
+def _only_one(folder: RunFolder) -> Iterator[None]:
+    """Refuse to work in a folder in which somebody else does; the lock ends with its process."""
+    with folder.file("lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder.path}: this run is still going on in another process; wait for it or "
+                "end it"
+            ) from None
+        yield
+
+
+def _execute(
+    world: World,
+    folder: RunFolder,
+    grid: Grid,
+    seed: int | None,
+    progress: "Progress | None",
+    extra_hooks: Sequence[Hook],
+) -> RunResult:
     scenario = world.scenario
     begun = time.monotonic()
     wrapped = ParticipationGrid(
@@ -155,6 +184,8 @@ def execute(
             hooks.append(TensorBoardHook(folder.path / "tensorboard", first_round))
         if progress is not None:
             progress.start(first_round)
+            if world.plan.executor == "loop":
+                progress.note(f"clients train one after another: {world.plan.reason}")
             hooks.append(_ProgressHook(progress))
         executor = world.app.executor
         stop = scenario.evaluation.stop
@@ -187,6 +218,7 @@ def execute(
     finally:
         if progress is not None:
             progress.stop()
+        keeper.drain()
         for file in files.values():
             file.close()
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
@@ -260,8 +292,13 @@ class _Keeper:
         """Return (model, first round to run, records so far), from the last checkpoint if any."""
         place = checkpoints.latest(self._place)
         if place is None:
-            for file in self._files.values():
-                file.truncate(0)
+            recorded = [name for name, file in self._files.items() if file.offset]
+            if recorded:
+                raise CheckpointError(
+                    f"{self._folder.path}: {recorded[0]} holds records but no checkpoint is left "
+                    "to go "
+                    "on from; keep the folder as it is and start a new run"
+                )
             if self._engine is not None:
                 self._engine.store.restore([], {})  # it may have served another run
             self._save(0, self._world.arrays)
@@ -292,6 +329,12 @@ class _Keeper:
             failed = {str(f.client_id): f.cause for f in report.failures}
             record = {"round": report.server_round, "selected": list(report.selected)}
             self._files["participation.jsonl"].append({**record, "failed": failed})
+        self.drain()
+        if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
+            self._save(report.server_round, report.arrays)
+
+    def drain(self) -> None:
+        """Write down what the engine has noted so far."""
         if self._engine is not None:
             for entry in self._engine.chunk_log:
                 self._files["chunks.jsonl"].append(entry)
@@ -299,8 +342,6 @@ class _Keeper:
             for incident in self._engine.incidents:
                 _log.warning("%s", incident)
             self._engine.incidents.clear()
-        if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
-            self._save(report.server_round, report.arrays)
 
     def finish(self, arrays: ArrayRecord) -> None:
         """Checkpoint the end of the run."""

@@ -15,6 +15,7 @@ else.
 """
 
 import abc
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,10 +28,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.cohort import SETUP, Cohort, Replies
+from fedsim.errors import RunError
 from fedsim.flower_internals import FIRST_NODE_ID
 from fedsim.layout import Layout, Payload
 from fedsim.records import NUM_EXAMPLES, model_record, model_tensors, named_tensors
 
+_log = logging.getLogger("fedsim")
 State = Any  # a NamedTuple of tensors, integers and floats
 
 
@@ -203,7 +206,7 @@ class FederatedStrategy(Strategy, abc.ABC):
             if isinstance(replies, Replies)
             else Replies.from_messages(replies, session.sent)
         )
-        stack = stack.admit()
+        stack = _admitted(stack)
         params, session.state, metrics = self.server_update(session.state, session.params, stack)
         buffers = average_buffers(session.buffers, stack)
         averaged = mean_metrics(stack)
@@ -240,15 +243,13 @@ class FederatedStrategy(Strategy, abc.ABC):
             if isinstance(replies, Replies)
             else Replies.from_messages(replies, session.sent)
         )
-        stack = stack.admit()
+        stack = _admitted(stack)
         return MetricRecord(mean_metrics(stack)) if stack.num_clients else None  # type: ignore[arg-type]
 
     def summary(self) -> None:
         """Log the strategy's name and hyperparameters."""
-        import logging
-
         values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in _SESSION_FIELDS}
-        logging.getLogger("fedsim").info("strategy %s %s", type(self).__name__, values)
+        _log.info("strategy %s %s", type(self).__name__, values)
 
     # --- packing --------------------------------------------------------------------------
 
@@ -369,6 +370,23 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
         total = weighted_sum(weights, replies.params, replies.reference)
         params, state, metrics = self.apply(state, params, total, float(weights.sum()))
         return params, self.observe(state, replies), metrics
+
+
+def _admitted(replies: Replies) -> Replies:
+    """Admit replies, and say who was refused when nobody before has.
+
+    Raises:
+        RunError: If replies came and every one of them was refused.
+    """
+    if replies.admitted:  # whoever admitted them has the failures, as the round loop does
+        return replies
+    admitted = replies.admit()
+    refused = [f for f in admitted.failures if f.cause != "absent"]
+    for failure in refused:
+        _log.warning("%s", failure)
+    if refused and not admitted.num_clients:
+        raise RunError(f"every reply was refused; the first: {refused[0]}")
+    return admitted
 
 
 def federation_size(grid: Grid) -> int:

@@ -53,6 +53,12 @@ def build(scenario: Scenario) -> World:
         ScenarioError: If the parts do not fit each other.
         RunError: If the data cannot be had.
     """
+    if scenario.evaluation.clients and not scenario.partition.get("test_fraction"):
+        raise ScenarioError(
+            f"[evaluation] clients = {scenario.evaluation.clients}: clients evaluate on their "
+            "local "
+            "test splits, and [partition] test_fraction = 0 leaves them none; set it above 0"
+        )
     data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
     task = _task(scenario.task, data)
     takes_part = make_participation(scenario.participation)

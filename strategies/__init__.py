@@ -10,6 +10,8 @@ import pkgutil
 def __getattr__(name: str) -> object:
     """Import a strategy's class at first use."""
     for module in pkgutil.iter_modules(__path__):
+        if module.name == name:
+            return importlib.import_module(f"{__name__}.{name}")
         if module.name.replace("_", "") == name.lower():
             return getattr(importlib.import_module(f"{__name__}.{module.name}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

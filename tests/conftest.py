@@ -79,7 +79,11 @@ def ray_cluster():
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _leaks_of_ray():
             ray.init(
-                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
             )
         yield ray
         with _leaks_of_ray():

@@ -1,8 +1,10 @@
 """The round loop: evaluation, early stop, policies, hooks, foreign strategies, set-up, personal."""
 
+import fcntl
 import itertools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -376,3 +378,113 @@ def test_an_unfinished_folder_without_checkpoint_starts_from_the_beginning(tmp_p
     folder = run_folder.create(tmp_path / "bare", scenario)
     again = run.resume(folder.path)
     assert again.summary["params_sha256"] == whole.summary["params_sha256"]
+
+
+# --- what a sceptical user tried
+
+
+def test_a_run_that_is_going_on_is_not_resumed_by_a_second_process(tmp_path):
+    scenario = small()
+    folder = run.start(scenario, out=tmp_path / "run").folder
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="still going on in another process"):
+            run.resume(folder)
+    assert run.resume(folder).summary["rounds"] == 3
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_record(tmp_path):
+    folder = run.start(small(), out=tmp_path / "run").folder
+    before = (folder / "metrics.jsonl").read_bytes()
+    for place in (folder / "checkpoints").iterdir():
+        place.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint is left"):
+        run.resume(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_local_evaluation_without_a_local_test_split_is_refused():
+    with pytest.raises(ScenarioError, match="test_fraction = 0 leaves them none"):
+        build(small("evaluation.clients=3"))
+
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.output(x - x.mean(dim=0))
+
+
+def test_a_model_that_mixes_the_samples_of_a_batch_trains_in_a_loop():
+    plan = build(small(f'task={{model="{__name__}:Mean"}}')).plan
+    assert plan.executor == "loop"
+    assert "depends on the other samples" in plan.reason
+
+
+def test_batch_statistics_without_memory_train_in_a_loop():
+    plan = build(small(f'task={{model="{__name__}:Statistics"}}')).plan
+    assert plan.executor == "loop"
+
+
+class Statistics(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = torch.nn.Linear(64, 8)
+        self.norm = torch.nn.BatchNorm1d(8, track_running_stats=False)
+        self.output = torch.nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.output(self.norm(self.hidden(x.flatten(1))))
+
+
+def test_a_clients_traceback_is_logged_once(tmp_path, caplog):
+    world = build(small())
+    grid = grids(world)
+
+    def broken(job, out=None):
+        raise KeyError("column 'pixels'")
+
+    world.app.run_chunk = broken
+    with caplog.at_level("WARNING", "fedsim"), pytest.raises(RunError, match="0 of 4 clients"):
+        RoundLoop(world.strategy, grid, 2).run(world.arrays)
+    details = [r.message for r in caplog.records if "Traceback" in r.message]
+    assert len(details) == 1
+    assert "in broken" in details[0]
+
+
+def test_strategy_start_ends_when_every_reply_is_refused(caplog):
+    from flwr.app import Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fedsim.records import ArrayRecord
+    from strategies import FedAvg
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        doubles = [a.astype(np.float64) for a in message.content["arrays"].to_numpy_ndarrays()]
+        names = list(message.content["arrays"])
+        arrays = ArrayRecord(dict(zip(names, ArrayRecord(doubles).values(), strict=True)))
+        metrics = MetricRecord({"num-examples": 3})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    initial = ArrayRecord([np.zeros((2, 3), np.float32)])
+    with pytest.raises(
+        RunError, match="every reply was refused; the first: client 0, round 1: dtype"
+    ):
+        FedAvg().start(grid=InlineGrid(app, 3), initial_arrays=initial, num_rounds=2)
+
+
+def test_a_server_may_send_from_several_threads():
+    world = build(small())
+    grid = InlineGrid(world.app, 8)
+    cohort = world.strategy.configure_train(1, world.arrays, ConfigRecord(), grid)
+    expected = grid.send_and_receive(cohort)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda message: grid.send_and_receive([message])[0], list(cohort)))
+    assert [m.metadata.src_node_id for m in answers] == (expected.client_ids + 2).tolist()
+    assert all(m.has_content() for m in answers)

@@ -1,6 +1,7 @@
 """The engine in this process: for debugging, notebooks, tests, and machines without Ray."""
 
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -39,6 +40,6 @@ class InlineGrid(LocalGrid):
                     value = self._runner.message(work)
             # a client's own code: named, and judged by the run's policy
             except (Exception, SystemExit) as error:
-                yield work, Outcome(None, "raised", describe(error), 0)
+                yield work, Outcome(None, "raised", describe(error), 0, traceback.format_exc())
             else:
                 yield work, Outcome(value, None, "", 0)

@@ -5,7 +5,9 @@ does pieces of work and says how each ended.
 """
 
 import abc
+import logging
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
 from fedsim.layout import Payload
 
+_log = logging.getLogger("fedsim")
 _ATTEMPTS = 3  # a chunk that keeps losing its worker is run at most this often
 
 
@@ -91,12 +94,14 @@ class Outcome(NamedTuple):
         fault: None, or "raised", "died", "hung", "late".
         reason: What happened, in words.
         worker: Which worker did it.
+        detail: The traceback of what was raised.
     """
 
     value: Any
     fault: Literal["raised", "died", "hung", "late"] | None
     reason: str
     worker: int
+    detail: str = ""
 
 
 class Runner:
@@ -165,6 +170,9 @@ class LocalGrid(Grid, abc.ABC):
         self.store = ClientStore()
         self.incidents: list[str] = []
         self.chunk_log: list[dict[str, Any]] = []
+        # servers of old Flower apps send from a pool of threads; calls follow one another here
+        self._lock = threading.RLock()
+        self._seen_reasons: set[str] = set()
         self._run_config = dict(run_config or {})
         self._contexts: dict[int, bytes] = {}
         self._pushed: dict[str, Message] = {}
@@ -198,6 +206,10 @@ class LocalGrid(Grid, abc.ABC):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take instructions and return their ids at once; they are worked on at the first pull."""
+        with self._lock:
+            return self._push(messages)
+
+    def _push(self, messages: Iterable[Message]) -> list[str]:
         batch = messages if isinstance(messages, Cohort) else list(messages)
         ids = []
         for message in batch:
@@ -210,6 +222,10 @@ class LocalGrid(Grid, abc.ABC):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these instructions, each once."""
+        with self._lock:
+            return self._pull(message_ids)
+
+    def _pull(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = list(message_ids)
         if any(number in self._pushed for number in wanted):
             batches, self._batches = self._batches, []
@@ -230,11 +246,12 @@ class LocalGrid(Grid, abc.ABC):
 
         Args:
             messages: A Cohort, or any Flower messages.
-            timeout: Seconds for the whole call; what is unfinished then is discarded, the clients'
-                memories included.
+            timeout: Seconds for the whole call, once a worker is up; what is unfinished then is
+                discarded, the clients' memories included.
         """
         batch = messages if isinstance(messages, Cohort) else list(messages)
-        return self._answer(batch, timeout)
+        with self._lock:
+            return self._answer(batch, timeout)
 
     # --- life -----------------------------------------------------------------------------
 
@@ -263,6 +280,9 @@ class LocalGrid(Grid, abc.ABC):
             deadline: `time.monotonic()` after which nothing is waited for.
         """
 
+    def _await_worker(self) -> None:
+        """Return once somebody can work: starting up is on nobody's time."""
+
     def _allocate(self, count: int, dim: int, dtype: torch.dtype) -> Tensor:
         """Return memory for a cohort's parameters, `[count, dim]`."""
         return torch.empty((count, dim), dtype=dtype)
@@ -270,6 +290,8 @@ class LocalGrid(Grid, abc.ABC):
     # --- cohorts --------------------------------------------------------------------------
 
     def _answer(self, batch: Sequence[Message], timeout: float | None) -> Sequence[Message]:
+        if timeout is not None and len(batch):
+            self._await_worker()
         deadline = None if timeout is None else time.monotonic() + timeout
         if isinstance(self.client_app, CohortApp):
             if isinstance(batch, Cohort):
@@ -281,6 +303,8 @@ class LocalGrid(Grid, abc.ABC):
                 for message in batch:
                     self._number(message)
                 return self._answer_cohort(cohort, deadline)
+        if isinstance(batch, Cohort):
+            batch = [batch[place] for place in np.flatnonzero(~batch.is_absent).tolist()]
         return self._answer_messages(batch, deadline)
 
     def _answer_cohort(self, cohort: Cohort, deadline: float | None) -> Replies:
@@ -442,7 +466,14 @@ class LocalGrid(Grid, abc.ABC):
         for client in clients:
             failures.setdefault(client, Failure(client, cohort.server_round, cause, reason))
 
+    def _log_detail(self, outcome: Outcome) -> None:
+        """Log a client's traceback, once for each reason."""
+        if outcome.detail and outcome.reason not in self._seen_reasons:
+            self._seen_reasons.add(outcome.reason)
+            _log.warning("a client raised:\n%s", outcome.detail.rstrip())
+
     def _log_chunk(self, work: ChunkWork, outcome: Outcome, attempt: int) -> None:
+        self._log_detail(outcome)
         self.chunk_log.append(
             {
                 "round": work.job.server_round,
@@ -530,6 +561,7 @@ class LocalGrid(Grid, abc.ABC):
                 )
             for work, outcome in self._perform(works, Payload(), None, deadline):
                 assert isinstance(work, MessageWork)
+                self._log_detail(outcome)
                 reply = self._reply(work, outcome)
                 if reply is not None:
                     place = order[id(wave[work.index])]

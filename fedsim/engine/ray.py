@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class _Raised:
     """A client's exception in words: the exception itself may not survive the way to the driver."""
 
     reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _WorkerProcess:
         try:
             return self._work(work, broadcast, results)
         except (Exception, SystemExit) as error:  # a client's own code: named by the driver
-            return _Raised(describe(error))
+            return _Raised(describe(error), traceback.format_exc())
 
     def _work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
         if not isinstance(work, ChunkWork):
@@ -243,6 +245,10 @@ class RayGrid(LocalGrid):
         name = None if self._probe is None else self._probe.name
         return _Worker(number, actor, actor.ready.remote(name), time.monotonic())
 
+    def _await_worker(self) -> None:
+        if all(worker.starting is not None for worker in self._pool):
+            self._await_start(self._pool[0])
+
     def _await_start(self, worker: _Worker) -> None:
         left = self._startup_timeout_s - (time.monotonic() - worker.since)
         done, _ = ray.wait([worker.starting], timeout=max(left, 0))
@@ -385,7 +391,7 @@ class RayGrid(LocalGrid):
                 why = f"its worker {worker.number} (process {pid}) was ended for want of memory"
             return Outcome(None, "died", why, worker.number)
         if isinstance(value, _Raised):
-            return Outcome(None, "raised", value.reason, worker.number)
+            return Outcome(None, "raised", value.reason, worker.number, value.detail)
         if isinstance(work, ChunkWork) and not work.alone and rows is not None:
             assert isinstance(value, ChunkResult)
             if value.params is not None:
@@ -427,6 +433,12 @@ def _start_ray(
     extra = dict(init_args or {})
     named = address or extra.pop("address", None) or os.environ.get("RAY_ADDRESS")
     standing = None if named or extra else _standing_cluster()
+    if named and not _answers(named):
+        raise RunError(
+            f"no Ray cluster answers at '{named}'; start one there with `ray start --head`, or "
+            "leave "
+            "[engine] address out"
+        )
     if named or standing:
         try:
             ray.init(**{**quiet, "address": named or standing, **extra})
@@ -454,13 +466,19 @@ def _standing_cluster() -> str | None:
     """The address of a cluster that `ray start` has left on this machine and that answers."""
     read = getattr(ray._private.utils, "read_ray_address", None)
     found = str((read() if read is not None else None) or "")
-    host, _, port = found.rpartition(":")
+    return found if found and _answers(found) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at an address; Ray itself waits minutes for one that is gone."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdigit():
+        return True  # "auto", "ray://...": for Ray to judge
     try:
-        # the note outlives a cluster that was killed, and Ray waits minutes for a dead one
-        with socket.create_connection((host, int(port)), timeout=1.0):
-            return found
-    except (OSError, ValueError):
-        return None
+        with socket.create_connection((host, int(port)), timeout=3.0):
+            return True
+    except OSError:
+        return False
 
 
 def _probe_arena() -> Arena | None:

@@ -80,7 +80,7 @@ def test_a_drop_out_changes_the_result(undisturbed, dropped_out, dropped_out_onc
     [
         ("raise", "raised", "ValueError: sample 3 is corrupt"),
         ("raise what cannot be unpickled", "raised", "sensor s1 gave 4.0"),
-        ("kill", "died", "ended unexpectedly"),
+        pytest.param("kill", "died", "ended unexpectedly", marks=pytest.mark.slow),
         pytest.param("os._exit", "died", "ended unexpectedly", marks=pytest.mark.slow),
         ("sys.exit", "raised", "SystemExit: 0"),
         ("allocate", "raised", "memory"),
@@ -126,6 +126,16 @@ def test_failures_are_counted_by_cause_beside_those_who_replied(
         "clients/failed": 1,
         "clients/failed/raised": 1,
     }
+
+
+def test_a_client_that_kills_its_workers_in_round_1_counts_as_dropped_out_then(
+    world, whole_pool, trouble, dropped_out_once, tmp_path
+):
+    trouble.plan("kill", times=3)  # with its chunk, when the chunk runs again, and alone
+    found = finish(world, tmp_path, whole_pool)
+    assert found.failed == [{str(CULPRIT): "died"}, {}, {}]
+    assert f"client {CULPRIT}, round 1: died: its worker " in found.log
+    assert found.params == dropped_out_once.params
 
 
 def test_a_client_that_kills_its_worker_once_changes_no_bit(
