@@ -217,8 +217,8 @@ class CohortExecutor:
         members = list(range(len(job.client_ids)))
         slots = members if len(members) > 1 else members * 2
         plan, pool = self._schedule(job, slots)
-        received, state = self._received(job, slots), self._state(job, slots)
-        params, buffers, extra = received
+        params, buffers, extra = self._received(job, slots)
+        state = self._state(job, slots, params)
         carry = vmap(self.procedure.begin)(params, buffers, extra, state)
         start = (params, buffers)
         losses = torch.zeros(len(slots), dtype=torch.float64, device=self.device)
@@ -250,7 +250,8 @@ class CohortExecutor:
     def _train_loop(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         plan, pool = self._schedule(job, members)
-        (params, buffers, extra), state = self._received(job, members), self._state(job, members)
+        params, buffers, extra = self._received(job, members)
+        state = self._state(job, members, params)
         results: list[tuple[Named, Named, Named, Named]] = []
         losses = torch.zeros(len(members), dtype=torch.float64)
         for slot in members:
@@ -474,8 +475,7 @@ class CohortExecutor:
             self._noise_shapes = noise_shapes(self.model, self._dropouts, features)
         return self._noise_shapes
 
-    def _state(self, job: ChunkJob, slots: list[int]) -> Named:
-        params, _, _ = self._received(job, slots)
+    def _state(self, job: ChunkJob, slots: list[int], params: Named) -> Named:
         first = {n: t.contiguous() for n, t in vmap(self.procedure.initial_state)(params).items()}
         if not job.state:
             return first

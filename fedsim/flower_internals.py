@@ -133,22 +133,22 @@ def instruction_metadata_bytes(
     node_id_length: int, message_type: str, group_id: str, ttl: float
 ) -> int:
     """Length of an instruction's metadata, given how many bytes its node id takes."""
-    metadata = instruction_metadata(
-        run_id=TaskIdentity._run_id or 1,
-        message_id="0" * MESSAGE_ID_LENGTH,
-        node_id=1 << (7 * (node_id_length - 1)),
-        message_type=message_type,
-        group_id=group_id,
-        ttl=ttl,
-        created_at=1.0,
-    )
+    metadata = _metadata_of_length(node_id_length, message_type, group_id, ttl)
     return int(metadata_to_proto(metadata).ByteSize())
 
 
 @lru_cache(maxsize=256)
 def reply_metadata_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
     """Length of a reply's metadata, given how many bytes its node id takes."""
-    instruction = instruction_metadata(
+    instruction = _metadata_of_length(node_id_length, message_type, group_id, ttl)
+    reply = reply_metadata(instruction, message_id="0" * MESSAGE_ID_LENGTH, created_at=1.0)
+    return int(metadata_to_proto(reply).ByteSize())
+
+
+def _metadata_of_length(
+    node_id_length: int, message_type: str, group_id: str, ttl: float
+) -> Metadata:
+    return instruction_metadata(
         run_id=TaskIdentity._run_id or 1,
         message_id="0" * MESSAGE_ID_LENGTH,
         node_id=1 << (7 * (node_id_length - 1)),
@@ -157,8 +157,6 @@ def reply_metadata_bytes(node_id_length: int, message_type: str, group_id: str, 
         ttl=ttl,
         created_at=1.0,
     )
-    reply = reply_metadata(instruction, message_id="0" * MESSAGE_ID_LENGTH, created_at=1.0)
-    return int(metadata_to_proto(reply).ByteSize())
 
 
 def varint_length(value: int) -> int:

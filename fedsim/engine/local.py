@@ -115,7 +115,6 @@ class Runner:
 
     def __init__(self, app: ClientApp, num_clients: int, run_config: Mapping[str, Any]) -> None:
         self.app, self.num_clients, self.run_config = app, num_clients, dict(run_config)
-        self._empty_state = RecordDict()
 
     def prepare(self) -> None:
         """Do what the first piece of work would otherwise wait for."""

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,6 @@ class _Worker:
     since: float
     pid: int = 0
     near: bool = False  # whether it maps the driver's shared memory
-    lost: int = field(default=0)
 
 
 class RayGrid(LocalGrid):
@@ -288,7 +287,7 @@ class RayGrid(LocalGrid):
                 os.kill(worker.pid, signal.SIGKILL)
         fresh = self._start_worker(worker.number)
         worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
-        worker.pid, worker.near, worker.lost = 0, False, worker.lost + 1
+        worker.pid, worker.near = 0, False
 
     # --- shared memory --------------------------------------------------------------------
 
