@@ -290,7 +290,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         replies = (
             answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
         )
-        session.setup = replies.admit()
+        session.setup = _admitted(replies)
         session.state = self.finish_setup(session.state, params, session.setup)
 
     def _cohort(
