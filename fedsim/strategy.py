@@ -16,9 +16,10 @@ else.
 
 import abc
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,26 @@ State = Any  # a NamedTuple of tensors, integers and floats
 
 class NoState(NamedTuple):
     """The State of a strategy that remembers nothing."""
+
+
+class Degenerate(NamedTuple):
+    """A setting in which a strategy becomes another one (law 5).
+
+    Attributes:
+        settings: The hyperparameters of the setting.
+        becomes: The other strategy's scenario name.
+        with_settings: The other strategy's hyperparameters.
+        given: What must hold besides; "first round" holds for one round only.
+        tolerance: The largest difference in float64; 0 asks for the same bits.
+    """
+
+    settings: Mapping[str, Any]
+    becomes: str
+    with_settings: Mapping[str, Any]
+    given: Literal[
+        "everyone takes part", "identical clients", "identical models", "first round"
+    ] = "everyone takes part"
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,7 @@ class _Session:
     num_clients: int
     state: State
     nodes: dict[int, int]
+    participants: np.ndarray | None = None
     params: Tensor | None = None
     buffers: Mapping[str, Tensor] | None = None
     sent: Cohort | None = None
@@ -86,7 +108,7 @@ def weighted_sum(weights: Tensor, rows: Tensor, reference: Tensor) -> Tensor:
     shared = reference.double() if reference.dim() == 1 else None
     for index, weight in enumerate(weights.tolist()):
         start = shared if shared is not None else reference[index].double()
-        total.add_(rows[index].double().sub_(start), alpha=weight)
+        total.add_(rows[index].double() - start, alpha=weight)
     return total
 
 
@@ -98,11 +120,23 @@ class FederatedStrategy(Strategy, abc.ABC):
 
     The model's tensors that are not trained are recognised by torch's names for BatchNorm
     statistics and by integer types; `declare_buffers` names them when that does not suffice.
+
+    Attributes:
+        degenerate: Settings in which the strategy becomes another one; a law holds it to them.
+        sends: What it sends clients besides the model, by the first part of the tensors' names; a
+            client procedure that does not take it is refused.
     """
+
+    degenerate: ClassVar[tuple[Degenerate, ...]] = ()
+    sends: ClassVar[tuple[str, ...]] = ()
 
     _session: _Session | None = None
     _declared_buffers: tuple[str, ...] | None = None
     _restored: Mapping[str, Any] | None = None
+    _layout: Layout | None = None
+    _initial_buffers: Mapping[str, Tensor] = MappingProxyType({})
+    _seed: int = 0
+    _starts: Callable[[int], Tensor] | None = None
 
     # --- what a strategy implements -------------------------------------------------------
 
@@ -153,12 +187,67 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Return (shared, personal): what clients evaluate; by default the global model."""
         return Payload(params), Payload()
 
+    def select(self, state: State, cohort: np.ndarray) -> np.ndarray:
+        """Return those of the round's participants that train; by default all of them."""
+        return cohort
+
+    def buffer_weights(self, state: State, replies: Replies) -> Tensor:
+        """Return float64 `[K]`, the weights of the mean of buffers; by default the examples."""
+        return replies.num_examples.double()
+
+    def personal_models(self, state: State) -> tuple[Tensor, Mapping[str, Tensor]] | None:
+        """Return every client's own model, (`[N, dim]`, buffers `[N, ...]`); None without any."""
+        return None
+
+    # --- what a strategy may use ----------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """How the model's tensors lie in the flat vector; known before `init` is called."""
+        if self._layout is None:
+            raise RuntimeError("the layout is known from the first configure_train on")
+        return self._layout
+
+    @property
+    def initial_buffers(self) -> Mapping[str, Tensor]:
+        """The model's buffers before round 1; known before `init` is called."""
+        return self._initial_buffers
+
+    @property
+    def seed(self) -> int:
+        """The seed of the strategy's own draws."""
+        return self._seed
+
+    @property
+    def participants(self) -> np.ndarray | None:
+        """The round's participants, int64, whether `select` lets them train or not.
+
+        None where Flower's methods are not used: then everybody takes part.
+        """
+        return None if self._session is None else self._session.participants
+
+    def start_of(self, client: int) -> Tensor | None:
+        """Return a client's own random initialisation, `[dim]`; None when none was declared."""
+        return None if self._starts is None else self._starts(client)
+
     # --- what the round loop uses besides Flower's methods --------------------------------
 
     @property
     def state(self) -> State:
         """The State, or None before round 1 is configured."""
         return None if self._session is None else self._session.state
+
+    def personal_records(self) -> Iterator[ArrayRecord]:
+        """Yield every client's own model in client order; nothing where there is only one model."""
+        session = self._session
+        personal = None if session is None else self.personal_models(session.state)
+        if session is None or personal is None:
+            return
+        models, buffers = personal
+        for row, params in enumerate(models):
+            mine = {name: stack[row] for name, stack in buffers.items()}
+            common = session.buffers or self._initial_buffers
+            yield model_record(session.layout, params, {**common, **mine})
 
     @property
     def setup_replies(self) -> Replies | None:
@@ -177,6 +266,23 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Name the tensors that are not trained (BatchNorm statistics, frozen parameters)."""
         self._declared_buffers = tuple(names)
 
+    def declare_layout(self, layout: Layout, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """Say how the model's tensors lie, to call the pure methods without Flower's.
+
+        Args:
+            layout: The layout.
+            buffers: The model's buffers before round 1, if it has any.
+        """
+        self._layout, self._initial_buffers = layout, dict(buffers or {})
+
+    def declare_seed(self, seed: int) -> None:
+        """Set the seed of the strategy's own draws (0 unless set)."""
+        self._seed = seed
+
+    def declare_starts(self, starts: Callable[[int], Tensor]) -> None:
+        """Say what random initialisation, `[dim]`, each client would have made by itself."""
+        self._starts = starts
+
     # --- Flower's methods -----------------------------------------------------------------
 
     def configure_train(
@@ -187,6 +293,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         params, buffers = model_tensors(session.layout, arrays)
         session.params, session.buffers = params, buffers
         clients, nodes = self._participants(grid, session)
+        session.participants = clients
+        chosen = np.isin(clients, self.select(session.state, clients))
+        clients, nodes = clients[chosen], nodes[chosen]
         shared, personal = self.broadcast(session.state, params, clients)
         session.sent = self._cohort(
             server_round, config, clients, nodes, _with_buffers(shared, personal, buffers), personal
@@ -207,8 +316,9 @@ class FederatedStrategy(Strategy, abc.ABC):
             else Replies.from_messages(replies, session.sent)
         )
         stack = _admitted(stack)
+        buffer_weights = self.buffer_weights(session.state, stack)
         params, session.state, metrics = self.server_update(session.state, session.params, stack)
-        buffers = average_buffers(session.buffers, stack)
+        buffers = average_buffers(session.buffers, stack, buffer_weights)
         averaged = mean_metrics(stack)
         record = model_record(session.layout, params.to(session.layout.dtype), buffers)
         return record, MetricRecord({**averaged, **metrics})
@@ -260,6 +370,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         if self._session is None or (server_round == 1 and not evaluating):
             layout = Layout.from_named(named_tensors(arrays), self._declared_buffers)
             params, buffers = model_tensors(layout, arrays)
+            self._layout, self._initial_buffers = layout, buffers
             clients = federation_size(grid)
             state = self.init(params, clients)
             self._session = session = _Session(layout, clients, state, {})
@@ -278,14 +389,12 @@ class FederatedStrategy(Strategy, abc.ABC):
         if setup is None:
             return
         shared = _with_buffers(Payload(params, {}, setup.shared.extra), Payload(), buffers)
-        cohort = Cohort(
-            client_ids=setup.clients,
-            server_round=0,
-            layout=session.layout,
-            shared=shared,
-            config=dict(config),
-            message_type=SETUP,
-        )
+        clients, nodes = setup.clients, setup.clients + FIRST_NODE_ID
+        if not hasattr(grid, "num_clients"):  # Flower's: only the nodes seen have a number
+            clients, nodes = self._participants(grid, session)
+            asked = np.isin(clients, setup.clients)
+            clients, nodes = clients[asked], nodes[asked]
+        cohort = self._cohort(0, config, clients, nodes, shared, Payload(), message_type=SETUP)
         answered = grid.send_and_receive(cohort)
         replies = (
             answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
@@ -332,7 +441,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         return self._session
 
 
-_SESSION_FIELDS = ("_session", "_declared_buffers", "_restored")
+_SESSION_FIELDS = (
+    "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts"
+)  # fmt: skip
 
 
 class LinearStrategy(FederatedStrategy, abc.ABC):
@@ -359,6 +470,10 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
     def observe(self, state: State, replies: Replies) -> State:
         """Return the State after learning who answered; called after `apply`."""
         return state
+
+    def buffer_weights(self, state: State, replies: Replies) -> Tensor:
+        """Weigh buffers as updates, so that a reply counts in both or in neither."""
+        return self.weights(state, replies.client_ids, replies.num_examples)
 
     def server_update(
         self, state: State, params: Tensor, replies: Replies
@@ -406,12 +521,19 @@ def restore_fields(state: State, fields: Mapping[str, Any]) -> State:
     return state._replace(**fields)
 
 
-def average_buffers(before: Mapping[str, Tensor], replies: Replies) -> dict[str, Tensor]:
-    """Return the buffers averaged by examples; integer ones take the largest value.
+def average_buffers(
+    before: Mapping[str, Tensor], replies: Replies, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the buffers' weighted mean; integer ones take the largest value.
 
-    Every buffer keeps its dtype. Without a reply that trained, the buffers stay as they were.
+    Every buffer keeps its dtype. Without a reply that has weight, the buffers stay as they were.
+
+    Args:
+        before: The buffers of the round's model.
+        replies: The admitted replies.
+        weights: float64 `[K]`, at least 0; None takes the examples.
     """
-    weights = replies.num_examples.double()
+    weights = replies.num_examples.double() if weights is None else weights
     total = float(weights.sum())
     if not total or not replies.buffers:
         return dict(before)

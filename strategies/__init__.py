@@ -1,6 +1,7 @@
 """What the server decides: one algorithm per file, found by its file name.
 
-`strategies.FedAvg` and `strategies.fedavg` both work: classes are exported by their modules' names.
+`strategies.FedAvg` and `strategies.fedavg` both work: a module's public class is exported under its
+own name.
 """
 
 import importlib
@@ -8,10 +9,15 @@ import pkgutil
 
 
 def __getattr__(name: str) -> object:
-    """Import a strategy's class at first use."""
-    for module in pkgutil.iter_modules(__path__):
-        if module.name == name:
-            return importlib.import_module(f"{__name__}.{name}")
-        if module.name.replace("_", "") == name.lower():
-            return getattr(importlib.import_module(f"{__name__}.{module.name}"), name)
+    """Import a module or the class that one of them defines, at first use."""
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
+    if name in modules:
+        return importlib.import_module(f"{__name__}.{name}")
+    if not name.startswith("_"):
+        # the module called like the class first; others (flag's FlagAggregator) are looked through
+        modules.sort(key=lambda module: module.replace("_", "") != name.lower())
+        for module in modules:
+            found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
+            if isinstance(found, type) and found.__module__ == f"{__name__}.{module}":
+                return found
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -10,13 +10,13 @@ Deviations: none. With server_lr = 1 the result is the weighted mean of the clie
 """
 
 import math
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.strategy import LinearStrategy, NoState, State
+from fedsim.strategy import Degenerate, LinearStrategy, NoState, State
 
 
 @final
@@ -30,6 +30,10 @@ class FedAvg(LinearStrategy):
     Raises:
         ValueError: If `server_lr` is not positive and finite.
     """
+
+    degenerate: ClassVar[tuple[Degenerate, ...]] = (
+        Degenerate({}, "fedavg", {"weighted": False}, "identical clients", 1e-12),
+    )
 
     def __init__(self, *, server_lr: float = 1.0, weighted: bool = True) -> None:
         if not 0 < server_lr < math.inf:

@@ -276,7 +276,7 @@ def test_metrics_are_averaged_by_examples_beside_the_strategys_own(grid):
 
 def test_a_round_without_a_reply_leaves_the_model(grid):
     for name in fed.strategies():
-        strategy = fed.make_strategy(name)
+        strategy = fed.starting_alike(name)
         fed.configure(strategy, grid, ARRAYS)
         arrays, metrics = strategy.aggregate_train(1, [])
         assert fed.record_bits(arrays) == fed.record_bits(ARRAYS)
@@ -303,7 +303,7 @@ def test_the_model_keeps_its_names_shapes_and_dtypes(name):
 def test_a_local_step_size_of_zero_leaves_the_model(name):
     app = fed.make_app("mlp", fed.make_procedure("local_sgd", local_lr=0.0))
     arrays = fed.initial_arrays("mlp")
-    after, _ = fed.run_rounds(fed.make_strategy(name), InlineGrid(app, 8), arrays, app.layout)
+    after, _ = fed.run_rounds(fed.starting_alike(name), InlineGrid(app, 8), arrays, app.layout)
     assert fed.record_bits(after) == fed.record_bits(arrays)
 
 

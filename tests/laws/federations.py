@@ -118,8 +118,14 @@ def strategies():
     return discovery.names("strategies")
 
 
-def make_strategy(name):
-    return discovery.make_strategy({"name": name})
+def make_strategy(name, **arguments):
+    return discovery.make_strategy({"name": name, **arguments})
+
+
+def starting_alike(name):
+    """The strategy, all of its clients starting from the model of the round."""
+    apart = "start" in discovery.schema("strategies", name)
+    return make_strategy(name, **({"start": "shared"} if apart else {}))
 
 
 def natural_kind(model):
@@ -207,6 +213,18 @@ def tensor_bits(tensor):
 
 def named_bits(named):
     return {name: tensor_bits(tensor) for name, tensor in named.items()}
+
+
+def state_bits(state):
+    """All that a strategy remembers; tensors may be inside one level of mappings."""
+    return {
+        name: tensor_bits(value)
+        if isinstance(value, torch.Tensor)
+        else named_bits(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in state._asdict().items()
+    }
 
 
 def record_bits(record):

@@ -30,13 +30,6 @@ def replies_bits(replies: Replies):
     return fed.named_bits(named), replies.client_ids.tolist(), replies.failures
 
 
-def state_bits(state):
-    return {
-        name: fed.tensor_bits(value) if isinstance(value, torch.Tensor) else value
-        for name, value in state._asdict().items()
-    }
-
-
 @pytest.mark.parametrize(("model", "name", "arguments"), CASES, ids=IDS)
 def test_training_and_evaluating_leave_the_job_as_it_was(model, name, arguments):
     procedure = fed.make_procedure(name, **arguments)
@@ -82,25 +75,28 @@ def test_the_model_that_an_executor_holds_stays_as_it_was_built():
     assert fed.named_bits(executor.model.state_dict()) == before
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn_batchnorm"])
+@pytest.mark.parametrize(
+    ("model", "dtype"), [("mlp", "float32"), ("mlp", "float64"), ("cnn_batchnorm", "float32")]
+)
 @pytest.mark.parametrize("name", fed.strategies())
-def test_a_strategy_leaves_model_state_and_replies_as_they_were(name, model):
-    app = fed.make_app(model)
+def test_a_strategy_leaves_model_state_and_replies_as_they_were(name, model, dtype):
+    app = fed.make_app(model, dtype=dtype)
     grid = InlineGrid(app, 8)
     strategy = fed.make_strategy(name)
     strategy.declare_buffers([spec.name for spec in app.layout.buffers])
-    arrays = fed.initial_arrays(model)
+    arrays = fed.initial_arrays(model, dtype=dtype)
     for server_round in (1, 2, 3):
         record = fed.record_bits(arrays)
         sent = fed.configure(strategy, grid, arrays, server_round)
         state = strategy.state
-        state_before, sent_before = state_bits(state), payload_bits(sent.shared)
+        state_before = fed.state_bits(state)
+        sent_before = payload_bits(sent.shared), payload_bits(sent.personal)
         replies = grid.send_and_receive(sent)
         replies_before = replies_bits(replies)
         after, _ = strategy.aggregate_train(server_round, replies)
         assert fed.record_bits(arrays) == record
-        assert state_bits(state) == state_before
-        assert payload_bits(sent.shared) == sent_before
+        assert fed.state_bits(state) == state_before
+        assert (payload_bits(sent.shared), payload_bits(sent.personal)) == sent_before
         assert replies_bits(replies) == replies_before
         arrays = after
 
@@ -123,14 +119,16 @@ def test_a_strategys_state_goes_through_a_checkpoint(name, tmp_path):
         replies = grid.send_and_receive(fed.configure(strategy, grid, arrays, server_round))
         arrays, _ = strategy.aggregate_train(server_round, replies)
     saved = through_a_file(tmp_path, strategy=dict(strategy.state._asdict()))
-    assert state_bits(restore_fields(strategy.state, saved.strategy)) == state_bits(strategy.state)
+    assert fed.state_bits(restore_fields(strategy.state, saved.strategy)) == fed.state_bits(
+        strategy.state
+    )
 
     other.restore(saved.strategy)
     outcomes = []
     for each in (strategy, other):
         sent = fed.configure(each, grid, arrays, 3)
         after, metrics = each.aggregate_train(3, grid.send_and_receive(sent))
-        outcomes.append((fed.record_bits(after), dict(metrics), state_bits(each.state)))
+        outcomes.append((fed.record_bits(after), dict(metrics), fed.state_bits(each.state)))
     assert outcomes[0] == outcomes[1]
 
 

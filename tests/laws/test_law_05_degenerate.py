@@ -1,0 +1,99 @@
+"""Law 5: every strategy says in which setting it becomes another one, and does.
+
+The settings are declared by the strategies themselves (`degenerate`), so a new file is covered. A
+tolerance of 0 asks for the same bits, in float32; any other is the largest difference in float64.
+"""
+
+import numpy as np
+import pytest
+
+from fedsim import discovery
+from fedsim.engine.inline import InlineGrid
+from laws import federations as fed
+
+ROUNDS = 3
+DECLARED = {
+    f"{name}-{number}": (name, case)
+    for name in fed.strategies()
+    for number, case in enumerate(discovery.strategy_factory(name).degenerate)
+}
+EVERYBODY = (tuple(range(8)),)
+SOME = ((0, 2, 3, 5, 7), (1, 2, 3, 4, 6, 7), (0, 1, 5, 6))
+
+
+class IdenticalClients(fed.InMemoryData):
+    """Eight clients that hold the same samples."""
+
+    def clients(self, client_ids, *, split="train"):
+        found = super().clients(client_ids, split=split)
+        if split == "train":
+            found = found._replace(rows=[self._rows["train"][5]] * len(client_ids))
+        return found
+
+
+def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS):
+    """The model after every round, and the strategy's metrics."""
+    # whole clients in one batch: the order of samples must not tell identical clients apart
+    procedure = fed.make_procedure("local_sgd", batch_size=256, local_epochs=2, momentum=0.5)
+    data = IdenticalClients() if alike else fed.InMemoryData()
+    app = fed.make_app("mlp", procedure, data, dtype=dtype)
+    found = []
+
+    class Keep:
+        def round_ended(self, report):
+            found.append(report.arrays)
+
+    strategy = fed.make_strategy(name, **arguments)
+    if hasattr(strategy, "declare_rates"):
+        strategy.declare_rates(np.full(8, 1.0 if cohorts == EVERYBODY else 0.6))
+    fed.run_rounds(
+        strategy,
+        InlineGrid(app, 8),
+        fed.initial_arrays("mlp", dtype=dtype),
+        app.layout,
+        rounds=rounds,
+        cohorts=cohorts,
+        hooks=[Keep()],
+    )
+    return found
+
+
+def pair(name, case, **options):
+    dtype = "float64" if case.tolerance else "float32"
+    return [
+        models(who, dict(arguments), dtype=dtype, **options)
+        for who, arguments in ((name, case.settings), (case.becomes, case.with_settings))
+    ]
+
+
+@pytest.mark.parametrize("name", fed.strategies())
+def test_every_strategy_declares_a_degenerate_setting(name):
+    cases = discovery.strategy_factory(name).degenerate
+    assert cases, f"{name} must say in which setting it becomes another strategy"
+    for case in cases:
+        assert (name, case.settings) != (case.becomes, case.with_settings)
+
+
+@pytest.mark.parametrize(("name", "case"), DECLARED.values(), ids=DECLARED)
+def test_in_its_degenerate_setting_a_strategy_is_the_other_one(name, case):
+    rounds = 1 if case.given == "first round" else ROUNDS
+    alike = case.given in ("identical clients", "identical models")
+    one, other = pair(name, case, alike=alike, cohorts=EVERYBODY, rounds=rounds)
+    assert len(one) == len(other) == rounds + 1
+    moved = fed.largest_difference(one[0], one[-1])
+    assert moved > 1e-3
+    for mine, theirs in zip(one, other, strict=True):
+        if case.tolerance:
+            assert fed.largest_difference(mine, theirs) <= case.tolerance
+        else:
+            assert fed.record_bits(mine) == fed.record_bits(theirs)
+
+
+@pytest.mark.parametrize(("name", "case"), DECLARED.values(), ids=DECLARED)
+def test_elsewhere_it_is_not(name, case):
+    """The control: with its defaults, unequal clients and absences it is a strategy of its own."""
+    options = {"dtype": "float64", "alike": False, "cohorts": SOME}
+    one = models(name, {}, **options)
+    other = models(case.becomes, dict(case.with_settings), **options)
+    assert fed.largest_difference(one[-1], other[-1]) > max(1e-6, 1e3 * case.tolerance)
+    assert all(np.isfinite(array.numpy()).all() for array in one[-1].values())
