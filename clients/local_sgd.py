@@ -2,22 +2,28 @@
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; the proximal term is FedProx's (Li et al., MLSys
-2020, arXiv:1812.06127, equation 2); Adam is Kingma and Ba's (arXiv:1412.6980, Algorithm 1).
+2020, arXiv:1812.06127, equation 2); Adam is Kingma and Ba's (arXiv:1412.6980, Algorithm 1). The
+margin penalty is FedLD's (Zeng et al., MICCAI 2024, arXiv:2408.12300), the guidance FedLEx's
+(Interno et al., IJCNN 2024, arXiv:2506.18640).
 
 Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (FedProx) proximal, mu (heavy ball)
-momentum.
+momentum, lambda (FedLD) margin, G (FedLEx) guidance, E_exp (FedLEx) setup_epochs.
 
 Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight decay is added to the
 gradient; momentum without dampening starts from the first gradient).
 """
 
+import logging
 import math
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
-from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
+from fedsim.objectives import Reduction, Space, margin_penalty
+from fedsim.procedure import GUIDANCE, Batch, Carry, ClientProcedure, Gradient, Named, Work
+
+_log = logging.getLogger("fedsim")
 
 
 @final
@@ -39,10 +45,19 @@ class LocalSGD(ClientProcedure):
         lr_decay: Factor on the step size per round; in (0, 1].
         keep_optimizer: Whether momentum and moments live on in the client's memory between its
             rounds instead of starting anew.
+        margin: Coefficient lambda of FedLD's margin penalty; >= 0, and 0 is plain training.
+        margin_space: What the penalty sees: softmax "probability" or "logit" rows.
+        margin_reduction: One norm over the whole "batch", or the mean over each "sample".
+        guidance: Where a guidance G that the strategy sends acts: on the "step" (FedLEx's figure)
+            or on the "gradient" (its code; Adam undoes it). Nothing sent, nothing guided.
+        setup_epochs: Passes in a set-up exchange such as FedLEx's exploration; None as in a round.
+        setup_lr: Step size in a set-up exchange; None as in round 1.
 
     Raises:
         ValueError: If an argument is outside its range.
     """
+
+    takes = (GUIDANCE,)
 
     def __init__(
         self,
@@ -60,6 +75,12 @@ class LocalSGD(ClientProcedure):
         proximal: float = 0.0,
         lr_decay: float = 1.0,
         keep_optimizer: bool = False,
+        margin: float = 0.0,
+        margin_space: Space = "probability",
+        margin_reduction: Reduction = "batch",
+        guidance: Literal["step", "gradient"] = "step",
+        setup_epochs: int | None = None,
+        setup_lr: float | None = None,
     ) -> None:
         for name, value, holds, allowed in (
             ("local_lr", local_lr, 0 <= local_lr < math.inf, ">= 0 and finite"),
@@ -74,6 +95,22 @@ class LocalSGD(ClientProcedure):
             ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0"),
             ("proximal", proximal, 0 <= proximal < math.inf, ">= 0 and finite"),
             ("lr_decay", lr_decay, 0 < lr_decay <= 1, "in (0, 1]"),
+            ("margin", margin, 0 <= margin < math.inf, ">= 0 and finite"),
+            ("margin_space", margin_space, margin_space in get_args(Space), "probability or logit"),
+            (
+                "margin_reduction",
+                margin_reduction,
+                margin_reduction in get_args(Reduction),
+                "batch or sample",
+            ),
+            ("guidance", guidance, guidance in ("step", "gradient"), "step or gradient"),
+            ("setup_epochs", setup_epochs, setup_epochs is None or setup_epochs >= 1, ">= 1"),
+            (
+                "setup_lr",
+                setup_lr,
+                setup_lr is None or 0 <= setup_lr < math.inf,
+                ">= 0 and finite",
+            ),
         ):
             if not holds:
                 raise ValueError(f"{name} = {value!r}: must be {allowed}")
@@ -90,11 +127,27 @@ class LocalSGD(ClientProcedure):
         self._proximal = proximal
         self._lr_decay = lr_decay
         self._keep_optimizer = keep_optimizer
+        self._margin = margin
+        self._margin_space: Space = margin_space
+        self._margin_reduction: Reduction = margin_reduction
+        self._guides_step = guidance == "step"
+        self._setup_work = Work(batch_size, setup_epochs, None) if setup_epochs else self._work
+        self._setup_lr = local_lr if setup_lr is None else setup_lr
+        if self._adam and not self._guides_step:
+            _log.warning(
+                'guidance = "gradient" with optimizer = "adam": the first step has the size of '
+                'local_lr whatever the guidance says, so it does next to nothing; use "step"'
+            )
 
     @property
     def work(self) -> Work:
         """How much is trained per round."""
         return self._work
+
+    @property
+    def setup_work(self) -> Work:
+        """How much is trained in a set-up exchange."""
+        return self._setup_work
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, else nothing."""
@@ -106,6 +159,8 @@ class LocalSGD(ClientProcedure):
         carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
         if self._proximal:
             carry["received"] = params
+        if any(name.startswith(f"{GUIDANCE}.") for name in extra):
+            carry["guidance"] = {name: extra[f"{GUIDANCE}.{name}"] for name in params}
         return carry
 
     def step(
@@ -113,7 +168,8 @@ class LocalSGD(ClientProcedure):
     ) -> tuple[Carry, Tensor]:
         """One step of the optimiser on one batch."""
         params, moments = carry["params"], carry["moments"]
-        loss, grads, buffers = gradient(params, carry["buffers"], batch)
+        penalty = self._margin_penalty if self._margin else None
+        loss, grads, buffers = gradient(params, carry["buffers"], batch, penalty=penalty)
         if self._proximal:
             grads = {
                 n: g + self._proximal * (params[n] - carry["received"][n]) for n, g in grads.items()
@@ -124,21 +180,35 @@ class LocalSGD(ClientProcedure):
             grads = {n: g * scale for n, g in grads.items()}
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
-        lr = self._local_lr * self._lr_decay ** max(
-            server_round - 1, 0
-        )  # a set-up exchange is round 0
+        guidance = carry.get("guidance")
+        if guidance is not None and not self._guides_step:
+            grads = {n: g * guidance[n] for n, g in grads.items()}
+        # a set-up exchange is round 0
+        lr = (
+            self._local_lr * self._lr_decay ** (server_round - 1)
+            if server_round
+            else self._setup_lr
+        )
         if self._adam:
-            params, moments = self._adam_step(params, grads, moments, lr)
+            steps, moments = self._adam_step(grads, moments, lr)
         else:
             if self._momentum:
                 moments = {n: self._momentum * moments[n] + g for n, g in grads.items()}
                 grads = moments
-            params = {n: p - lr * grads[n] for n, p in params.items()}
+            steps = {n: lr * g for n, g in grads.items()}
+        if guidance is not None and self._guides_step:
+            steps = {n: s * guidance[n] for n, s in steps.items()}
+        params = {n: p - steps[n] for n, p in params.items()}
         return {**carry, "params": params, "buffers": buffers, "moments": moments}, loss
 
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Keep the moments when asked to."""
         return {}, carry["moments"] if self._keep_optimizer else state
+
+    def _margin_penalty(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return self._margin * margin_penalty(
+            outputs, space=self._margin_space, reduction=self._margin_reduction, weights=weights
+        )
 
     def _moments(self, params: Named) -> Named:
         if self._adam:
@@ -151,19 +221,18 @@ class LocalSGD(ClientProcedure):
             )
         return {n: torch.zeros_like(p) for n, p in params.items()} if self._momentum else {}
 
-    def _adam_step(
-        self, params: Named, grads: Named, moments: Named, lr: float
-    ) -> tuple[Named, Named]:
+    def _adam_step(self, grads: Named, moments: Named, lr: float) -> tuple[Named, Named]:
+        """Return (what the parameters are to be reduced by, moments)."""
         beta1, beta2 = self._betas
         steps = moments["steps"] + 1
         first_scale = 1 - beta1**steps
         second_scale = 1 - beta2**steps
         updated: Named = {"steps": steps}
-        moved: Named = {}
+        taken: Named = {}
         for name, grad in grads.items():
             first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
             second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
             denominator = torch.sqrt(second / second_scale) + self._epsilon
-            moved[name] = params[name] - lr * (first / first_scale) / denominator
+            taken[name] = lr * (first / first_scale) / denominator
             updated[f"first.{name}"], updated[f"second.{name}"] = first, second
-        return moved, updated
+        return taken, updated

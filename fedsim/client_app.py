@@ -112,7 +112,7 @@ class CohortApp(ClientApp):
                 has_state=(bool(state),),
             )
         )
-        if result.state and _is_finite(result):
+        if kind != SETUP and result.state and _is_finite(result):
             context.state[CLIENT_STATE] = array_record({n: t[0] for n, t in result.state.items()})
         return Message(_reply_content(layout, result), reply_to=message)
 

@@ -295,13 +295,17 @@ class CohortExecutor:
     @property
     def _gradient(self) -> Gradient:
         def gradient(
-            params: Named, buffers: Named, batch: Batch, objective: Objective | None = None
+            params: Named,
+            buffers: Named,
+            batch: Batch,
+            objective: Objective | None = None,
+            penalty: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
             def loss_of(params: Named) -> Tensor:
                 outputs = functional_call(
                     self.model, (params, buffers, dict(batch.noise)), (batch.features,)
                 )
-                return self._loss(outputs, batch, objective)
+                return self._loss(outputs, batch, objective, penalty)
 
             grads, loss = grad_and_value(loss_of)(params)
             return loss, grads, buffers
@@ -311,7 +315,11 @@ class CohortExecutor:
     @property
     def _gradient_single(self) -> Gradient:
         def gradient(
-            params: Named, buffers: Named, batch: Batch, objective: Objective | None = None
+            params: Named,
+            buffers: Named,
+            batch: Batch,
+            objective: Objective | None = None,
+            penalty: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
             # plain autograd: a model may update its buffers in place here
             leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
@@ -319,7 +327,7 @@ class CohortExecutor:
             outputs = functional_call(
                 self.model, (leaves, after, dict(batch.noise)), (batch.features,)
             )
-            loss = self._loss(outputs, batch, objective)
+            loss = self._loss(outputs, batch, objective, penalty)
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             named = {
                 n: torch.zeros_like(p) if g is None else g
@@ -329,13 +337,17 @@ class CohortExecutor:
 
         return gradient
 
-    def _loss(self, outputs: Tensor, batch: Batch, objective: Objective | None) -> Tensor:
+    def _loss(
+        self, outputs: Tensor, batch: Batch, objective: Objective | None, penalty: Objective | None
+    ) -> Tensor:
         if objective is not None:
-            return objective(outputs, batch.targets, batch.weights)
-        losses = self.task.sample_losses(outputs, batch.targets)
-        # `where` and not a product: a padding sample's loss may be anything
-        kept = torch.where(batch.weights > 0, losses, torch.zeros_like(losses))
-        return kept.sum() / batch.weights.sum().clamp(min=1)
+            loss = objective(outputs, batch.targets, batch.weights)
+        else:
+            losses = self.task.sample_losses(outputs, batch.targets)
+            # `where` and not a product: a padding sample's loss may be anything
+            kept = torch.where(batch.weights > 0, losses, torch.zeros_like(losses))
+            loss = kept.sum() / batch.weights.sum().clamp(min=1)
+        return loss if penalty is None else loss + penalty(outputs, batch.targets, batch.weights)
 
     # --- evaluation -----------------------------------------------------------------------
 
@@ -444,7 +456,7 @@ class CohortExecutor:
         schedule = Schedule(
             [rows.get(slot, nothing) for slot in slots],
             [job.client_ids[slot] for slot in slots],
-            work=self.procedure.work,
+            work=self.procedure.work if job.server_round else self.procedure.setup_work,
             seed=self.seed,
             server_round=job.server_round,
             device=self.device,

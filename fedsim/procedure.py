@@ -6,13 +6,16 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
+GUIDANCE = "guidance"
 
 
 class Batch(NamedTuple):
@@ -35,7 +38,12 @@ class Gradient(Protocol):
     """Loss and gradient of the task's model, given by the executor."""
 
     def __call__(
-        self, params: Named, buffers: Named, batch: Batch, objective: Objective | None = None
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        objective: Objective | None = None,
+        penalty: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (loss, gradients by name, buffers after the forward pass).
 
@@ -45,6 +53,7 @@ class Gradient(Protocol):
             batch: The step's samples.
             objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
                 loss averaged over the samples that are not padding.
+            penalty: A function of the same kind that is added to the objective, or None.
         """
 
 
@@ -75,12 +84,23 @@ class ClientProcedure(abc.ABC):
     Every method sees one client's tensors without a client dimension. Under vmap nothing may branch
     on a tensor's value, call `.item()` or draw random numbers. Steps that a client does not take
     (padding) are undone by the executor, so no method needs to know of them.
+
+    Attributes:
+        takes: What it uses of what a strategy sends besides the model, by the first part of the
+            tensors' names.
     """
+
+    takes: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
     def work(self) -> Work:
         """How much is trained per round."""
+
+    @property
+    def setup_work(self) -> Work:
+        """How much is trained in a set-up exchange, round 0; by default as in any round."""
+        return self.work
 
     def initial_state(self, params: Named) -> Named:
         """Return the client's own memory before it first trains: fixed-shape named tensors."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedsim import flower_internals as internals
 from fedsim.client_app import CohortApp
-from fedsim.cohort import Cohort, Failure, Replies
+from fedsim.cohort import SETUP, Cohort, Failure, Replies
 from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
@@ -322,7 +322,8 @@ class LocalGrid(Grid, abc.ABC):
         if works:
             self._work_off(cohort, works, rows, failures, results, deadline)
         replies = self._stack(cohort, results, rows, failures)
-        if any(result.state for result in results.values()):
+        # a set-up exchange is a rehearsal: nobody remembers it
+        if cohort.message_type != SETUP and any(result.state for result in results.values()):
             self._commit(cohort, results, replies)
         # replies to messages that somebody built carry those messages' ids
         return replace(
