@@ -1,0 +1,145 @@
+"""FedLD: principal-gradient aggregation, with a margin penalty in the local objective.
+
+Zeng, Guo, Wang, Wang, Zhou and Qu, "Tackling Data Heterogeneity in Federated Learning via Loss
+Decomposition", MICCAI 2024 (arXiv:2408.12300), Figure 1 and the authors' code; the paper's numbered
+equations were not available. The client side is `local_sgd` with `margin` (0.1 in the paper's
+command).
+
+Symbols: g_i update of client i in one named tensor, m clients that replied, S Gram matrix / m,
+(lambda_j, e_j) its eigenpairs, w_j principal gradient, rho keep, k directions kept.
+
+Deviations:
+- m counts the clients that replied in the round (the code loops over all and fails on fewer), and
+  at least one direction is kept (with one client the code keeps none and never moves again).
+- Directions with an eigenvalue of next to nothing, and projections of length zero, contribute
+  nothing; the code divides 0 by 0.
+- BatchNorm statistics are averaged by examples instead of projected, whose variances may turn
+  negative.
+- The calibration step is left out: the sign of w_j cancels in the projection. (In a reading without
+  the projection's sign it would matter; neither the authors' code nor its known port has it.)
+- The code's accidents (training in evaluation mode, a step size that warms up by mistake) are not
+  reproduced.
+"""
+
+import math
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from fedsim.cohort import Replies
+from fedsim.objectives import margin_penalty
+from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
+
+__all__ = ["FedLD", "margin_penalty", "principal_gradient_aggregate"]
+
+_NEGLIGIBLE = {torch.float64: 1e-10}  # of the largest eigenvalue; 1e-6 for shorter floats
+_ZERO_COSINE = 1e-12
+
+
+def principal_gradient_aggregate(updates: Tensor, *, keep: float = 0.8) -> Tensor:
+    """Return the mean of the updates revised along their principal directions.
+
+    Each update becomes ||g_i|| sum_j (lambda_j / Lambda) sgn<g_i, w_j> w_j / ||w_j|| over the k
+    largest of the eigenvalues, whose total Lambda is over all of them. Computed from the m x m Gram
+    matrix in float64.
+
+    Args:
+        updates: One tensor's updates, `[clients, dim]`; rows that are not finite are dropped.
+        keep: rho, the share of principal directions kept, in (0, 1]; at least one is.
+
+    Returns:
+        `[dim]`, in the dtype and on the device of `updates`; zero without any update. It is never
+        longer than the mean length of the updates, and even keep = 1 is not their mean.
+
+    Example:
+        >>> principal_gradient_aggregate(torch.tensor([[2.0, 1.0], [2.0, -1.0]])).tolist()
+        [1.7888543605804443, 0.0]
+    """
+    rows = updates[torch.isfinite(updates).all(dim=1)].double()
+    clients = len(rows)
+    zero = torch.zeros(updates.shape[1], dtype=torch.float64, device=updates.device)
+    if not clients or not rows.any():
+        return zero.to(updates.dtype)
+    values, vectors = torch.linalg.eigh(rows @ rows.T / clients)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    kept = max(1, math.floor(keep * clients + 1e-9))
+    negligible = _NEGLIGIBLE.get(updates.dtype, 1e-6) * values[0]
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    coefficients = torch.zeros(clients, dtype=torch.float64, device=updates.device)
+    for value, vector in zip(values[:kept], vectors.T[:kept], strict=True):
+        if value <= negligible:
+            break
+        principal = (clients * value).sqrt()  # ||w_j||; <g_i, w_j> = ||w_j||^2 e_ji
+        cosines = principal * vector / lengths.clamp(min=torch.finfo(torch.float64).tiny)
+        signs = torch.where(cosines.abs() > _ZERO_COSINE, cosines.sign(), 0.0)
+        length = (lengths * signs).mean() * value / values.sum()
+        coefficients += length / principal * vector
+    return weighted_sum(coefficients, rows, zero).to(updates.dtype)
+
+
+class Gate(NamedTuple):
+    """Which tensors have moved: the others are averaged.
+
+    Attributes:
+        moved: bool `[tensors]`, whether an aggregated update of the tensor was ever not zero.
+    """
+
+    moved: Tensor
+
+
+@final
+class FedLD(FederatedStrategy):
+    """Aggregates each named tensor along the principal directions of its updates.
+
+    Clients count equally. A tensor is averaged plainly until it has moved once, and always when it
+    has a single element.
+
+    Args:
+        keep: rho, the share of principal directions kept; in (0, 1].
+        server_lr: Factor on the aggregate; > 0 (the paper has 1).
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    degenerate: ClassVar[tuple[Degenerate, ...]] = (
+        Degenerate({}, "fedavg", {"weighted": False}, "first round"),
+        Degenerate({}, "fedavg", {"weighted": False}, "identical clients", 1e-12),
+    )
+
+    def __init__(self, *, keep: float = 0.8, server_lr: float = 1.0) -> None:
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep = {keep!r}: must be in (0, 1]")
+        if not 0 < server_lr < math.inf:
+            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        self._keep = keep
+        self._server_lr = server_lr
+
+    def init(self, params: Tensor, clients: int) -> State:
+        """No tensor has moved."""
+        return Gate(torch.zeros(len(self.layout.trainable), dtype=torch.bool))
+
+    def server_update(
+        self, state: State, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Return the model moved by each tensor's revised mean; it stays when nobody answered."""
+        clients = replies.num_clients
+        if not clients:
+            return params, state, {}
+        assert replies.params is not None
+        assert replies.reference is not None
+        ones = torch.ones(clients, dtype=torch.float64)
+        mean = weighted_sum(ones, replies.params, replies.reference) / clients
+        move, moved = mean.clone(), state.moved.clone()
+        reference = replies.reference.double()
+        for place, spec in enumerate(replies.layout.trainable):
+            part = replies.layout.slices[spec.name]
+            if state.moved[place] and spec.size > 1:
+                updates = replies.params[:, part].double() - reference[..., part]
+                move[part] = principal_gradient_aggregate(updates, keep=self._keep)
+            moved[place] |= bool(move[part].any())
+        lengths = [float(torch.linalg.vector_norm(vector)) for vector in (move, mean)]
+        metrics = {"norm_ratio": lengths[0] / lengths[1]} if lengths[1] else {}
+        after = params.double() + self._server_lr * move
+        return after.to(params.dtype), Gate(moved), metrics
