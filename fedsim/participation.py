@@ -5,15 +5,15 @@ memory (a Markov chain, a trace) keeps it in `state`, which a checkpoint holds.
 """
 
 import abc
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
 from fedsim.errors import ScenarioError
+from fedsim.participation_rates import ClientRates, Floats
 
 
 class Participation(abc.ABC):
@@ -36,7 +36,26 @@ class Participation(abc.ABC):
 
     @abc.abstractmethod
     def expected_cohort(self, num_clients: int) -> int:
-        """Return how many clients are expected per round, rounded; at least one."""
+        """Return how many clients the scenario expects per round, rounded; at least one."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether `learn_labels` must be called before the first round."""
+        return False
+
+    def learn_labels(  # noqa: B027 - most rules do not ask
+        self, counts: npt.NDArray[np.int64], *, seed: int
+    ) -> None:
+        """Take up how many samples of each class the clients hold, if participation follows them.
+
+        Args:
+            counts: `[clients, classes]`.
+            seed: The scenario's seed.
+        """
+
+    def rates(self, num_clients: int) -> Floats | None:
+        """Return the share of rounds in which each client takes part, float64 `[N]`, if known."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold, as JSON; nothing for a rule without memory."""
@@ -78,6 +97,10 @@ class Full(Participation):
         """Return the number of clients."""
         return num_clients
 
+    def rates(self, num_clients: int) -> Floats:
+        """Return 1 for everybody."""
+        return np.ones(num_clients)
+
 
 @final
 class Uniform(Participation):
@@ -107,6 +130,11 @@ class Uniform(Participation):
         self._check(num_clients)
         return self._cohort_size
 
+    def rates(self, num_clients: int) -> Floats:
+        """Return the cohort's share of the clients."""
+        self._check(num_clients)
+        return np.full(num_clients, self._cohort_size / num_clients)
+
     def _check(self, num_clients: int) -> None:
         if self._cohort_size > num_clients:
             raise ScenarioError(
@@ -115,60 +143,228 @@ class Uniform(Participation):
             )
 
 
+class RatedParticipation(Participation, abc.ABC):
+    """A rule in which every client has a rate: the share of rounds in which it takes part.
+
+    Args:
+        rates: The rates.
+    """
+
+    def __init__(self, rates: ClientRates) -> None:
+        self._rates = rates
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the rates follow the labels."""
+        return self._rates.needs_labels
+
+    def learn_labels(self, counts: npt.NDArray[np.int64], *, seed: int) -> None:
+        """Fix the clients' rates, see `label_rates`."""
+        self._rates.learn(counts, seed=seed)
+
+    def rates(self, num_clients: int) -> Floats:
+        """Return the clients' rates, float64 `[N]`."""
+        return self._rates.of(num_clients)
+
+    def expected_cohort(self, num_clients: int) -> int:
+        """Return the sum of the scenario's rates, rounded; at least one."""
+        return self._rates.expected_cohort(num_clients)
+
+
 @final
-class Bernoulli(Participation):
+class Bernoulli(RatedParticipation):
     """Each client on its own with a given probability; a round may stay empty.
 
     Args:
         rate: Probability of taking part in a round, in (0, 1]; or one per client, each in [0, 1].
+        label_alpha: Lets the rates follow the clients' labels: alpha_p of the Dirichlet law that
+            says which classes take part often, > 0; the smaller, the stronger. `rate` is their
+            mean. None gives every client `rate`.
+        min_rate: The smallest rate with `label_alpha`, in (0, rate].
 
     Raises:
-        ScenarioError: If a rate is outside its range.
+        ScenarioError: If an argument is outside its range.
     """
 
-    def __init__(self, *, rate: float | Sequence[float] = 0.1) -> None:
-        if isinstance(rate, Sequence):
-            for client_id, value in enumerate(rate):
-                if not 0 <= value <= 1:
-                    raise ScenarioError(
-                        f"[participation] rate = {value} for client {client_id}: must be in [0, 1]"
-                    )
-            if not any(rate):
-                raise ScenarioError("[participation] rate: at least one must be > 0")
-        elif not 0 < rate <= 1:
-            raise ScenarioError(f"[participation] rate = {rate}: must be in (0, 1]")
-        self._rate = tuple(rate) if isinstance(rate, Sequence) else rate
+    def __init__(
+        self,
+        *,
+        rate: float | Sequence[float] = 0.1,
+        label_alpha: float | None = None,
+        min_rate: float = 0.02,
+    ) -> None:
+        super().__init__(ClientRates(rate, label_alpha, min_rate))
 
     def participants(
         self, server_round: int, *, num_clients: int, seed: int
     ) -> npt.NDArray[np.int64]:
         """Return who takes part; with one common rate the cost grows with the cohort alone."""
         generator = _generator(seed, server_round)
-        if isinstance(self._rate, tuple):
-            self._check(self._rate, num_clients)
-            return np.flatnonzero(generator.random(num_clients) < self._rate).astype(np.int64)
+        if (common := self._rates.common) is None:
+            chosen = generator.random(num_clients) < self._rates.of(num_clients)
+            return np.flatnonzero(chosen).astype(np.int64)
         # independent coins of equal rate are a binomial count and then a uniform subset
-        size = int(generator.binomial(num_clients, self._rate))
+        size = int(generator.binomial(num_clients, common))
         return _subset(generator, num_clients, size)
 
-    def expected_cohort(self, num_clients: int) -> int:
-        """Return the sum of the clients' rates, rounded; at least one."""
-        if isinstance(self._rate, tuple):
-            self._check(self._rate, num_clients)
-            return max(1, round(math.fsum(self._rate)))
-        return max(1, round(num_clients * self._rate))
 
-    @staticmethod
-    def _check(rates: tuple[float, ...], num_clients: int) -> None:
-        if len(rates) != num_clients:
-            raise ScenarioError(
-                f"[participation] rate has {len(rates)} values for {num_clients} clients: "
-                "give one number, or one per client"
+class _Chain(NamedTuple):
+    """The state of a Markov chain per client after so many transitions."""
+
+    seed: int
+    server_round: int
+    active: npt.NDArray[np.bool_]
+
+
+@final
+class Markov(RatedParticipation):
+    """Each client as a Markov chain of two states, so that participation comes in spells.
+
+    An absent client becomes active with probability a, an active one absent with probability
+    a (1/p - 1), where p is its rate. Where that exceeds 1 it is 1, and the absent become active
+    with probability p / (1 - p). Spells last 1 / (a (1/p - 1)) rounds on average. The chains begin
+    in their stationary law and make one transition before each round, the first included.
+
+    Args:
+        rate: Share of rounds in which a client takes part, in (0, 1]; or one per client, each in
+            [0, 1].
+        label_alpha: Lets the rates follow the clients' labels: alpha_p of the Dirichlet law that
+            says which classes take part often, > 0; the smaller, the stronger. `rate` is their
+            mean. None gives every client `rate`.
+        min_rate: The smallest rate with `label_alpha`, in (0, rate].
+        activation: a, the largest probability of becoming active, in (0, 1].
+
+    Raises:
+        ScenarioError: If an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate: float | Sequence[float] = 0.1,
+        label_alpha: float | None = None,
+        min_rate: float = 0.02,
+        activation: float = 0.05,
+    ) -> None:
+        super().__init__(ClientRates(rate, label_alpha, min_rate))
+        if not 0 < activation <= 1:
+            raise ScenarioError(f"[participation] activation = {activation}: must be in (0, 1]")
+        self._activation = activation
+        self._chain: _Chain | None = None  # the last one asked for; another is computed anew
+
+    def participants(
+        self, server_round: int, *, num_clients: int, seed: int
+    ) -> npt.NDArray[np.int64]:
+        """Return who is active; steps forward from the round asked for last, or from the start."""
+        rates, chain = self._rates.of(num_clients), self._chain
+        if (
+            chain is None
+            or (chain.seed, len(chain.active)) != (seed, num_clients)
+            or chain.server_round > server_round
+        ):
+            chain = _Chain(seed, 0, _generator(seed, 0).random(num_clients) < rates)
+        up, down = self._transitions(rates)
+        active = chain.active
+        for next_round in range(chain.server_round + 1, server_round + 1):
+            draw = _generator(seed, next_round).random(num_clients)
+            active = np.where(active, draw >= down, draw < up)
+        self._chain = _Chain(seed, server_round, active)
+        return np.flatnonzero(active).astype(np.int64)
+
+    def state(self) -> dict[str, Any]:
+        """Return the chains' round, seed and number, and who is active."""
+        if self._chain is None:
+            return {}
+        seed, server_round, active = self._chain
+        ids = np.flatnonzero(active).tolist()
+        return {"round": server_round, "seed": seed, "clients": len(active), "active": ids}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned.
+
+        Raises:
+            ValueError: If it is another rule's.
+        """
+        if state and set(state) != {"round", "seed", "clients", "active"}:
+            raise ValueError(
+                f"participation 'markov': the checkpoint has {sorted(state)}, expected active, "
+                "clients, round, seed"
             )
+        self._chain = None
+        if state:
+            active = np.isin(np.arange(state["clients"]), state["active"])
+            self._chain = _Chain(state["seed"], state["round"], active)
+
+    def _transitions(self, rates: Floats) -> tuple[Floats, Floats]:
+        """The probabilities of becoming active and absent."""
+        with np.errstate(divide="ignore"):  # rates of 0 and 1
+            up = np.minimum(self._activation, rates / (1 - rates))
+            down = np.minimum(1.0, self._activation * (1 / rates - 1))
+        return up, down
+
+
+@final
+class Cyclic(RatedParticipation):
+    """Each client in turns of fixed length: off, on, off, on, ...
+
+    A client of rate p is on for max(1, round(c p)) rounds and off for the rest of the cycle of c,
+    at least one round; so its true rate is a multiple of 1 / c, or c / (c + 1) when it is on for c.
+    It begins in an off phase, of which a random number of rounds has passed.
+
+    Args:
+        rate: Share of rounds in which a client takes part, in (0, 1]; or one per client.
+        label_alpha: Lets the rates follow the clients' labels: alpha_p of the Dirichlet law that
+            says which classes take part often, > 0; the smaller, the stronger. `rate` is their
+            mean. None gives every client `rate`.
+        min_rate: The smallest rate with `label_alpha`, in (0, rate].
+        cycle: c, the rounds of a cycle, at least 2.
+
+    Raises:
+        ScenarioError: If an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate: float | Sequence[float] = 0.1,
+        label_alpha: float | None = None,
+        min_rate: float = 0.02,
+        cycle: int = 100,
+    ) -> None:
+        super().__init__(ClientRates(rate, label_alpha, min_rate))
+        if isinstance(rate, Sequence) and 0 in rate:
+            raise ScenarioError(
+                f"[participation] rate = 0 for client {rate.index(0)}: must be in (0, 1], for a "
+                "cycle has a round in which the client is on"
+            )
+        if cycle < 2:
+            raise ScenarioError(f"[participation] cycle = {cycle}: must be >= 2")
+        self._cycle = cycle
+
+    def participants(
+        self, server_round: int, *, num_clients: int, seed: int
+    ) -> npt.NDArray[np.int64]:
+        """Return who is on."""
+        on, off = self._phases(num_clients)
+        start = _generator(seed, 0).integers(0, off)  # rounds before a client is on at first
+        return np.flatnonzero((server_round - 1 - start) % (on + off) < on).astype(np.int64)
+
+    def rates(self, num_clients: int) -> Floats:
+        """Return the share of rounds in which each client is on, float64 `[N]`."""
+        on, off = self._phases(num_clients)
+        return on / (on + off)
+
+    def _phases(self, num_clients: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The rounds for which each client is on and off."""
+        rates = self._rates.of(num_clients)
+        on = np.maximum(1, np.rint(self._cycle * rates).astype(np.int64))
+        return on, np.maximum(1, self._cycle - on)
 
 
 PARTICIPATION: dict[str, Callable[..., Participation]] = {
     "full": Full,
     "uniform": Uniform,
     "bernoulli": Bernoulli,
+    "markov": Markov,
+    "cyclic": Cyclic,
 }
