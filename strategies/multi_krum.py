@@ -1,0 +1,156 @@
+"""Multi-Krum: the mean of the updates that lie closest to others.
+
+Blanchard, El Mhamdi, Guerraoui and Stainer, "Machine Learning with Adversaries: Byzantine Tolerant
+Gradient Descent", NeurIPS 2017: the Krum function and its variant Multi-Krum.
+
+Symbols: V_i update of client i, s(i) its score, n clients that replied, f num_byzantine,
+m num_selected.
+
+Deviations:
+- m is left to choose by the paper (m = 1 is Krum, m = n the mean); by default it is n - f, the most
+  that can all be honest.
+- The paper knows n and f. Here the clients that reply vary, and by default f is the most that n
+  bear, (n - 3) // 2; with a given f, a round with fewer than 2 f + 3 replies is an error.
+- With f = 0 there is nothing to withstand, and any n will do.
+- Equal scores are ordered by client (the paper: arbitrarily).
+"""
+
+import math
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fedsim.cohort import Replies
+from fedsim.errors import RunError
+from fedsim.robust import column_blocks, finite_rows
+from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State, weighted_sum
+
+
+def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None = None) -> Tensor:
+    """Return the mean of the m updates with the lowest scores.
+
+    The score s(i) is the sum of the n - f - 2 smallest squared distances from V_i to the others.
+    They are sums of squared differences in float64, so that close updates are told apart.
+
+    Args:
+        updates: `[clients, dim]`; rows that are not finite are dropped, and n counts the others.
+        num_byzantine: f >= 0, how many of the rows may be anything; n >= 2 f + 3 unless f is 0.
+        num_selected: m, in 1...n; None takes n - f.
+
+    Returns:
+        `[dim]`, in the dtype and on the device of `updates`; zero without rows.
+
+    Raises:
+        ValueError: If n rows are too few for f or m.
+
+    Example:
+        >>> rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [100.0]])
+        >>> multi_krum(rows, num_byzantine=1), multi_krum(rows, num_byzantine=1, num_selected=1)
+        (tensor([1.5000]), tensor([1.]))
+    """
+    rows = finite_rows(updates)
+    clients = len(rows)
+    if not clients:
+        return updates.new_zeros(updates.shape[1])
+    _check(clients, num_byzantine, num_selected)
+    selected = clients - num_byzantine if num_selected is None else num_selected
+    distances = torch.zeros(clients, clients, dtype=torch.float64, device=rows.device)
+    for block in column_blocks(rows):
+        wide = block.double()
+        exact = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+        distances += exact.square()
+    distances.fill_diagonal_(math.inf)  # a client is not one of its own neighbours
+    neighbours = max(0, clients - num_byzantine - 2)
+    scores = distances.sort(dim=1).values[:, :neighbours].sum(dim=1)
+    best = scores.argsort(stable=True)[:selected].sort().values
+    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    ones = torch.ones(selected, dtype=torch.float64)
+    return (weighted_sum(ones, rows[best], zero) / selected).to(updates.dtype)
+
+
+def _check(clients: int, num_byzantine: int, num_selected: int | None) -> None:
+    if num_byzantine and clients < 2 * num_byzantine + 3:
+        raise ValueError(
+            f"num_byzantine = {num_byzantine} with {clients} updates: must be such that there are "
+            f"at least 2 num_byzantine + 3 = {2 * num_byzantine + 3}; use at most "
+            f"{_bearable(clients)}"
+        )
+    if num_selected is not None and num_selected > clients:
+        raise ValueError(f"num_selected = {num_selected}: there are {clients} updates to choose of")
+
+
+def _bearable(clients: int) -> int:
+    """The largest f with n >= 2 f + 3, or 0."""
+    return max(0, (clients - 3) // 2)
+
+
+@final
+class MultiKrum(FederatedStrategy):
+    """Moves the model by the mean of those updates that lie closest to others.
+
+    Clients count equally.
+
+    Args:
+        num_byzantine: f, how many of a round's clients may reply anything; >= 0. A round needs
+            2 f + 3 replies. None takes the most that a round's replies bear.
+        num_selected: m, how many updates are averaged; >= 1. 1 is Krum, None takes all but f.
+        server_lr: Factor on the mean; > 0.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    degenerate: ClassVar[tuple[Degenerate, ...]] = (
+        Degenerate({"num_byzantine": 0}, "fedavg", {"weighted": False}, tolerance=1e-12),
+        Degenerate({}, "fedavg", {"weighted": False}, "identical clients", 1e-12),
+    )
+
+    def __init__(
+        self,
+        *,
+        num_byzantine: int | None = None,
+        num_selected: int | None = None,
+        server_lr: float = 1.0,
+    ) -> None:
+        if num_byzantine is not None and num_byzantine < 0:
+            raise ValueError(f"num_byzantine = {num_byzantine}: must be >= 0")
+        if num_selected is not None and num_selected < 1:
+            raise ValueError(f"num_selected = {num_selected}: must be >= 1")
+        if not 0 < server_lr < math.inf:
+            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        self._num_byzantine = num_byzantine
+        self._num_selected = num_selected
+        self._server_lr = server_lr
+
+    def init(self, params: Tensor, clients: int) -> State:
+        """Nothing is remembered; too few clients for `num_byzantine` or `num_selected` end the run.
+
+        Raises:
+            RunError: If no round can have as many replies as the rule needs.
+        """
+        self._tolerated(clients, f"[strategy] with {clients} clients registered")
+        return NoState()
+
+    def server_update(
+        self, state: State, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Return the model moved by the selected updates' mean; it stays when nobody answered.
+
+        Raises:
+            RunError: If the replies are too few for `num_byzantine` or `num_selected`.
+        """
+        if not replies.num_clients:
+            return params, state, {}
+        tolerated = self._tolerated(replies.num_clients, f"round {replies.server_round}")
+        mean = multi_krum(replies.update, num_byzantine=tolerated, num_selected=self._num_selected)
+        return params + self._server_lr * mean, state, {"num_byzantine": tolerated}
+
+    def _tolerated(self, clients: int, where: str) -> int:
+        """The f of a round."""
+        f = _bearable(clients) if self._num_byzantine is None else self._num_byzantine
+        try:
+            _check(clients, f, self._num_selected)
+        except ValueError as error:
+            raise RunError(f"{where}: {error}") from None
+        return f

@@ -1,0 +1,91 @@
+"""Mean of unit updates: the control that explains the Flag Aggregator.
+
+It is what that rule becomes when its subspace holds every update (Almasi, Mishra, Vamanan and Ravi,
+"Flag Aggregator: Scalable Distributed Training under Failures and Augmented Losses using Convex
+Optimization", ICLR 2024, arXiv:2302.05865, Algorithm 1 with m >= rank), and supplies most of its
+robustness: a client's influence does not grow with the length of what it sends.
+
+Symbols: g_i gradient of client i, minus its update; p clients that replied.
+
+Deviations: none. `scale = "median"` is an extension.
+"""
+
+import math
+from typing import ClassVar, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from fedsim.cohort import Replies
+from fedsim.robust import unit_rows
+from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State, weighted_sum
+
+Scale = Literal["workers", "median"]
+
+
+def unit_mean(gradients: Tensor) -> Tensor:
+    """Return (1/p) sum_i g_i / ||g_i||.
+
+    Args:
+        gradients: `[clients, dim]`; rows that are not finite are dropped, zero rows count as zero.
+
+    Returns:
+        `[dim]`, at most 1 long, in the dtype and on the device of `gradients`; zero without rows.
+
+    Example:
+        >>> unit_mean(torch.tensor([[3.0, 4.0], [0.0, 1e30]])).tolist()
+        [0.30000001192092896, 0.8999999761581421]
+    """
+    return _mean(gradients)[0]
+
+
+def _mean(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean, and the gradients' lengths."""
+    rows, factors, lengths = unit_rows(gradients)
+    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    mean = weighted_sum(factors / max(1, len(rows)), rows, zero)
+    return mean.to(gradients.dtype), lengths
+
+
+@final
+class UnitMean(FederatedStrategy):
+    """Moves the model by the mean of the clients' updates, each made one unit long.
+
+    Clients count equally.
+
+    Args:
+        server_lr: Factor on the mean; > 0. With scale "workers" it is the longest possible step.
+        scale: "workers" leaves the mean as it is, so that steps do not shrink near an optimum;
+            "median" multiplies it by the median length of the updates, so that they do.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    degenerate: ClassVar[tuple[Degenerate, ...]] = (
+        Degenerate(
+            {"scale": "median"}, "fedavg", {"weighted": False}, "identical clients", 1e-12
+        ),
+    )  # fmt: skip
+
+    def __init__(self, *, server_lr: float = 1.0, scale: Scale = "workers") -> None:
+        if not 0 < server_lr < math.inf:
+            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        if scale not in get_args(Scale):
+            raise ValueError(f"scale = {scale!r}: must be workers or median")
+        self._server_lr = server_lr
+        self._scale: Scale = scale
+
+    def init(self, params: Tensor, clients: int) -> State:
+        """Nothing is remembered."""
+        return NoState()
+
+    def server_update(
+        self, state: State, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, State, dict[str, float]]:
+        """Return the model moved by the mean; it stays when nobody answered."""
+        mean, lengths = _mean(replies.update)
+        if not len(lengths):
+            return params, state, {}
+        factor = float(lengths.quantile(0.5)) if self._scale == "median" else 1.0
+        return params + self._server_lr * factor * mean, state, {}

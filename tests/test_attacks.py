@@ -1,0 +1,440 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from laws import federations as fed
+
+from fedsim import attacks, factories, rng
+from fedsim.attacks import ATTACKS, Attack, AttackGrid, Seen, alie_z, attacked
+from fedsim.cohort import SETUP, Cohort, Replies
+from fedsim.engine.inline import InlineGrid
+from fedsim.errors import RunError, ScenarioError
+from fedsim.grids import AdmissionGrid, ByteCountingGrid, GridWrapper, failures_of
+from fedsim.layout import Layout, Payload
+
+SEED, DIM = 7, 6
+LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})
+each_attack = pytest.mark.parametrize("kind", ATTACKS)
+
+
+def seen(updates, byzantine=(1, 3), *, server_round=4, client_ids=None, dtype=torch.float64):
+    updates = torch.as_tensor(updates, dtype=dtype)
+    ids = np.arange(len(updates)) * 10 if client_ids is None else np.array(client_ids)
+    is_byzantine = torch.zeros(len(updates), dtype=torch.bool)
+    is_byzantine[list(byzantine)] = True
+    return Seen(updates, is_byzantine, ids, server_round, SEED)
+
+
+def random_updates(clients=5, dim=DIM):
+    return torch.from_numpy(np.random.default_rng(0).normal(size=(clients, dim)))
+
+
+def replies(updates=None, *, reference=None, **changes):
+    updates = random_updates() if updates is None else updates
+    reference = torch.linspace(0, 1, DIM, dtype=torch.float64) if reference is None else reference
+    fields = {
+        "server_round": 4,
+        "layout": LAYOUT,
+        "client_ids": np.arange(len(updates)) * 10,
+        "params": reference + updates,
+        "reference": reference,
+        "buffers": {},
+        "extra": {"c": torch.arange(len(updates))},
+        "num_examples": torch.arange(1, len(updates) + 1),
+        "metrics": {"loss": torch.linspace(0, 1, len(updates), dtype=torch.float64)},
+        "staleness": torch.zeros(len(updates), dtype=torch.int64),
+    }
+    return Replies(**{**fields, **changes})
+
+
+# --- what each attack sends -----------------------------------------------------------------------
+
+
+def test_uniform_sends_a_gradient_of_uniform_numbers():
+    forged = attacks.uniform(scale=3.0).forge(seen(random_updates()))
+    draws = [rng.generator(SEED, "attack", 4, client).random(DIM) for client in (10, 30)]
+    np.testing.assert_array_equal(forged.numpy(), -3.0 * np.stack(draws))
+    assert -3 < forged.min() < forged.max() <= 0
+
+
+def test_two_uniform_attackers_point_the_same_way():
+    """E[u v] / E[u^2] = (1/4) / (1/3)."""
+    one, other = attacks.uniform().forge(seen(random_updates(5, 20_000)))
+    cosine = one @ other / one.norm() / other.norm()
+    assert cosine.item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_uniform_attack_does_not_depend_on_who_else_replies():
+    alone = seen(random_updates(1), byzantine=(0,), client_ids=[30])
+    forge = attacks.uniform().forge
+    assert torch.equal(forge(alone)[0], forge(seen(random_updates()))[1])
+
+
+def test_reversals_send_the_clients_own_update_backwards():
+    updates = random_updates()
+    assert torch.equal(attacks.sign_flip().forge(seen(updates)), -updates[[1, 3]])
+    assert torch.equal(attacks.scaled_reverse().forge(seen(updates)), -10 * updates[[1, 3]])
+    halved = attacks.scaled_reverse(factor=0.5).forge(seen(updates))
+    assert torch.equal(halved, -0.5 * updates[[1, 3]])
+
+
+def test_alie_stays_z_deviations_from_the_honest_mean():
+    """Honest updates 1, 3, 8 and 0, 0, 3: means 4 and 1, variances 26/3 and 2."""
+    updates = [[1, 0], [99, 99], [3, 0], [-99, 99], [8, 3]]
+    forged = attacks.alie(z=1.5).forge(seen(updates))
+    expected = [4 - 1.5 * math.sqrt(26 / 3), 1 - 1.5 * math.sqrt(2)]
+    np.testing.assert_allclose(forged.numpy(), [expected, expected], rtol=1e-14)
+
+
+def test_alies_default_z_is_the_papers_of_the_round():
+    updates = random_updates(50)
+    byzantine = range(12)
+    forged = attacks.alie().forge(seen(updates, byzantine))
+    honest = updates[12:]
+    expected = honest.mean(dim=0) - alie_z(50, 12) * honest.std(dim=0, correction=0)
+    torch.testing.assert_close(forged, expected.expand(12, -1), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("clients", "num_byzantine", "z"),
+    [
+        (50, 24, 1.4261),  # s = 2: the quantile of 24/26
+        (50, 12, 0.3360),  # s = 14: of 24/38
+        (20, 8, 0.6745),  # s = 3: of 9/12
+        (5, 1, 0.0),  # s = 2: of 2/4
+        (4, 1, 0.0),  # s = 2: of 1/3, below the mean
+        (2, 1, 0.0),
+        (9, 6, 0.4307),  # more attackers than needed: still one supporter, of 2/3
+    ],
+)
+def test_z_is_the_normal_quantile(clients, num_byzantine, z):
+    assert alie_z(clients, num_byzantine) == pytest.approx(z, abs=5e-5)
+
+
+def test_alie_with_nobody_honest_leaves_the_updates():
+    updates = random_updates(3)
+    assert torch.equal(attacks.alie().forge(seen(updates, (0, 1, 2))), updates)
+
+
+@pytest.mark.parametrize(("dtype", "run"), [(torch.float32, 375), (torch.float64, 187)])
+def test_lost_packets_are_runs_of_zeros(dtype, run):
+    dim = 10 * run + 5
+    updates = torch.ones(2, dim)
+    forged = attacks.packet_loss(rate=0.5).forge(seen(updates, (0, 1), dtype=dtype))
+    arrived = [rng.generator(SEED, "attack", 4, client).random(11) >= 0.5 for client in (0, 10)]
+    for row, packets in zip(forged, arrived, strict=True):
+        assert 0 < packets.sum() < 11
+        for place, there in enumerate(packets):
+            assert (row[place * run : (place + 1) * run] == float(there)).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_packets_are_lost_at_the_rate(rate):
+    updates = torch.ones(2, 20_000)
+    forged = attacks.packet_loss(rate=rate, packet_bytes=8).forge(seen(updates, (0, 1)))
+    assert (forged == 0).double().mean().item() == pytest.approx(rate, abs=0.01)
+
+
+def test_a_packet_holds_at_least_one_coordinate():
+    forged = attacks.packet_loss(rate=0.5, packet_bytes=1).forge(seen(torch.ones(5, 100)))
+    assert 0 < forged.sum() < 200
+
+
+# --- who attacks ----------------------------------------------------------------------------------
+
+
+def test_attackers_are_drawn_from_the_seed_for_the_whole_run():
+    attack = attacks.sign_flip(num_byzantine=5)
+    drawn = attack.byzantine_clients(100, SEED)
+    assert drawn.dtype == np.int64
+    assert len(drawn) == 5
+    assert (np.diff(drawn) > 0).all()
+    assert 0 <= drawn.min() <= drawn.max() < 100
+    assert drawn.tolist() == attack.byzantine_clients(100, SEED).tolist()
+    assert drawn.tolist() != attack.byzantine_clients(100, SEED + 1).tolist()
+
+
+def test_every_client_is_as_likely_to_attack():
+    attack = attacks.sign_flip(num_byzantine=2)
+    drawn = np.concatenate([attack.byzantine_clients(5, seed) for seed in range(1000)])
+    assert np.bincount(drawn, minlength=5) == pytest.approx(400, abs=60)
+
+
+def test_attackers_may_be_named():
+    attack = attacks.sign_flip(clients=[4, 0, 4])
+    assert attack.byzantine_clients(5, SEED).tolist() == [0, 4]
+    assert attacks.sign_flip(clients=[]).byzantine_clients(5, SEED).tolist() == []
+
+
+def test_nobody_need_attack():
+    assert attacks.sign_flip(num_byzantine=0).byzantine_clients(5, SEED).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_byzantine": 6}, r"\[attack\] num_byzantine = 6: must be in 0..5"),
+        ({"num_byzantine": -1}, r"\[attack\] num_byzantine = -1: must be in 0..5"),
+        ({"clients": [2, 5]}, r"\[attack\] clients: there is no client 5; allowed: 0..4"),
+        ({"clients": [-1]}, r"\[attack\] clients: there is no client -1"),
+        ({"clients": [1], "num_byzantine": 3}, r"num_byzantine = 3: clients names 1; leave one"),
+    ],
+)
+@each_attack
+def test_attackers_that_do_not_exist_are_refused(kind, arguments, words):
+    attack = ATTACKS[kind](**arguments)
+    with pytest.raises(ScenarioError, match=words):
+        attack.check(5)
+    with pytest.raises(ScenarioError, match=words):
+        attack.byzantine_clients(5, SEED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"rate": 1.5}, r"\[attack\] rate = 1.5"), ({"packet_bytes": 0}, r"\[attack\] packet_bytes")],
+)
+def test_impossible_links_are_refused(arguments, words):
+    with pytest.raises(ScenarioError, match=words):
+        attacks.packet_loss(**arguments)
+
+
+@each_attack
+def test_every_attack_is_a_scenario_table(kind):
+    keys = factories.keys(ATTACKS[kind])
+    assert {"num_byzantine", "clients"} <= keys.keys()
+    assert all(key.description and not key.required for key in keys.values())
+    given = factories.check(ATTACKS[kind], {"clients": [1, 2]}, where="[attack]")
+    assert ATTACKS[kind](**given).clients == [1, 2]
+
+
+# --- what becomes of the replies ------------------------------------------------------------------
+
+
+def bits(stack, rows):
+    return fed.tensor_bits(stack[rows])
+
+
+@each_attack
+def test_honest_rows_and_everything_else_stay(kind):
+    received = replies()
+    params, update = received.params.clone(), received.update.clone()
+    honest = [0, 2, 4]
+    after = attacked(received, ATTACKS[kind]().forge, np.array([10, 30, 50]), SEED)
+    assert bits(after.params, honest) == bits(received.params, honest)
+    expected = ATTACKS[kind]().forge(seen(update))
+    torch.testing.assert_close(after.update[[1, 3]], expected, rtol=0, atol=1e-14)
+    for name in ("num_examples", "staleness", "reference"):
+        assert torch.equal(getattr(after, name), getattr(received, name))
+    assert after.client_ids.tolist() == received.client_ids.tolist()
+    assert torch.equal(after.metrics["loss"], received.metrics["loss"])
+    assert torch.equal(after.extra["c"], received.extra["c"])
+    assert not after.admitted
+    assert torch.equal(received.params, params)
+    assert torch.equal(received.update, update)
+
+
+def test_each_client_attacks_from_its_own_start():
+    own = random_updates(5) * 3
+    received = replies(torch.ones(5, DIM).double(), reference=own)
+    after = attacked(received, attacks.sign_flip().forge, np.array([10]), SEED)
+    torch.testing.assert_close(after.params[1], own[1] - 1)
+
+
+def test_replies_without_an_attacker_pass_as_they_are():
+    received = replies()
+    assert attacked(received, attacks.sign_flip().forge, np.array([99]), SEED) is received
+
+
+def test_models_keep_their_dtype():
+    single = replies(
+        random_updates().float(), reference=torch.zeros(DIM), layout=Layout.from_named(
+            {"w": torch.zeros(DIM)}
+        )
+    )  # fmt: skip
+    for make in ATTACKS.values():
+        after = attacked(single, make().forge, np.array([10, 30]), SEED)
+        assert after.params.dtype == torch.float32
+
+
+def test_messages_of_attackers_are_built_anew_and_those_of_others_kept():
+    received = replies()
+    before = list(received)
+    after = attacked(received, attacks.sign_flip().forge, np.array([10]), SEED)
+    assert [after[k] is before[k] for k in range(5)] == [True, False, True, True, True]
+    forged = after[1].content["arrays"]["w"].numpy()
+    np.testing.assert_array_equal(forged, after.params[1].numpy())
+
+
+def test_attackers_see_only_what_is_finite_and_broken_ones_do_not_attack():
+    updates = random_updates()
+    updates[0, 2] = math.nan  # honest
+    updates[3, 1] = math.inf  # Byzantine
+    after = attacked(replies(updates), attacks.alie(z=1.0).forge, np.array([10, 30]), SEED)
+    assert after.client_ids.tolist() == [10, 20, 40]
+    assert torch.isfinite(after.params).all()
+    assert [(f.client_id, f.cause) for f in after.failures] == [
+        (0, "not finite"), (30, "not finite")
+    ]  # fmt: skip
+
+
+# --- as a Grid around a Grid ----------------------------------------------------------------------
+
+BYZANTINE = [2, 5]
+NAMED = {"clients": BYZANTINE}
+
+
+def made(kind):
+    """The attack, with packets small enough for some of a tiny model's to be lost."""
+    return ATTACKS[kind](**NAMED, **({"packet_bytes": 8} if kind == "packet_loss" else {}))
+
+
+class MessagesOnly(GridWrapper):
+    """As Flower's grids are: takes and returns ordinary messages, in no order."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        received = list(self.inner.send_and_receive(list(messages), timeout=timeout))
+        random.Random(1).shuffle(received)
+        return received
+
+
+@pytest.fixture(scope="module")
+def app():
+    return fed.make_app("mlp", data=fed.InMemoryData(test_sizes=fed.SIZES))
+
+
+def cohort(app, client_ids=range(8), **changes):
+    fields = {
+        "client_ids": np.array(client_ids),
+        "server_round": 3,
+        "layout": app.layout,
+        "shared": fed.initial_payload(app.executor),
+    }
+    return Cohort(**{**fields, **changes})
+
+
+def answers(app, attack, sent, wrapper=lambda grid: grid):
+    grid = AttackGrid(wrapper(InlineGrid(app, 8)), attack, app.layout, seed=SEED)
+    return grid.send_and_receive(sent)
+
+
+def replies_bits(received):
+    named = {"params": received.params, "examples": received.num_examples, **received.metrics}
+    return fed.named_bits(named), received.client_ids.tolist()
+
+
+@each_attack
+def test_stacked_replies_and_messages_are_attacked_alike(app, kind):
+    attack = made(kind)
+    stacked = answers(app, attack, cohort(app))
+    for sent in (cohort(app), list(cohort(app))):
+        unstacked = answers(app, attack, sent, MessagesOnly)
+        assert replies_bits(unstacked) == replies_bits(stacked)
+    assert replies_bits(answers(app, attack, list(cohort(app)))) == replies_bits(stacked)
+
+
+@each_attack
+def test_byzantine_rows_alone_are_replaced(app, kind):
+    honest = InlineGrid(app, 8).send_and_receive(cohort(app))
+    found = answers(app, made(kind), cohort(app))
+    same = [bits(found.params, [row]) == bits(honest.params, [row]) for row in range(8)]
+    assert [row for row in range(8) if not same[row]] == BYZANTINE
+
+
+@each_attack
+def test_the_same_seed_and_round_give_the_same_attack(app, kind):
+    attack = ATTACKS[kind](num_byzantine=3)
+    one, again = (answers(app, attack, cohort(app)) for _ in range(2))
+    assert replies_bits(one) == replies_bits(again)
+
+
+def test_another_round_draws_other_numbers(app):
+    attack = attacks.uniform(**NAMED)
+    one, other = (
+        answers(app, attack, cohort(app, server_round=server_round)).update[BYZANTINE]
+        for server_round in (3, 4)
+    )
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["evaluate", SETUP])
+@pytest.mark.parametrize("wrapper", [lambda grid: grid, MessagesOnly])
+def test_evaluation_and_set_up_are_left_alone(app, kind, wrapper):
+    passed = []
+
+    class Watching(GridWrapper):
+        def send_and_receive(self, messages, *, timeout=None):
+            passed.append(self.inner.send_and_receive(messages, timeout=timeout))
+            return passed[-1]
+
+    sent = cohort(app, message_type=kind)
+    found = answers(app, attacks.sign_flip(**NAMED), sent, lambda grid: Watching(wrapper(grid)))
+    assert found is passed[0]
+
+
+def test_attackers_who_do_not_take_part_do_nothing(app):
+    sent = cohort(app, (0, 1, 4))
+    honest = InlineGrid(app, 8).send_and_receive(cohort(app, (0, 1, 4)))
+    assert replies_bits(answers(app, attacks.sign_flip(**NAMED), sent)) == replies_bits(honest)
+
+
+def test_a_personal_start_is_where_the_attack_goes_from(app):
+    shared = fed.initial_payload(app.executor)
+    own = torch.stack([shared.params * factor for factor in (1, 2, 3)])
+    sent = cohort(app, (0, 2, 5), shared=Payload(None, shared.buffers), personal=Payload(own))
+    honest = InlineGrid(app, 8).send_and_receive(sent)
+    found = answers(app, attacks.sign_flip(**NAMED), sent)
+    torch.testing.assert_close(found.params[1:], own[1:] - honest.update[1:])
+
+
+def test_messages_of_several_kinds_are_refused(app):
+    mixed = [*cohort(app, (0,)), *cohort(app, (1,), message_type="evaluate")]
+    with pytest.raises(RunError, match=r"replies cannot be attacked: .* leave out \[attack\]"):
+        answers(app, attacks.sign_flip(**NAMED), mixed, MessagesOnly)
+
+
+def test_nothing_sent_is_nothing_attacked(app):
+    assert not len(answers(app, attacks.sign_flip(**NAMED), []))
+    query = [Message(RecordDict(), 2, "query")]
+    grid = AttackGrid(MessagesOnly(InlineGrid(app, 8)), attacks.alie(), app.layout, seed=SEED)
+    assert len(grid.send_and_receive(query)) == 1
+
+
+def test_a_forged_update_that_is_not_finite_is_refused_by_name(app):
+    attack = attacks.scaled_reverse(factor=1e300, **NAMED)
+    grid = AttackGrid(InlineGrid(app, 8), attack, app.layout, seed=SEED)
+    received = AdmissionGrid(grid, app.layout).send_and_receive(cohort(app))
+    assert [(f.client_id, f.cause) for f in failures_of(received)] == [
+        (2, "not finite"), (5, "not finite")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fedavg", "flower:FedAvg"])
+def test_a_run_is_attacked_whatever_the_strategy_and_costs_the_same_bytes(app, name):
+    """Everybody's reversed update takes the model the opposite way."""
+
+    def run(wrap):
+        inner = wrap(ByteCountingGrid(InlineGrid(app, 8)))
+        return fed.run_rounds(
+            fed.make_strategy(name), inner, fed.initial_arrays("mlp"), app.layout, rounds=1
+        )
+
+    plain, records = run(lambda grid: grid)
+    attack = attacks.sign_flip(clients=list(range(8)))
+    reversed_, attacked_records = run(lambda grid: AttackGrid(grid, attack, app.layout, seed=SEED))
+    start = fed.initial_arrays("mlp")
+    for key in start:
+        there, back = (arrays[key].numpy() - start[key].numpy() for arrays in (plain, reversed_))
+        np.testing.assert_allclose(back, -there, rtol=0, atol=1e-6)
+        assert np.abs(there).max() > 1e-3
+    assert records[1]["comm/uplink_bytes"] == attacked_records[1]["comm/uplink_bytes"] > 0
+
+
+def test_a_new_attack_is_one_function(app):
+    def silence(*, num_byzantine=1, clients=None):
+        return Attack(lambda seen: torch.zeros_like(seen.own), num_byzantine, clients)
+
+    found = answers(app, silence(**NAMED), cohort(app))
+    assert not found.update[BYZANTINE].any()
