@@ -10,6 +10,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -17,6 +18,8 @@ from fedsim.errors import ScenarioError, unknown
 from fedsim.imports import is_import_path, resolve
 
 SHAPE_ARGUMENTS = ("feature_shape", "num_classes")
+
+Init = Literal["torch", "xavier"]
 
 
 def logistic(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -30,19 +33,24 @@ def logistic(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
 
 
 def mlp(
-    *, hidden: Sequence[int] = (200, 200), feature_shape: tuple[int, ...], num_classes: int
+    *,
+    hidden: Sequence[int] = (200, 200),
+    init: Init = "torch",
+    feature_shape: tuple[int, ...],
+    num_classes: int,
 ) -> nn.Module:
     """A multilayer perceptron with ReLU.
 
     Args:
         hidden: Width of each hidden layer; each >= 1, and none gives logistic regression.
+        init: Initialisation, "torch" or "xavier" (uniform weights, zero biases).
         feature_shape: Shape of one sample.
         num_classes: Number of logits.
 
     Raises:
         ScenarioError: If a width is below 1.
     """
-    return _perceptron(hidden, None, feature_shape, num_classes)
+    return _initialised(_perceptron(hidden, None, feature_shape, num_classes), init)
 
 
 def mlp_dropout(
@@ -68,13 +76,18 @@ def mlp_dropout(
     return _perceptron(hidden, dropout, feature_shape, num_classes)
 
 
-def cnn(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def cnn(*, init: Init = "torch", feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The 16-32 CNN: two 3x3 convolutions with max-pooling, then a hidden layer of 64.
+
+    Args:
+        init: Initialisation, "torch" or "xavier" (uniform weights, zero biases).
+        feature_shape: Shape of one image.
+        num_classes: Number of logits.
 
     Raises:
         ScenarioError: If the features are not images of at least 4x4.
     """
-    return _convolutional("cnn", False, feature_shape, num_classes)
+    return _initialised(_convolutional("cnn", False, feature_shape, num_classes), init)
 
 
 def cnn_batchnorm(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -84,6 +97,17 @@ def cnn_batchnorm(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Mod
         ScenarioError: If the features are not images of at least 4x4.
     """
     return _convolutional("cnn_batchnorm", True, feature_shape, num_classes)
+
+
+def _initialised(model: nn.Module, init: Init) -> nn.Module:
+    """Initialise a model anew; torch's own initialisation has been done by then."""
+    if init == "xavier":
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+    return model
 
 
 def _perceptron(

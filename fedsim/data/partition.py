@@ -4,7 +4,7 @@ A rule gives each sample's owner, so that every sample belongs to exactly one cl
 construction. Everything is drawn from (seed, "partition") and vectorised over samples and clients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,13 +30,25 @@ class Partition:
         test_fraction: Share of each client's samples in its local test split.
         owners: `(targets, seed) -> (owner of each sample, notes for the manifest)`; None for data
             that come divided.
+        label_noise: Share of a client's training labels that are drawn anew, uniformly over all
+            classes: one for all clients, or one for each.
     """
 
     clients: int
     test_fraction: float
     owners: Owners | None
+    label_noise: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
+        shares = self.label_noise if isinstance(self.label_noise, tuple) else (self.label_noise,)
+        for share in shares:
+            if not 0 <= share <= 1:
+                raise ScenarioError(f"[partition] label_noise = {share}: must be in [0, 1]")
+        if isinstance(self.label_noise, tuple) and len(shares) != self.clients:
+            raise ScenarioError(
+                f"[partition] label_noise has {len(shares)} values for {self.clients} clients: "
+                "give one number, or one per client"
+            )
         if self.clients < 1:
             raise ScenarioError(f"[partition] clients = {self.clients}: must be >= 1")
         if not 0 <= self.test_fraction < 1:
@@ -45,14 +57,17 @@ class Partition:
             )
 
 
-def iid(*, clients: int = 10, test_fraction: float = 0.0) -> Partition:
+def iid(
+    *, clients: int = 10, label_noise: float | Sequence[float] = 0.0, test_fraction: float = 0.0
+) -> Partition:
     """Shuffle the samples and deal them out; sizes differ by at most one.
 
     Args:
         clients: Number of clients; >= 1 and at most the number of samples.
+        label_noise: Share of training labels redrawn uniformly, in [0, 1]; one, or one per client.
         test_fraction: Share of each client's samples in its local test split, in [0, 1).
     """
-    return Partition(clients, test_fraction, partial(_iid, clients))
+    return Partition(clients, test_fraction, partial(_iid, clients), _noise(label_noise))
 
 
 def dirichlet(
@@ -61,6 +76,7 @@ def dirichlet(
     alpha: float = 0.5,
     min_size: int = 0,
     balanced: bool = False,
+    label_noise: float | Sequence[float] = 0.0,
     test_fraction: float = 0.0,
 ) -> Partition:
     """Divide each class among the clients by proportions from a symmetric Dirichlet law.
@@ -73,6 +89,7 @@ def dirichlet(
         alpha: Concentration; > 0, small means few classes per client.
         min_size: Samples that each client has at least, its local test split included; >= 0.
         balanced: Whether a client that has more than the average gets nothing of further classes.
+        label_noise: Share of training labels redrawn uniformly, in [0, 1]; one, or one per client.
         test_fraction: Share of each client's samples in its local test split, in [0, 1).
 
     Source: Hsu et al., 2019 (arXiv:1909.06335) and Yurochkin et al., ICML 2019 (arXiv:1905.12022),
@@ -85,7 +102,7 @@ def dirichlet(
     if min_size < 0:
         raise ScenarioError(f"[partition] min_size = {min_size}: must be >= 0")
     owners = partial(_dirichlet, clients, alpha, min_size, balanced)
-    return Partition(clients, test_fraction, owners)
+    return Partition(clients, test_fraction, owners, _noise(label_noise))
 
 
 def natural(*, clients: int = 10, test_fraction: float = 0.0) -> Partition:
@@ -187,6 +204,29 @@ def _fill_up(owners: Ints, sizes: Ints, min_size: int, generator: np.random.Gene
         np.repeat(np.arange(len(sizes)), missing)
     )
     return total
+
+
+def add_label_noise(
+    targets: Ints, owners: Ints, shares: npt.NDArray[np.float64], classes: int, seed: int
+) -> Ints:
+    """Return the targets with a share of each client's drawn anew, uniformly over all classes.
+
+    Args:
+        targets: `[n]`.
+        owners: The client of each sample, `[n]`.
+        shares: How much of each client's samples is drawn anew, rounded to whole samples.
+        classes: C; the new label may be the old one.
+        seed: The scenario's seed.
+    """
+    generator = rng.generator(seed, "label noise")
+    sizes = np.bincount(owners, minlength=len(shares))
+    counts = np.floor(sizes * shares + 0.5).astype(np.int64)
+    redrawn = choose(owners, counts, generator)
+    return np.where(redrawn, generator.integers(classes, size=len(targets)), targets)
+
+
+def _noise(label_noise: float | Sequence[float]) -> float | tuple[float, ...]:
+    return tuple(label_noise) if isinstance(label_noise, Sequence) else label_noise
 
 
 def choose(groups: Ints, counts: Ints, generator: np.random.Generator) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from fedsim.data import cache
 from fedsim.data.partition import (
     PARTITIONS,
     Partition,
+    add_label_noise,
     choose,
     local_test_counts,
     stratified_counts,
@@ -94,6 +95,8 @@ class PooledData(FederatedData):
             },
             lambda: _divide(source, partition, recipe, loaded),
         )
+        if "train_targets" in division.arrays:  # with noise in the labels, which differs by seed
+            self._pool = self._pool._replace(targets=division.arrays["train_targets"])
         # an official test split lies with the data set, a drawn one with the partition
         held_out = division.arrays if source.test_fraction else loaded.arrays
         self._test = Arrays(held_out["test_features"], held_out["test_targets"])
@@ -172,7 +175,20 @@ def _divide(
             owners[part], available[part], partition.clients
         )
 
-    content = {name: loaded.info[name] for name in ("features", "targets")} | test_hashes
+    noisy: dict[str, Any] = {}
+    if np.any(partition.label_noise):
+        train = ~local_test
+        arrays["train_targets"] = np.array(targets)
+        arrays["train_targets"][available[train]] = add_label_noise(
+            targets[available][train],
+            owners[train],
+            np.broadcast_to(np.asarray(partition.label_noise, dtype=np.float64), sizes.shape),
+            source.num_classes,
+            recipe.seed,
+        )
+        notes = {**notes, "labels_changed": int((arrays["train_targets"] != targets).sum())}
+        noisy = {"train_targets": array_sha256(arrays["train_targets"])}
+    content = {name: loaded.info[name] for name in ("features", "targets")} | test_hashes | noisy
     assignment = {
         name: array_sha256(arrays[name])
         for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")

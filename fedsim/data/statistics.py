@@ -28,9 +28,14 @@ class LabelCounts(NamedTuple):
     complete: bool
 
 
-def label_counts(data: FederatedData) -> LabelCounts:
-    """Count labels per client: of all clients, or the first 1,000 of more than 10,000."""
-    complete = data.num_clients <= COUNTED_WHOLE
+def label_counts(data: FederatedData, *, whole: bool = False) -> LabelCounts:
+    """Count labels per client: of all clients, or the first 1,000 of more than 10,000.
+
+    Args:
+        data: The federation.
+        whole: Count all clients however many they are.
+    """
+    complete = whole or data.num_clients <= COUNTED_WHOLE
     clients = data.num_clients if complete else SAMPLED
     counts = np.zeros((clients, data.num_classes), dtype=np.int64)
     for start in range(0, clients, _CHUNK):
