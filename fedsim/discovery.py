@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.procedure import ClientProcedure
+    from fedsim.topology import Topology
 
 _NOUNS = {
     "strategies": "a strategy",
@@ -31,11 +32,14 @@ _NOUNS = {
     "datasets": "a data set",
     "partitions": "a partition",
     "participation": "a participation rule",
+    "attacks": "an attack",
+    "topologies": "a topology",
     "models": "a model",
 }
 KINDS = (*_NOUNS, "scenarios")
 
 FLOWER_PREFIX = "flower:"
+TOPOLOGY = "topology"  # the argument of strategies that average over a graph: table [topology]
 
 # Whoever takes part is the scenario's [participation] to say, and the names of records and metrics
 # are fedsim's wire format; so fedsim fixes these arguments of Flower's strategies.
@@ -120,6 +124,8 @@ def schema(kind: str, name: str) -> dict[str, factories.Key]:
 
 def given_by_fedsim(kind: str) -> tuple[str, ...]:
     """Return the arguments of a kind's factories which fedsim passes itself: no scenario keys."""
+    if kind == "strategies":
+        return (TOPOLOGY,)
     if kind != "models":
         return ()
     from fedsim.models import SHAPE_ARGUMENTS
@@ -198,13 +204,36 @@ def procedure_factory(name: str) -> "Callable[..., ClientProcedure]":
     return _only_class(importlib.import_module(f"clients.{name}"), ClientProcedure)
 
 
-def make_strategy(table: Mapping[str, Any]) -> "Strategy":
+def make(kind: str, table: Mapping[str, Any]) -> Any:
+    """Build what a validated table with a `kind` describes.
+
+    Args:
+        kind: The kind of thing, one of `KINDS`.
+        table: The table.
+
+    Raises:
+        ScenarioError: If a value is impossible.
+    """
+    return factory(kind, table["kind"])(**_without(table, "kind"))
+
+
+def make_strategy(table: Mapping[str, Any], topology: "Topology | None" = None) -> "Strategy":
     """Build the strategy of a validated `[strategy]` table.
+
+    Args:
+        table: The table.
+        topology: The graph, for a strategy that averages over one.
 
     Raises:
         ValueError: If a hyperparameter is impossible.
     """
-    return strategy_factory(table["name"])(**_without_name(table))
+    given = {} if topology is None else {TOPOLOGY: topology}
+    return strategy_factory(table["name"])(**_without(table, "name"), **given)
+
+
+def takes_topology(name: str) -> bool:
+    """Return whether the strategy of that name averages over a graph."""
+    return TOPOLOGY in inspect.signature(strategy_factory(name)).parameters
 
 
 def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":
@@ -213,7 +242,7 @@ def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":
     Raises:
         ValueError: If a hyperparameter is impossible.
     """
-    return procedure_factory(table["name"])(**_without_name(table))
+    return procedure_factory(table["name"])(**_without(table, "name"))
 
 
 def _registry(kind: str) -> dict[str, Callable[..., Any]]:
@@ -221,6 +250,14 @@ def _registry(kind: str) -> dict[str, Callable[..., Any]]:
         from fedsim.participation import PARTICIPATION
 
         return dict(PARTICIPATION)
+    if kind == "attacks":
+        from fedsim.attacks import ATTACKS
+
+        return dict(ATTACKS)
+    if kind == "topologies":
+        from fedsim.topology import TOPOLOGIES
+
+        return dict(TOPOLOGIES)
     if kind == "models":
         from fedsim.models import MODELS
 
@@ -241,8 +278,8 @@ def _described_scenarios(known: list[str], name: str | None) -> list[Entry]:
     return found
 
 
-def _without_name(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != "name"}
+def _without(table: Mapping[str, Any], selector: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != selector}
 
 
 def _only_class(module: ModuleType, base: type) -> type[Any]:

@@ -6,6 +6,7 @@ every client taking part the model it ends with is that of `strategy.start`.
 
 import contextlib
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -253,9 +254,23 @@ class RoundLoop:
         return after, metrics
 
     def _evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
+        """Test metrics of the model, and those of every node's own model as mean and extremes."""
         if self.evaluate is None:
             return {}
-        return {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
+        found = {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
+        personal = (
+            self.strategy.personal_records()
+            if isinstance(self.strategy, FederatedStrategy)
+            else iter(())
+        )
+        columns: dict[str, list[float]] = {}
+        for record in personal:
+            for name, value in self.evaluate(record).items():
+                columns.setdefault(name, []).append(value)
+        for name, values in columns.items():
+            found[f"nodes/{name}"] = math.fsum(values) / len(values)
+            found[f"nodes/{name}_min"], found[f"nodes/{name}_max"] = min(values), max(values)
+        return found
 
     def _evaluate_locally(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
         if self.local_clients is None or not len(self.local_clients):

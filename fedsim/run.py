@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedsim import checkpoint as checkpoints
 from fedsim import run_folder
+from fedsim.attacks import AttackGrid
 from fedsim.checkpoint import Checkpoint
 from fedsim.cohort import Failure
 from fedsim.engine.local import LocalGrid
@@ -31,9 +32,13 @@ from fedsim.run_folder import JsonLines, RunFolder, read_json, write_json_atomic
 from fedsim.scenario import Scenario, check_expectations
 from fedsim.simulation import pinned_threads
 from fedsim.strategy import FederatedStrategy
+from fedsim.topology import Topology, edges_sha256, graph_statistics
+from fedsim.topology_picture import draw_topology
 from fedsim.world import World, build
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from fedsim.progress import Progress
 
 _log = logging.getLogger("fedsim")
@@ -117,8 +122,24 @@ def resume(
 def write_plan(world: World, folder: RunFolder) -> None:
     """Write the execution plan and the manifest of data and partition into a run folder."""
     write_json_atomic(folder.file("plan.json"), world.plan.to_json())
+    write_json_atomic(folder.file("manifest.json"), _manifest(world))
+    if world.topology is not None:
+        graph = _first_graph(world, world.topology)
+        title = f"{world.topology.kind}, {world.scenario.stem}"
+        draw_topology(graph, folder.file("topology.png"), title)
+
+
+def _manifest(world: World) -> dict[str, Any]:
+    """What the run is made of besides the scenario: data, partition, the first round's graph."""
     manifest = {**world.data.manifest, "sha256": world.data.manifest_sha256}
-    write_json_atomic(folder.file("manifest.json"), manifest)
+    if world.topology is not None:
+        graph = _first_graph(world, world.topology)
+        manifest["topology"] = {**graph_statistics(graph), "sha256": edges_sha256(graph)}
+    return manifest
+
+
+def _first_graph(world: World, topology: Topology) -> "nx.Graph":
+    return topology.graph(world.data.num_clients, server_round=1, seed=world.scenario.seed)
 
 
 def execute(
@@ -169,7 +190,7 @@ def _execute(
     scenario = world.scenario
     begun = time.monotonic()
     wrapped = ParticipationGrid(
-        AdmissionGrid(ByteCountingGrid(grid), world.layout),
+        AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout),
         world.participation,
         seed=scenario.seed,
     )
@@ -224,14 +245,29 @@ def _execute(
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
 
 
+def _attacked(grid: Grid, world: World) -> Grid:
+    """The grid with the scenario's attackers in it."""
+    if world.attack is None:
+        return grid
+    return AttackGrid(grid, world.attack, world.layout, seed=world.scenario.seed)
+
+
 def _require_same_data(world: World, folder: RunFolder) -> None:
-    """Refuse to go on when the data or their partition are no longer what the run began with."""
+    """Refuse to go on when data, partition or graph are no longer what the run began with."""
     place = folder.file("manifest.json")
-    if place.is_file() and (before := read_json(place).get("sha256")) != world.data.manifest_sha256:
-        raise CheckpointError(
-            f"{place}: the run began with data {str(before)[:12]}, the same scenario now gives "
-            f"{world.data.manifest_sha256[:12]}; bring the data back or start a new run"
-        )
+    if not place.is_file():
+        return
+    before, now = read_json(place), _manifest(world)
+    for what, then, here in (
+        ("data", before, now),
+        ("topology", before.get("topology") or {}, now.get("topology") or {}),
+    ):
+        if then.get("sha256") != here.get("sha256"):
+            raise CheckpointError(
+                f"{place}: the run began with {what} {str(then.get('sha256'))[:12]}, the same "
+                f"scenario now gives {str(here.get('sha256'))[:12]}; bring the {what} back or "
+                "start a new run"
+            )
 
 
 def _run(

@@ -26,13 +26,15 @@ from fedsim.imports import is_import_path
 _T = TypeVar("_T")
 
 # The first parts of the metric names that a run can record.
-METRIC_PHASES = ("clients", "comm", "local", "server", "test", "time", "train")
+METRIC_PHASES = ("clients", "comm", "local", "nodes", "server", "test", "time", "train")
 
 _FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
+_OPTIONAL_TABLES = ("attack", "topology")  # factory tables that a scenario may leave out
+_WITH_PATHS = ("data", "topology")
 
 # What may differ between two runs which still have the same result: where and how fast it is
-# computed, what is written down and what is claimed. A path says where data lies; what it holds is
-# in the data manifest's own hash.
+# computed, what is written down and what is claimed. A path says where data or a graph lies; what
+# it holds is in the manifest's own hash.
 _NO_MATTER = ("title", "source", "tier", "checkpoint", "output", "expect")
 _NO_MATTER_ENGINE = (
     "kind",
@@ -161,6 +163,8 @@ class Scenario:
         participation: `kind` and its keys.
         strategy: `name` and the hyperparameters.
         client: `name` of the client procedure and its hyperparameters.
+        attack: `kind` and its keys; empty without attackers.
+        topology: `kind` and its keys; empty for strategies that need no graph.
         engine: Where and how clients are computed.
         evaluation: What is measured, and how often.
         checkpoint: How often a run can be resumed from.
@@ -180,6 +184,8 @@ class Scenario:
     participation: dict[str, Any]
     strategy: dict[str, Any]
     client: dict[str, Any]
+    attack: dict[str, Any]
+    topology: dict[str, Any]
     engine: Engine
     evaluation: Evaluation
     checkpoint: Checkpoint
@@ -195,16 +201,18 @@ class Scenario:
     def resolved(self) -> dict[str, Any]:
         """Return the whole scenario as JSON-able tables; `from_resolved` reads them back.
 
-        A data path below the home folder is written with `~`, so that no user is named.
+        A path below the home folder is written with `~`, so that no user is named.
         """
         document: dict[str, Any] = {name: getattr(self, name) for name in _Head.model_fields}
         document |= {name: dict(getattr(self, name)) for name in _FACTORY_TABLES}
+        document |= {name: dict(t) for name in _OPTIONAL_TABLES if (t := getattr(self, name))}
         document |= {name: getattr(self, name).model_dump(mode="json") for name in _FIXED_TABLES}
         document["expect"] = {
             metric: claim.model_dump(mode="json") for metric, claim in self.expect.items()
         }
-        if isinstance(path := document["data"].get("path"), str):
-            document["data"]["path"] = _without_user(path)
+        for name in _WITH_PATHS:
+            if isinstance(path := document.get(name, {}).get("path"), str):
+                document[name]["path"] = _without_user(path)
         return document
 
     @contextlib.contextmanager
@@ -253,7 +261,9 @@ class Scenario:
         document["engine"] = {
             key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
         }
-        document["data"] = {key: value for key, value in document["data"].items() if key != "path"}
+        for name in _WITH_PATHS:
+            if name in document:
+                document[name] = {k: v for k, v in document[name].items() if k != "path"}
         text = json.dumps(document, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -437,7 +447,9 @@ class _Problems:
 def _validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) -> Scenario:
     """Validate a whole document; `folder` is where relative paths are looked up first."""
     problems = _Problems(origin)
-    allowed = [*_Head.model_fields, *_FACTORY_TABLES, *_FIXED_TABLES, "expect"]
+    allowed = [
+        *_Head.model_fields, *_FACTORY_TABLES, *_OPTIONAL_TABLES, *_FIXED_TABLES, "expect"
+    ]  # fmt: skip
     for key, value in document.items():
         if key not in allowed:
             what = "a table of a scenario" if isinstance(value, dict) else "a key of a scenario"
@@ -529,16 +541,32 @@ def _check_metric(problems: _Problems, metric: str, *, where: str) -> None:
 def _factory_tables(
     problems: _Problems, tables: Mapping[str, Any], folder: Path | None
 ) -> dict[str, dict[str, Any] | None]:
-    """Return the six tables that name a factory, complete; None for one with a problem."""
-    tables = {**tables, "data": _located(tables.get("data", {}), folder)}
-    return {
+    """Return the tables that name a factory, complete; None for one with a problem."""
+    tables = {
+        **tables, **{n: _located(tables.get(n, {}), folder) for n in _WITH_PATHS}
+    }  # fmt: skip
+    made = {
         "task": _task(problems, tables.get("task", {})),
         "data": _named(problems, tables, "data", "datasets", "name", None),
         "partition": _named(problems, tables, "partition", "partitions", "kind", None),
         "participation": _named(problems, tables, "participation", "participation", "kind", "full"),
         "strategy": _named(problems, tables, "strategy", "strategies", "name", "fedavg"),
         "client": _named(problems, tables, "client", "clients", "name", "local_sgd"),
+        "attack": {},
+        "topology": {},
     }
+    if tables.get("attack"):
+        made["attack"] = _named(problems, tables, "attack", "attacks", "kind", None)
+    strategy = made["strategy"]
+    needs = strategy is not None and discovery.takes_topology(strategy["name"])
+    if tables["topology"] or needs:
+        made["topology"] = _named(problems, tables, "topology", "topologies", "kind", "ring")
+    if tables["topology"] and strategy is not None and not needs:
+        problems.add(
+            f"[topology] kind = {factories.show(tables['topology'].get('kind'))}: [strategy] name "
+            f'= "{strategy["name"]}" has a server and no graph; leave the table out'
+        )
+    return made
 
 
 def _named(
@@ -638,6 +666,7 @@ def _check_combinations(
             f"[engine] chunk_size = {engine.chunk_size}: must be at least 2 (a client that is "
             "computed alone takes other kernels and so gets other bits)"
         )
+    _check_sent(problems, tables["strategy"], tables["client"])
     data, partition = tables["data"], tables["partition"]
     if data is None or partition is None:
         return
@@ -658,6 +687,10 @@ def _check_combinations(
             f"[evaluation] clients = {evaluation.clients} with [partition] clients = {clients}: "
             f"at most {clients} can evaluate"
         )
+    if attack := tables["attack"]:
+        problems.attempt(lambda: discovery.make("attacks", attack).check(clients))
+    if topology := tables["topology"]:
+        problems.attempt(lambda: discovery.make("topologies", topology).check(clients))
     if (participation := tables["participation"]) is None:
         return
     problems.attempt(lambda: _expected_cohort(participation, clients))
@@ -666,6 +699,26 @@ def _check_combinations(
         problems.add(
             f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
         )
+
+
+def _check_sent(
+    problems: _Problems, strategy: Mapping[str, Any] | None, client: Mapping[str, Any] | None
+) -> None:
+    """Refuse a client procedure that does not use what the strategy sends."""
+    if strategy is None or client is None:
+        return
+    sends = getattr(discovery.strategy_factory(strategy["name"]), "sends", ())
+    taken = discovery.procedure_factory(client["name"]).takes  # type: ignore[attr-defined]
+    for name in sends:
+        if name not in taken:
+            fit = [
+                known for known in discovery.names("clients")
+                if name in discovery.procedure_factory(known).takes  # type: ignore[attr-defined]
+            ]  # fmt: skip
+            problems.add(
+                f'[client] name = "{client["name"]}": does not use the {name} that [strategy] name '
+                f'= "{strategy["name"]}" sends; allowed: {", ".join(fit)}'
+            )
 
 
 def _check_claims(
@@ -688,6 +741,4 @@ def _check_claims(
 
 def _expected_cohort(table: Mapping[str, Any], clients: int) -> int:
     """Ask the participation rule how many take part; it refuses what the clients cannot give."""
-    arguments = {key: value for key, value in table.items() if key != "kind"}
-    rule = discovery.factory("participation", table["kind"])(**arguments)
-    return int(rule.expected_cohort(clients))
+    return int(discovery.make("participation", table).expected_cohort(clients))

@@ -3,22 +3,37 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
-from fedsim import discovery, participation, tasks
+from fedsim import discovery, tasks
+from fedsim.attacks import Attack
 from fedsim.client_app import CohortApp
 from fedsim.data import FederatedData, prepare
+from fedsim.data.statistics import label_counts
 from fedsim.errors import ScenarioError
 from fedsim.executor import CohortExecutor
 from fedsim.layout import Layout
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan, make_plan
 from fedsim.records import array_record
+from fedsim.rng import derived_seed
 from fedsim.scenario import Scenario
 from fedsim.strategy import FederatedStrategy
+from fedsim.topology import Topology
+
+
+@runtime_checkable
+class WantsRates(Protocol):
+    """A strategy that knows how often clients take part, as no real server does."""
+
+    def declare_rates(self, rates: np.ndarray) -> None:
+        """Take each client's probability of taking part in a round, float64 `[N]`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,8 @@ class World:
         scenario: The scenario.
         data: The clients' data.
         participation: Who takes part when.
+        attack: What attackers do to their replies, or None.
+        topology: The graph of a strategy that averages over one, or None.
         plan: How the run computes.
         strategy: What the server decides.
         app: What runs on the clients.
@@ -39,6 +56,8 @@ class World:
     scenario: Scenario
     data: FederatedData
     participation: Participation
+    attack: Attack | None
+    topology: Topology | None
     plan: ExecutionPlan
     strategy: Strategy
     app: CohortApp
@@ -61,7 +80,9 @@ def build(scenario: Scenario) -> World:
         )
     data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
     task = _task(scenario.task, data)
-    takes_part = make_participation(scenario.participation)
+    takes_part: Participation = discovery.make("participation", scenario.participation)
+    if takes_part.needs_labels:
+        takes_part.learn_labels(label_counts(data, whole=True).counts, seed=scenario.seed)
     engine = scenario.engine
     if engine.device == "cuda":
         _require_cuda()
@@ -76,14 +97,33 @@ def build(scenario: Scenario) -> World:
         evaluation_batch=scenario.evaluation.batch_size,
     )
     app = make_app(scenario, data, plan)
-    strategy = discovery.make_strategy(scenario.strategy)
+    topology: Topology | None = None
+    if scenario.topology:
+        topology = discovery.make("topologies", scenario.topology)
+        topology.graph(data.num_clients, server_round=1, seed=scenario.seed)  # or refused here
+    strategy = discovery.make_strategy(scenario.strategy, topology)
     model = task.build_model(scenario.seed)
     layout = Layout.from_model(model)
     if isinstance(strategy, FederatedStrategy):
         strategy.declare_buffers([spec.name for spec in layout.buffers])
+        strategy.declare_seed(scenario.seed)
+        strategy.declare_starts(functools.partial(_own_start, task, layout, scenario.seed))
+    if isinstance(strategy, WantsRates):
+        rates = takes_part.rates(data.num_clients)
+        if rates is not None:
+            strategy.declare_rates(rates)
     state = model.state_dict()
     arrays = array_record({name: state[name] for name in layout.names})
-    return World(scenario, data, takes_part, plan, strategy, app, layout, arrays)
+    attack = discovery.make("attacks", scenario.attack) if scenario.attack else None
+    return World(scenario, data, takes_part, attack, topology, plan, strategy, app, layout, arrays)
+
+
+def _own_start(task: tasks.Task, layout: Layout, seed: int, client: int) -> Tensor:
+    """The model that a client would have initialised by itself, `[dim]`."""
+    with torch.no_grad():
+        return layout.flatten(
+            task.build_model(derived_seed(seed, "own start", client)).state_dict()
+        )
 
 
 def make_app(scenario: Scenario, data: FederatedData, plan: ExecutionPlan) -> CohortApp:
@@ -115,20 +155,11 @@ def make_executor(
     )
 
 
-def make_participation(table: Mapping[str, Any]) -> Participation:
-    """Return the participation of a scenario's [participation] table."""
-    arguments = {key: value for key, value in table.items() if key != "kind"}
-    made: Participation = participation.PARTICIPATION[table["kind"]](**arguments)
-    return made
-
-
 def _task(table: Mapping[str, Any], data: FederatedData) -> tasks.Task:
     return tasks.make_task(table, feature_shape=data.feature_shape, num_classes=data.num_classes)
 
 
 def _require_cuda() -> None:
-    import torch
-
     if not torch.cuda.is_available():
         raise ScenarioError(
             "[engine] device = 'cuda': torch sees no CUDA device here; allowed here: cpu"

@@ -1,6 +1,7 @@
 """Law 1: same scenario, same plan, same bits: whoever computes what, beside whom, and where."""
 
 import contextlib
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from fedsim.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
+from fedsim.flower_internals import FIRST_NODE_ID
+from fedsim.grids import GridWrapper
 from fedsim.plan import ExecutionPlan
 from laws import federations as fed
 from laws.federations import (
@@ -141,21 +144,37 @@ def only(grid, *workers):
         grid._pool = everyone
 
 
+class OneFederation(GridWrapper):
+    """Offers the eight clients from `first` on as a federation of their own."""
+
+    num_clients = CLIENTS
+
+    def __init__(self, inner, first):
+        super().__init__(inner)
+        self.first = first
+
+    def get_node_ids(self):
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + CLIENTS)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        sent = messages.altered(client_ids=messages.client_ids + self.first)
+        replies = self.inner.send_and_receive(sent, timeout=timeout)
+        assert not replies.failures
+        return dataclasses.replace(replies, client_ids=replies.client_ids - self.first)
+
+
 def run_case(grid, number, strategy):
     """Two rounds of a case: 8 clients in three chunks, then 7 of them."""
     model = CASES[number][0]
-    first = CLIENTS * number
-    everyone = range(first, first + CLIENTS)
-    cohorts = (tuple(everyone), tuple(c for c in everyone if c != first + 4))
     grid.chunk_log.clear()
     grid.store.restore([], {})
     arrays, records = fed.run_rounds(
         fed.make_strategy(strategy),
-        grid,
+        OneFederation(grid, CLIENTS * number),
         fed.initial_arrays(model),
         make_executor(model).layout,
-        cohorts=cohorts,
-        local_clients=np.arange(first, first + CLIENTS),
+        cohorts=(tuple(range(CLIENTS)), (0, 1, 2, 3, 5, 6, 7)),
+        local_clients=np.arange(CLIENTS),
     )
     clients, memories = grid.store.export()
     return record_bits(arrays), records, clients, fed.named_bits(memories)
@@ -165,12 +184,14 @@ def run_case(grid, number, strategy):
 @pytest.mark.parametrize("number", range(len(CASES)), ids=IDS)
 def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, number, strategy):
     expected = run_case(inline, number, strategy)
+    chunks = len(inline.chunk_log)
+    # three chunks to train and three to evaluate in each of two rounds, three of a set-up exchange
+    assert chunks == 12 + 3 * (expected[1][0].get("clients/selected") == CLIENTS)
     assert bool(expected[2]) == bool(CASES[number][2].get("keep_optimizer"))  # who has memories
     for workers in ((0,), (0, 1)):
         with only(two_workers, *workers) as grid:
             assert run_case(grid, number, strategy) == expected
-        # three chunks to train and three to evaluate in each of two rounds
-        assert [entry["outcome"] for entry in grid.chunk_log] == ["done"] * 12
+        assert [entry["outcome"] for entry in grid.chunk_log] == ["done"] * chunks
         assert {entry["worker"] for entry in grid.chunk_log} == set(workers)
 
 

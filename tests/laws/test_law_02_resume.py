@@ -33,6 +33,34 @@ SCENARIOS = {
         "participation": {"kind": "uniform", "cohort_size": 2},
     },
     "a strategy of Flower's with moments": {"strategy": {"name": "flower:FedAdam", "eta": 0.05}},
+    "exploration, and momentum at the server": {
+        "strategy": {"name": "fedlex", "server_momentum": 0.5},
+        "participation": {"kind": "uniform", "cohort_size": 3},
+    },
+    "gates of tensors": {"strategy": {"name": "fedld"}, "client": {"margin": 0.1}},
+    "intervals, and chains of participation": {
+        "strategy": {"name": "fedau"},
+        "participation": {"kind": "markov", "rate": 0.5, "label_alpha": 0.5, "activation": 0.5},
+    },
+    "updates of every client": {
+        "strategy": {"name": "fedvarp"},
+        "participation": {"kind": "cyclic", "rate": 0.5, "cycle": 3},
+    },
+    "attackers, and momentum at the server": {
+        "strategy": {"name": "flag", "server_momentum": 0.9, "lr_decay": 0.5},
+        "attack": {"kind": "uniform", "num_byzantine": 1},
+    },
+    "nodes with models and buffers of their own": {
+        "task": {"model": "cnn_batchnorm"},
+        "strategy": {
+            "name": "variance_corrected_gossip",
+            "protocol": "buffered",
+            "interval": [1, 2],
+            "message_loss": 0.3,
+        },
+        "topology": {"kind": "regular", "degree": 3, "every": 2},
+        "participation": {"kind": "bernoulli", "rate": 0.8},
+    },
     "clients that evaluate": {
         "partition": {"kind": "iid", "clients": 6, "test_fraction": 0.3},
         "evaluation": {"clients": 4, "every": 2},
@@ -55,7 +83,7 @@ def scenario(**tables):
         "checkpoint": {"every": 1, "keep": 100},
     }
     for name, table in tables.items():
-        replaces = name in ("partition", "participation", "strategy")
+        replaces = name in ("partition", "participation", "strategy", "attack", "topology")
         document[name] = table if replaces else {**document.get(name, {}), **table}
     return Scenario.from_resolved(document, origin="tests/law_02.toml")
 

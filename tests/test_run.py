@@ -1,0 +1,218 @@
+"""What a scenario's tables become in a run: attackers, graphs, rates, starts and noisy labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import fedsim
+from fedsim import run as runs
+from fedsim.errors import CheckpointError, ScenarioError
+from fedsim.run_folder import JsonLines
+from fedsim.scenario import Scenario
+from fedsim.world import build
+
+GOSSIP = {
+    "strategy": {"name": "gossip"},
+    "topology": {"kind": "line"},
+    "task": {"model": "mlp", "hidden": [8], "init": "xavier"},
+}
+
+
+def scenario(**tables):
+    document = {
+        "seed": 3,
+        "rounds": 2,
+        "data": {"name": "digits", "test_fraction": 0.9},
+        "partition": {"kind": "iid", "clients": 4},
+        "client": {"local_lr": 0.1, "batch_size": 16},
+        "engine": {"kind": "inline", "chunk_size": 2},
+    }
+    return Scenario.from_resolved({**document, **tables}, origin="tests/run.toml")
+
+
+def records(result):
+    return JsonLines.read(result.folder / "metrics.jsonl")
+
+
+def refusal(**tables):
+    with pytest.raises(ScenarioError) as caught:
+        build(scenario(**tables))
+    return str(caught.value)
+
+
+# --- attackers ------------------------------------------------------------------------------------
+
+
+def test_an_attacker_in_a_scenario_moves_the_mean_and_not_the_median(tmp_path):
+    attack = {"kind": "uniform", "scale": 1e3, "clients": [2]}
+    moved = {}
+    for name in ("fedavg", "coordinate_median"):
+        models = []
+        for number, table in enumerate(({}, {"attack": attack})):
+            changed = scenario(strategy={"name": name}, rounds=1, **table)
+            result = fedsim.start(changed, out=tmp_path / f"{name}{number}")
+            models.append(result.summary["params_sha256"])
+            final = records(result)[-1]["test/loss"]
+        moved[name] = final
+        assert models[0] != models[1]
+    assert moved["fedavg"] > 100
+    assert moved["coordinate_median"] < 10
+
+
+def test_what_attackers_send_is_judged_like_any_reply(tmp_path):
+    attack = {"kind": "uniform", "scale": 1e39, "clients": [2]}
+    result = fedsim.start(scenario(attack=attack), out=tmp_path / "run")
+    assert [r["clients/failed/not_finite"] for r in records(result)[1:]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ({"kind": "unifrom"}, "did you mean 'uniform'?"),
+        ({"kind": "uniform", "num_byzantine": 5}, "num_byzantine = 5: must be in 0..4"),
+        ({"kind": "uniform", "num_byzantin": 1}, "did you mean 'num_byzantine'?"),
+        ({"kind": "alie", "clients": [4]}, "there is no client 4"),
+        ({"num_byzantine": 1}, "'kind' is missing"),
+    ],
+)
+def test_an_impossible_attack_is_refused(attack, words):
+    message = refusal(attack=attack)
+    assert "[attack]" in message
+    assert words in message
+
+
+# --- graphs ---------------------------------------------------------------------------------------
+
+
+def test_nodes_start_from_models_of_their_own_and_are_evaluated_each(tmp_path):
+    result = fedsim.start(scenario(**GOSSIP), out=tmp_path / "run")
+    for record in records(result):
+        low, mean, high = (record[f"nodes/accuracy{end}"] for end in ("_min", "", "_max"))
+        assert low <= mean <= high
+        assert record["nodes/loss_min"] < record["nodes/loss_max"]
+    assert records(result)[-1]["server/consensus_distance"] > 0.1
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert manifest["topology"]["edges"] == 3
+    assert (result.folder / "topology.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_starts_of_their_own_are_the_tasks_initialisation_from_seeds_apart():
+    world = build(scenario(**GOSSIP))
+    starts = [world.layout.unflatten(world.strategy.start_of(c)) for c in range(3)]
+    common = {name: torch.from_numpy(a.numpy()) for name, a in world.arrays.items()}
+    weights = [s["hidden1.weight"].reshape(-1) for s in (*starts, common)]
+    assert not any(s[n].any() for s in starts for n in s if n.endswith("bias"))
+    correlations = np.corrcoef(torch.stack(weights).numpy()) - np.eye(4)
+    assert np.abs(correlations).max() < 4 / np.sqrt(weights[0].numel())
+    again = build(scenario(**GOSSIP)).strategy.start_of(1)
+    assert torch.equal(again, world.strategy.start_of(1))
+
+
+def test_a_strategy_with_a_graph_takes_the_ring_unless_told_otherwise():
+    changed = scenario(strategy={"name": "gossip"})
+    assert changed.topology == {"kind": "ring"}
+    assert build(changed).topology.kind == "ring"
+    assert scenario().topology == {}
+    assert "topology" not in scenario().resolved()
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"topology": {"kind": "ring"}}, '"fedavg" has a server and no graph'),
+        ({**GOSSIP, "topology": {"kind": "rign"}}, "did you mean 'ring'?"),
+        ({**GOSSIP, "topology": {"kind": "regular", "degree": 4}}, "degree = 4 with 4 nodes"),
+        ({**GOSSIP, "topology": {"kind": "file", "path": "/nowhere"}}, "cannot be read"),
+        (
+            {**GOSSIP, "topology": {"kind": "regular", "degree": 1}},
+            "100 draws of regular with 4 nodes",
+        ),
+    ],
+    ids=["no graph", "unknown", "degree", "file", "pieces"],
+)
+def test_an_impossible_graph_is_refused(tables, words):
+    message = refusal(**tables)
+    assert "[topology]" in message
+    assert words in message
+
+
+def test_a_graph_from_a_file_counts_by_its_edges_and_not_by_its_path(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("0 1\n1 2\n2 3\n")
+    tables = [{**GOSSIP, "topology": {"kind": "file", "path": str(tmp_path / n)}} for n in
+              ("a.txt", "b.txt")]  # fmt: skip
+    assert scenario(**tables[0]).sha256 == scenario(**tables[1]).sha256
+    folder = tmp_path / "run"
+    runs.start(scenario(**tables[0]), out=folder)
+    (tmp_path / "a.txt").write_text("0 1\n1 2\n1 3\n")
+    with pytest.raises(CheckpointError, match=r"the run began with topology .* bring the topology"):
+        fedsim.resume(folder)
+
+
+# --- rates, exploration, noise --------------------------------------------------------------------
+
+
+def test_known_rates_are_those_of_the_participation(tmp_path):
+    table = {"kind": "bernoulli", "rate": 0.5, "label_alpha": 0.3}
+    changed = scenario(strategy={"name": "known_participation"}, participation=table)
+    world = build(changed)
+    expected = world.participation.rates(4)
+    assert expected.min() < expected.max()
+    result = fedsim.start(changed, out=tmp_path / "run")
+    first = records(result)[1]
+    chosen = JsonLines.read(result.folder / "participation.jsonl")[0]["selected"]
+    weights = (1 / expected[chosen]).sum() / 4
+    assert first["server/effective_participation"] == pytest.approx(weights)
+
+
+def test_a_procedure_that_would_ignore_what_a_strategy_sends_is_refused(monkeypatch):
+    from clients.local_sgd import LocalSGD
+
+    monkeypatch.setattr(LocalSGD, "takes", ())
+    message = refusal(strategy={"name": "fedlex"})
+    assert '[client] name = "local_sgd": does not use the guidance' in message
+
+
+def test_exploration_is_round_0_and_counts_its_bytes(tmp_path):
+    result = fedsim.start(
+        scenario(strategy={"name": "fedlex", "explorers": 0.5}), out=tmp_path / "run"
+    )
+    zero, first = records(result)[:2]
+    assert zero["clients/selected"] == 2
+    # two explorers receive the model; afterwards four clients receive it and the guidance
+    assert first["comm/downlink_bytes"] > 3.5 * zero["comm/downlink_bytes"]
+
+
+def test_noise_in_labels_changes_the_training_samples_of_whoever_has_it_alone(tmp_path):
+    noise = [0.0, 1.0, 0.5, 0.0]
+    partition = {"kind": "iid", "clients": 4, "test_fraction": 0.2}
+    clean, noisy = (
+        build(scenario(partition={**partition, "label_noise": n}, data={"name": "digits"})).data
+        for n in (0.0, noise)
+    )
+    for split in ("train", "test"):
+        shares = []
+        for client in range(4):
+            one, other = (d.clients((client,), split=split) for d in (clean, noisy))
+            assert np.array_equal(one.rows[0], other.rows[0])
+            rows = one.rows[0]
+            shares.append(float((one.targets[rows] != other.targets[rows]).mean()))
+        if split == "test":
+            assert shares == [0, 0, 0, 0]
+        else:  # of what is drawn anew, a tenth stays what it was
+            assert shares[0] == shares[3] == 0
+            assert shares[1] == pytest.approx(0.9, abs=0.08)
+            assert shares[2] == pytest.approx(0.45, abs=0.08)
+    assert np.array_equal(clean.test.targets, noisy.test.targets)
+    assert clean.manifest_sha256 != noisy.manifest_sha256
+    assert noisy.manifest["partition"]["labels_changed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [(1.5, "label_noise = 1.5: must be in [0, 1]"), ([0.1] * 3, "has 3 values for 4 clients")],
+)
+def test_impossible_noise_is_refused(noise, words):
+    assert words in refusal(partition={"kind": "iid", "clients": 4, "label_noise": noise})
