@@ -4,6 +4,7 @@ An arena is an anonymous file in memory that workers open through the driver's p
 vanishes with the driver however that ends and nothing is left behind in a shared folder.
 """
 
+import itertools
 import mmap
 import os
 import weakref
@@ -17,13 +18,18 @@ from torch import Tensor
 from fedsim.layout import Payload
 
 _ALIGNMENT = 64
+_numbers = itertools.count()
 
 
 class ArenaName(NamedTuple):
-    """Where another process of this machine finds an arena."""
+    """Where another process of this machine finds an arena.
+
+    The number is never given twice, whereas the path of an arena that is gone is soon another's.
+    """
 
     path: str
     size: int
+    number: int
 
 
 class Place(NamedTuple):
@@ -51,13 +57,14 @@ class Arena:
         weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, size)
         self.size = size
+        self._number = next(_numbers)
         self._map = mmap.mmap(self._file, size)
         self._lent: weakref.ref[np.ndarray] | None = None
 
     @property
     def name(self) -> ArenaName:
         """The arena's address for other processes."""
-        return ArenaName(f"/proc/{os.getpid()}/fd/{self._file}", self.size)
+        return ArenaName(f"/proc/{os.getpid()}/fd/{self._file}", self.size, self._number)
 
     @property
     def is_free(self) -> bool:
