@@ -17,7 +17,7 @@ else.
 import abc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -251,7 +251,7 @@ class FederatedStrategy(Strategy, abc.ABC):
 
     @property
     def setup_replies(self) -> Replies | None:
-        """What the set-up exchange returned, if there was one in this session."""
+        """Who answered the set-up exchange, without the tensors; None if there was none."""
         return None if self._session is None else self._session.setup
 
     def restore(self, fields: Mapping[str, Any]) -> None:
@@ -399,8 +399,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         replies = (
             answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
         )
-        session.setup = _admitted(replies)
-        session.state = self.finish_setup(session.state, params, session.setup)
+        admitted = _admitted(replies)
+        session.state = self.finish_setup(session.state, params, admitted)
+        session.setup = replace(admitted, params=None, reference=None, buffers={}, extra={})
 
     def _cohort(
         self, server_round: int, config: ConfigRecord, clients: np.ndarray, nodes: np.ndarray,

@@ -1,6 +1,7 @@
 """The gossip kernels and strategies against the oracle and the numbers of the specification."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,7 +319,9 @@ def play(strategy, cohorts, *, starts=None, params=None):
     for server_round, cohort in enumerate(cohorts, start=1):
         draw = np.random.default_rng(server_round)
         moves = 0.3 * draw.normal(size=(NODES, LAYOUT.dim))
-        chosen = strategy.select(state, np.array(cohort, dtype=np.int64))
+        online = np.array(cohort, dtype=np.int64)
+        strategy._session = SimpleNamespace(participants=online)  # as configure_train leaves it
+        chosen = strategy.select(state, online)
         updates = {node: moves[node] for node in chosen.tolist()}
         before = state
         params, state, metrics = strategy.server_update(

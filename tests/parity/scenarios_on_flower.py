@@ -1,8 +1,8 @@
 """fedsim's scenarios on Flower's own simulation: `python scenarios_on_flower.py OUT.npz`.
 
-Every case is a model and an optimiser; all cases run one after another in one simulation of four
-nodes that all take part. "inline/CASE" is the model after two rounds on InlineGrid, "flower/CASE"
-the same scenario's on Flower's grid behind a PartitionGrid.
+Every case is a model and an optimiser, or a strategy; all cases run one after another in one
+simulation of four nodes that all take part. "inline/CASE" is the model after two rounds on
+InlineGrid, "flower/CASE" the same scenario's on Flower's grid behind a PartitionGrid.
 """
 
 import sys
@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
+from fedsim import discovery
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid, PartitionGrid
 from fedsim.loop import RoundLoop
@@ -23,17 +24,22 @@ from fedsim.world import World, build
 MODELS = ("logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm")
 OPTIMIZERS = {"sgd": "local_lr=0.05", "adam": 'optimizer="adam", local_lr=0.002'}
 CASES = [f"{model}-{optimizer}" for model in MODELS for optimizer in OPTIMIZERS]
+CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
 FOUND: dict[str, np.ndarray] = {}
 
 
 def world_of(case: str) -> World:
     """The scenario of a case, in float64, built."""
-    model, optimizer = case.split("-")
+    model, choice = case.split("-")
+    strategy = choice if model == "strategy" else "fedavg"
+    optimizer = "sgd" if model == "strategy" else choice
+    model = "mlp" if model == "strategy" else model
     return build(
         load(
             "quickstart",
             [
                 f'task={{model="{model}", dtype="float64"}}',
+                f'strategy={{name="{strategy}"}}',
                 "partition.clients=4",
                 'participation={kind="full"}',
                 f'client={{name="local_sgd", batch_size=64, {OPTIMIZERS[optimizer]}}}',

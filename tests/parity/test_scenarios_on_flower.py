@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedsim import discovery
+
 PROGRAM = Path(__file__).with_name("scenarios_on_flower.py")
 CASES = [
     f"{model}-{optimizer}"
     for model in ("logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm")
     for optimizer in ("sgd", "adam")
 ]
+CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
 
 
 @pytest.fixture(scope="module")
