@@ -453,3 +453,17 @@ def test_the_summary_names_the_hyperparameters_and_nothing_else(caplog):
 
 def test_a_strategy_without_memory_has_an_empty_state():
     assert NoState()._asdict() == {}
+
+
+@pytest.mark.parametrize("name", fed.strategies())
+def test_flowers_own_start_gives_the_round_loops_bits(name):
+    """In any Flower app: `strategy.start(grid=...)`, without a round loop of ours around it."""
+    started, looped = (InlineGrid(fed.make_app("mlp"), 8) for _ in range(2))
+    first = fed.initial_arrays("mlp")
+    result = fed.make_strategy(name).start(grid=started, initial_arrays=first, num_rounds=3)
+    arrays, records = fed.run_rounds(
+        fed.make_strategy(name), looped, first, looped.client_app.layout, rounds=3
+    )
+    assert fed.record_bits(result.arrays) == fed.record_bits(arrays)
+    last = result.train_metrics_clientapp[3]
+    assert last["loss"] == records[3]["train/loss"]

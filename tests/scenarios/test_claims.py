@@ -1,0 +1,79 @@
+"""The scenarios that come with fedsim keep their claims, and break them without their mechanism.
+
+`[expect]` is written by hand from what the papers claim and what was seen; `fedsim run` exits 0
+when it holds and 3 when it does not.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsim import discovery
+from fedsim.cli import app
+from fedsim.scenario import load
+
+ROOT = Path(__file__).resolve().parents[2]
+TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")
+SCENARIOS = {name: load(name) for name in discovery.shipped_scenarios()}
+FAST = [name for name, scenario in SCENARIOS.items() if scenario.tier == "fast"]
+SLOW = [name for name, scenario in SCENARIOS.items() if scenario.tier == "slow"]
+
+# What takes the algorithm's own mechanism away, and nothing else.
+WITHOUT = {
+    "fedld_label_noise": ['strategy={name="fedavg", weighted=false}'],  # directions -> mean
+    "fedau_label_correlated": ["strategy.cutoff=1"],  # weights -> 1
+    "fedlex_large_steps": ["strategy.floor=1.0"],  # guidance -> 1
+    "flag_uniform_attackers": ['strategy={name="fedavg", server_lr=0.3}'],  # flag -> mean
+    "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
+}
+
+
+def run(name, folder, *overrides):
+    """Run a scenario as a user does; returns (exit code, claims)."""
+    settings = [f"--set={each}" for each in ("engine.kind=inline", *overrides)]
+    ended = CliRunner().invoke(app, ["run", name, *settings, "--out", str(folder), "--json"])
+    summary = json.loads((folder / "summary.json").read_text())
+    return ended.exit_code, summary["expect"]
+
+
+def test_every_algorithm_has_a_claim_and_a_way_to_lose_it():
+    five = {"fedld", "fedau", "fedlex", "flag", "variance_corrected_gossip"}
+    assert {SCENARIOS[name].strategy["name"] for name in WITHOUT} == five
+    assert {SCENARIOS[name].strategy["name"] for name in SLOW} >= five
+    assert set(WITHOUT) <= set(FAST)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_its_claims_hold(name, tmp_path):
+    code, claims = run(name, tmp_path / "run")
+    assert code == 0, claims
+    assert claims
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_without_its_mechanism_they_do_not(name, tmp_path):
+    code, claims = run(name, tmp_path / "run", *WITHOUT[name])
+    assert code == 3, claims
+    assert not any(claim["holds"] for claim in claims)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize("name", FAST)
+def test_they_hold_on_other_seeds_too(name, seed, tmp_path):
+    code, claims = run(name, tmp_path / "run", f"seed={seed}")
+    assert code == 0, claims
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", SLOW)
+def test_the_slow_scenarios_claims_hold(name, tmp_path):
+    folder = TEST_DATA / SCENARIOS[name].data["name"]
+    if not folder.is_dir():
+        pytest.skip(f"no parquet folder at {folder}; set FEDSIM_TEST_DATA")
+    code, claims = run(name, tmp_path / "run", f"data.path={folder}")
+    assert code == 0, claims
