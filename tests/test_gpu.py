@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from fedsim import run
+from fedsim.objectives import margin_penalty
 from fedsim.scenario import load
+from strategies.fedld import principal_gradient_aggregate
+from strategies.fedlex import guidance
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,4 +39,38 @@ def test_gpu_gives_the_numbers_of_the_cpu(tmp_path, model):
     gpu = train(tmp_path / "gpu", model, "engine.device=cuda", 'task.dtype="float64"')
     cpu = train(tmp_path / "cpu", model, 'task.dtype="float64"')
     assert gpu["final"]["train/loss"] == pytest.approx(cpu["final"]["train/loss"], rel=1e-6)
+    assert gpu["final"]["test/loss"] == pytest.approx(cpu["final"]["test/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        principal_gradient_aggregate,
+        margin_penalty,
+        lambda rows: margin_penalty(rows, space="logit", reduction="sample"),
+        lambda rows: guidance(rows[0], rows[1:]),
+        lambda rows: guidance(rows[0], rows[1:], order="average-then-normalise"),
+    ],
+    ids=[
+        "principal gradients",
+        "margin",
+        "margin of logits",
+        "guidance",
+        "guidance averaged first",
+    ],
+)
+def test_kernels_give_the_numbers_of_the_cpu_on_a_gpu(kernel, dtype):
+    rows = torch.randn(7, 40, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    found = kernel(rows.cuda())
+    assert (found.device.type, found.dtype) == ("cuda", dtype)
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-5}[dtype]
+    torch.testing.assert_close(found.cpu(), kernel(rows), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["fedld", "fedau", "fedlex", "flag", "variance_corrected_gossip"])
+def test_every_algorithm_gives_the_numbers_of_the_cpu(tmp_path, name):
+    choice = f"strategy.name={name}"
+    gpu = train(tmp_path / "gpu", "mlp", "engine.device=cuda", 'task.dtype="float64"', choice)
+    cpu = train(tmp_path / "cpu", "mlp", 'task.dtype="float64"', choice)
     assert gpu["final"]["test/loss"] == pytest.approx(cpu["final"]["test/loss"], rel=1e-6)
