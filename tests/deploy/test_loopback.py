@@ -106,20 +106,25 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
     assert read_summary(out)["model"] == [proof_model()] * 3
 
 
-def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, tmp_path):
+# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models
+@pytest.mark.parametrize("strategy", ["fedavg", "fedlex", "variance_corrected_gossip"])
+def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, strategy, tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     if "flwr" not in project["tool"] or not (ROOT / SCENARIO).is_file():
         pytest.skip(f"no [tool.flwr.app] or no {SCENARIO} yet")
     simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
     command = "from fedsim.cli import main; main()"
+    choice = f"strategy.name={strategy}"
     subprocess.run(
-        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated)],
+        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated), "--set", choice]
+        + (["--set", "expect={}"] if strategy != "fedavg" else []),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=120,
     )
-    deployment.flwr_run(ROOT, {"scenario": SCENARIO, "out": str(deployed)}, timeout_s=400)
+    settings = {"scenario": SCENARIO, "set": choice, "out": str(deployed)}
+    deployment.flwr_run(ROOT, settings, timeout_s=400)
     expected, found = read_summary(simulated), read_summary(deployed)
     assert found["rounds"] == expected["rounds"] == 3
     assert found["params_sha256"] == expected["params_sha256"]
