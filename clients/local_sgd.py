@@ -15,11 +15,12 @@ gradient; momentum without dampening starts from the first gradient).
 
 import logging
 import math
-from typing import Literal, final, get_args
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
+from fedsim.errors import require_choice
 from fedsim.objectives import Reduction, Space, margin_penalty
 from fedsim.procedure import GUIDANCE, Batch, Carry, ClientProcedure, Gradient, Named, Work
 
@@ -96,13 +97,6 @@ class LocalSGD(ClientProcedure):
             ("proximal", proximal, 0 <= proximal < math.inf, ">= 0 and finite"),
             ("lr_decay", lr_decay, 0 < lr_decay <= 1, "in (0, 1]"),
             ("margin", margin, 0 <= margin < math.inf, ">= 0 and finite"),
-            ("margin_space", margin_space, margin_space in get_args(Space), "probability or logit"),
-            (
-                "margin_reduction",
-                margin_reduction,
-                margin_reduction in get_args(Reduction),
-                "batch or sample",
-            ),
             ("guidance", guidance, guidance in ("step", "gradient"), "step or gradient"),
             ("setup_epochs", setup_epochs, setup_epochs is None or setup_epochs >= 1, ">= 1"),
             (
@@ -114,6 +108,8 @@ class LocalSGD(ClientProcedure):
         ):
             if not holds:
                 raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        require_choice("margin_space", margin_space, Space)
+        require_choice("margin_reduction", margin_reduction, Reduction)
         if optimizer == "adam" and momentum:
             raise ValueError(f"momentum = {momentum!r}: adam has none of its own; leave it at 0")
         self._local_lr = local_lr

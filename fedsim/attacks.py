@@ -56,13 +56,25 @@ class Attack:
 
     Attributes:
         forge: Returns the updates that the Byzantine clients send instead, `[f, dim]`.
-        num_byzantine: How many of all clients are Byzantine, drawn once for the whole run.
+        num_byzantine: How many of all clients are Byzantine, drawn once for the whole run; None is
+            one, or as many as are named.
         clients: Who is, when that is not drawn.
     """
 
     forge: Callable[[Seen], Tensor]
-    num_byzantine: int = 1
+    num_byzantine: int | None = None
     clients: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        named = self.clients
+        if named is not None and (not named or len(set(named)) != len(named)):
+            why = "nobody is named" if not named else "a client is named twice"
+            raise ScenarioError(f"[attack] clients = {named}: {why}; name each attacker once")
+        if named is not None and self.num_byzantine not in (None, len(named)):
+            raise ScenarioError(
+                f"[attack] num_byzantine = {self.num_byzantine}: clients names {len(named)}; leave "
+                "one of the two out"
+            )
 
     def check(self, num_clients: int) -> None:
         """Refuse attackers that a federation of so many clients cannot have.
@@ -70,15 +82,10 @@ class Attack:
         Raises:
             ScenarioError: Naming the key.
         """
-        if not 0 <= self.num_byzantine <= num_clients:
+        if self.num_byzantine is not None and not 0 <= self.num_byzantine <= num_clients:
             raise ScenarioError(
                 f"[attack] num_byzantine = {self.num_byzantine}: must be in 0..{num_clients}, the "
                 "number of clients"
-            )
-        if self.clients is not None and self.num_byzantine not in (1, len(self.clients)):
-            raise ScenarioError(
-                f"[attack] num_byzantine = {self.num_byzantine}: clients names "
-                f"{len(self.clients)}; leave one of the two out"
             )
         for client in self.clients or []:
             if not 0 <= client < num_clients:
@@ -100,7 +107,8 @@ class Attack:
         if self.clients is not None:
             return np.unique(np.array(self.clients, dtype=np.int64))
         draw = rng.generator(seed, "attack")
-        chosen = draw.choice(num_clients, size=self.num_byzantine, replace=False, shuffle=False)
+        size = 1 if self.num_byzantine is None else self.num_byzantine
+        chosen = draw.choice(num_clients, size=size, replace=False, shuffle=False)
         return np.sort(chosen).astype(np.int64)
 
 
@@ -175,7 +183,7 @@ def attacked(
 
 
 def uniform(
-    *, scale: float = 1.0, num_byzantine: int = 1, clients: list[int] | None = None
+    *, scale: float = 1.0, num_byzantine: int | None = None, clients: list[int] | None = None
 ) -> Attack:
     """A gradient of independent random numbers, uniform in [0, 1).
 
@@ -184,7 +192,7 @@ def uniform(
 
     Args:
         scale: Factor on the gradient.
-        num_byzantine: How many clients attack, drawn among all of them.
+        num_byzantine: How many clients attack, drawn among all of them; one if left out.
         clients: Who attacks instead.
     """
 
@@ -196,31 +204,31 @@ def uniform(
     return Attack(forge, num_byzantine, clients)
 
 
-def sign_flip(*, num_byzantine: int = 1, clients: list[int] | None = None) -> Attack:
+def sign_flip(*, num_byzantine: int | None = None, clients: list[int] | None = None) -> Attack:
     """The client's own update, reversed.
 
     Args:
-        num_byzantine: How many clients attack, drawn among all of them.
+        num_byzantine: How many clients attack, drawn among all of them; one if left out.
         clients: Who attacks instead.
     """
     return Attack(lambda seen: -seen.own, num_byzantine, clients)
 
 
 def scaled_reverse(
-    *, factor: float = 10.0, num_byzantine: int = 1, clients: list[int] | None = None
+    *, factor: float = 10.0, num_byzantine: int | None = None, clients: list[int] | None = None
 ) -> Attack:
     """The client's own update, reversed and made longer.
 
     Args:
         factor: How much longer.
-        num_byzantine: How many clients attack, drawn among all of them.
+        num_byzantine: How many clients attack, drawn among all of them; one if left out.
         clients: Who attacks instead.
     """
     return Attack(lambda seen: -factor * seen.own, num_byzantine, clients)
 
 
 def alie(
-    *, z: float | None = None, num_byzantine: int = 1, clients: list[int] | None = None
+    *, z: float | None = None, num_byzantine: int | None = None, clients: list[int] | None = None
 ) -> Attack:
     """A Little Is Enough: z standard deviations below the honest clients' mean, per coordinate.
 
@@ -231,7 +239,7 @@ def alie(
 
     Args:
         z: How many standard deviations; None computes the paper's z_max of each round.
-        num_byzantine: How many clients attack, drawn among all of them.
+        num_byzantine: How many clients attack, drawn among all of them; one if left out.
         clients: Who attacks instead.
     """
 
@@ -270,7 +278,7 @@ def packet_loss(
     *,
     rate: float = 0.1,
     packet_bytes: int = 1500,
-    num_byzantine: int = 1,
+    num_byzantine: int | None = None,
     clients: list[int] | None = None,
 ) -> Attack:
     """Packets of the update that get lost: runs of coordinates that are zero. A fault, not malice.
@@ -278,7 +286,7 @@ def packet_loss(
     Args:
         rate: Probability that a packet is lost, in [0, 1].
         packet_bytes: Bytes of a packet, >= 1; it holds whole coordinates, at least one.
-        num_byzantine: How many clients have such a link, drawn among all of them.
+        num_byzantine: How many clients have such a link, drawn among all of them; one if left out.
         clients: Who has one instead.
 
     Raises:

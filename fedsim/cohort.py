@@ -328,6 +328,8 @@ class Replies(_LazyMessages):
         failures: list[Failure] = []
         stacks = {"params": self.params, **self.buffers, **self.extra}
 
+        knob = "setup_lr" if self.message_type == SETUP else "local_lr"
+
         def refuse(bad: np.ndarray, cause: str, what: str) -> None:
             for place in np.flatnonzero(bad & keep):
                 client = int(self.client_ids[place])
@@ -338,7 +340,7 @@ class Replies(_LazyMessages):
             if stack is not None and stack.is_floating_point() and len(stack):
                 finite = torch.isfinite(stack.reshape(len(stack), -1)).all(dim=1).numpy()
                 refuse(
-                    ~finite, "not finite", f"'{name}' holds NaN or infinity; is local_lr too large?"
+                    ~finite, "not finite", f"'{name}' holds NaN or infinity; is {knob} too large?"
                 )
         counts = self.num_examples.numpy()
         bounds = f"num-examples must be in 0..{MAX_EXAMPLES}"

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, get_args
 
 
 class FedsimError(Exception):
@@ -42,3 +43,13 @@ def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
     guess = nearest(name, names)
     hint = f"did you mean '{guess}'? " if guess else ""
     return f"'{name}' is not {what}; {hint}allowed: {', '.join(names) if names else 'none'}"
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a value that a `Literal` does not list.
+
+    Raises:
+        ValueError: Naming the value and what is allowed.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} = {value!r}: must be {' or '.join(get_args(choices))}")

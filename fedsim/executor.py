@@ -301,13 +301,13 @@ class CohortExecutor:
             objective: Objective | None = None,
             penalty: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
-            def loss_of(params: Named) -> Tensor:
+            def loss_of(params: Named) -> tuple[Tensor, Tensor]:
                 outputs = functional_call(
                     self.model, (params, buffers, dict(batch.noise)), (batch.features,)
                 )
                 return self._loss(outputs, batch, objective, penalty)
 
-            grads, loss = grad_and_value(loss_of)(params)
+            grads, (_, loss) = grad_and_value(loss_of, has_aux=True)(params)
             return loss, grads, buffers
 
         return gradient
@@ -327,8 +327,8 @@ class CohortExecutor:
             outputs = functional_call(
                 self.model, (leaves, after, dict(batch.noise)), (batch.features,)
             )
-            loss = self._loss(outputs, batch, objective, penalty)
-            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            minimised, loss = self._loss(outputs, batch, objective, penalty)
+            grads = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
             named = {
                 n: torch.zeros_like(p) if g is None else g
                 for (n, p), g in zip(leaves.items(), grads, strict=True)
@@ -339,7 +339,8 @@ class CohortExecutor:
 
     def _loss(
         self, outputs: Tensor, batch: Batch, objective: Objective | None, penalty: Objective | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Return (what is minimised, the objective without the penalty)."""
         if objective is not None:
             loss = objective(outputs, batch.targets, batch.weights)
         else:
@@ -347,7 +348,9 @@ class CohortExecutor:
             # `where` and not a product: a padding sample's loss may be anything
             kept = torch.where(batch.weights > 0, losses, torch.zeros_like(losses))
             loss = kept.sum() / batch.weights.sum().clamp(min=1)
-        return loss if penalty is None else loss + penalty(outputs, batch.targets, batch.weights)
+        if penalty is None:
+            return loss, loss
+        return loss + penalty(outputs, batch.targets, batch.weights), loss
 
     # --- evaluation -----------------------------------------------------------------------
 

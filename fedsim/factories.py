@@ -254,7 +254,11 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _type_name(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation)
+    if _is_union(annotation):
+        return " | ".join(_type_name(part) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(show(choice) for choice in typing.get_args(annotation))
+    text = "None" if annotation is types.NoneType else inspect.formatannotation(annotation)
     return re.sub(r"\b(typing|pathlib|collections\.abc)\.", "", text)
 
 

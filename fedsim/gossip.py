@@ -9,7 +9,7 @@ import abc
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.cohort import Replies
+from fedsim.errors import RunError, require_choice
 from fedsim.layout import Payload, TensorSpec
 from fedsim.strategy import FederatedStrategy, State, weighted_sum
 from fedsim.topology import Mixing, Neighbours, Topology, mixing_matrix, ring, spectral_gap
@@ -274,13 +275,19 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         return self.broadcast(state, params, cohort)
 
     def select(self, state: State, cohort: np.ndarray) -> np.ndarray:
-        """Those who are due to train; everybody in the synchronous protocol."""
+        """Those who are due to train; everybody in the synchronous protocol.
+
+        Raises:
+            RunError: If a node was not there in round 1.
+        """
+        late = cohort[cohort >= len(state.models)]
+        if len(late):
+            raise RunError(
+                f"round {state.tick + 1}: client {late[0]} joined after round 1, and the graph has "
+                f"{len(state.models)} nodes; start when all nodes are there"
+            )
         due: np.ndarray = cohort[self._is_due(state)[cohort]]
         return due
-
-    def buffer_weights(self, state: State, replies: Replies) -> Tensor:
-        """Nodes count alike in the mean of the buffers, as in that of the models."""
-        return torch.ones(replies.num_clients, dtype=torch.float64)
 
     def personal_models(self, state: State) -> tuple[Tensor, Mapping[str, Tensor]] | None:
         """Every node's model."""
@@ -302,7 +309,13 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         state, averaged = self._averaged(state, neighbours, arrived)
         first = state.models[0]
         mean = first.double() + weighted_sum(torch.ones(nodes), state.models, first) / nodes
-        metrics = {**self._metrics(state, mean), "messages_lost": float(lost)}
+        sent = lost + sum(map(len, arrived.values()))
+        metrics = {
+            **self._metrics(state, mean),
+            "messages": float(sent),
+            "messages_lost": float(lost),
+            "message_bytes": float(sent * state.models[0].nbytes),
+        }
         if nodes <= _GAP_NODES:
             graph = self._topology.graph(nodes, **clock)
             metrics["spectral_gap"] = _gap(graph, self._mixing, self._self_weight)
@@ -441,16 +454,6 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
 
     def _parts(self, specs: Sequence[TensorSpec]) -> list[slice]:
         return [self.layout.slices[spec.name] for spec in specs]
-
-
-def require_choice(name: str, value: str, choices: Any) -> None:
-    """Refuse a value that a `Literal` does not list.
-
-    Raises:
-        ValueError: Naming the value and what is allowed.
-    """
-    if value not in get_args(choices):
-        raise ValueError(f"{name} = {value!r}: must be {' or '.join(get_args(choices))}")
 
 
 def _variances(model: Tensor, parts: Sequence[slice]) -> Tensor:

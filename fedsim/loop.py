@@ -187,6 +187,8 @@ class RoundLoop:
     def _round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         begun = time.perf_counter()
         times: dict[str, float] = {}
+        if isinstance(self.strategy, FederatedStrategy):
+            self.strategy.declare_setup_timeout(self.round_timeout_s)
         if isinstance(self.grid, GridWrapper):
             self.grid.begin_round(server_round)
         config = ConfigRecord({})
@@ -313,6 +315,8 @@ class RoundLoop:
             selected = tuple(sorted({*setup.client_ids.tolist(), *(f.client_id for f in failures)}))
             metrics.update(_participation_metrics(selected, failures))
             metrics.update(traffic)
+            for failure in failures:
+                _log.warning("set-up: %s", failure)
             self.policy.judge(0, len(selected), failures)
         self._report(RoundReport(0, arrays, metrics, selected, failures))
 

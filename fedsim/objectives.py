@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsim.errors import require_choice
+
 Space = Literal["probability", "logit"]
 Reduction = Literal["batch", "sample"]
 
@@ -29,12 +31,17 @@ def margin_penalty(
     Returns:
         A scalar >= 0; with probabilities over the batch it lies in [log(1 + B/C), log(1 + B)].
 
+    Raises:
+        ValueError: If `space` or `reduction` is neither of its two.
+
     Source: Zeng et al., MICCAI 2024 (arXiv:2408.12300), Figure 1, and the authors' code.
 
     Example:
         >>> round(float(margin_penalty(torch.zeros(4, 2))), 6)  # log 3
         1.098612
     """
+    require_choice("space", space, Space)
+    require_choice("reduction", reduction, Reduction)
     rows = logits.softmax(dim=-1) if space == "probability" else logits
     squares = (rows * rows).sum(dim=-1)
     counted = torch.ones_like(squares) if weights is None else weights

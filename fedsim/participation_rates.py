@@ -141,8 +141,8 @@ def _check_one(rate: float, label_alpha: float | None, min_rate: float) -> None:
         raise ScenarioError(f"[participation] rate = {rate}: must be in (0, 1]")
     if label_alpha is None:
         return
-    if not 0 < label_alpha < math.inf:
-        raise ScenarioError(f"[participation] label_alpha = {label_alpha}: must be > 0 and finite")
+    if not 0 < label_alpha <= 1e6:
+        raise ScenarioError(f"[participation] label_alpha = {label_alpha}: must be in (0, 1e6]")
     if not 0 < min_rate <= rate:
         raise ScenarioError(
             f"[participation] min_rate = {min_rate}: must be > 0 and at most rate = {rate}"

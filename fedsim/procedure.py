@@ -45,7 +45,9 @@ class Gradient(Protocol):
         objective: Objective | None = None,
         penalty: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
-        """Return (loss, gradients by name, buffers after the forward pass).
+        """Return (objective, gradients by name, buffers after the forward pass).
+
+        The gradients are those of objective plus penalty.
 
         Args:
             params: Trainable tensors by name.

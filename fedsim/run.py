@@ -435,16 +435,15 @@ class _ProgressHook:
 
     def round_ended(self, report: RoundReport) -> None:
         """Update the display and note failures by name."""
-        if not report.server_round:
-            return
         metrics = report.metrics
-        self._progress.update(
-            report.server_round,
-            metrics,
-            done=metrics["clients/replied"],
-            failed=metrics["clients/failed"],
-            absent=metrics["clients/absent"],
-        )
+        if report.server_round:
+            self._progress.update(
+                report.server_round,
+                metrics,
+                done=metrics["clients/replied"],
+                failed=metrics["clients/failed"],
+                absent=metrics["clients/absent"],
+            )
         for failure in _first(report.failed):
             self._progress.note(str(failure))
 
@@ -471,6 +470,8 @@ def _summarise(
     _write_bytes(folder.file("params.safetensors"), save(model))
     final: dict[str, Any] = {}
     for record in loop.history:
+        # what is not measured in every round stands as it was last; who failed is of the last alone
+        final = {k: v for k, v in final.items() if not k.startswith("clients/")}
         final.update(
             {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
         )

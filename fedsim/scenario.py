@@ -467,7 +467,7 @@ def _validated(document: Mapping[str, Any], *, origin: str, folder: Path | None)
     expect = _expectations(problems, tables.get("expect", {}))
     made = _factory_tables(problems, tables, folder)
     _check_combinations(problems, made, fixed)
-    _check_claims(problems, expect, fixed["evaluation"])
+    _check_claims(problems, expect, fixed["evaluation"], made["strategy"])
     problems.raise_any()
     values: dict[str, Any] = {**dict(head or {}), **made, **fixed}
     return Scenario(**values, expect=expect, origin=origin)
@@ -722,11 +722,15 @@ def _check_sent(
 
 
 def _check_claims(
-    problems: _Problems, expect: Mapping[str, Expectation], evaluation: Evaluation | None
+    problems: _Problems,
+    expect: Mapping[str, Expectation],
+    evaluation: Evaluation | None,
+    strategy: Mapping[str, Any] | None,
 ) -> None:
     """Refuse what waits for a metric that this scenario never records."""
-    if evaluation is None:
+    if evaluation is None or strategy is None:
         return
+    has_nodes = is_import_path(strategy["name"]) or discovery.takes_topology(strategy["name"])
     watched = [("[expect]", metric) for metric in expect]
     if evaluation.stop is not None:
         watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
@@ -736,6 +740,11 @@ def _check_claims(
             problems.add(
                 f"{where} '{metric}' is never recorded with [evaluation] clients = 0: say how many "
                 "clients evaluate"
+            )
+        if metric.startswith("nodes/") and not has_nodes:
+            problems.add(
+                f"{where} '{metric}' is never recorded with [strategy] name = "
+                f'"{strategy["name"]}": it has one model for all; say "test/..."'
             )
 
 

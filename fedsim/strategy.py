@@ -137,6 +137,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     _initial_buffers: Mapping[str, Tensor] = MappingProxyType({})
     _seed: int = 0
     _starts: Callable[[int], Tensor] | None = None
+    _setup_timeout_s: float | None = None
 
     # --- what a strategy implements -------------------------------------------------------
 
@@ -186,6 +187,17 @@ class FederatedStrategy(Strategy, abc.ABC):
     ) -> tuple[Payload, Payload]:
         """Return (shared, personal): what clients evaluate; by default the global model."""
         return Payload(params), Payload()
+
+    def check(self, clients: int, cohort: int) -> None:
+        """Refuse a federation that the strategy cannot serve; called before anything runs.
+
+        Args:
+            clients: N, the clients registered.
+            cohort: Clients expected per round.
+
+        Raises:
+            ValueError: Naming the hyperparameter, its value and what is allowed.
+        """
 
     def select(self, state: State, cohort: np.ndarray) -> np.ndarray:
         """Return those of the round's participants that train; by default all of them."""
@@ -279,6 +291,10 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Set the seed of the strategy's own draws (0 unless set)."""
         self._seed = seed
 
+    def declare_setup_timeout(self, seconds: float | None) -> None:
+        """Set the seconds that a set-up exchange may take; None waits for ever."""
+        self._setup_timeout_s = seconds
+
     def declare_starts(self, starts: Callable[[int], Tensor]) -> None:
         """Say what random initialisation, `[dim]`, each client would have made by itself."""
         self._starts = starts
@@ -319,6 +335,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         buffer_weights = self.buffer_weights(session.state, stack)
         params, session.state, metrics = self.server_update(session.state, session.params, stack)
         buffers = average_buffers(session.buffers, stack, buffer_weights)
+        if (personal := self.personal_models(session.state)) is not None:
+            models, own = personal  # everybody's count, whoever took part
+            buffers.update(mean_buffers(own, torch.ones(len(models), dtype=torch.float64)))
         averaged = mean_metrics(stack)
         record = model_record(session.layout, params.to(session.layout.dtype), buffers)
         return record, MetricRecord({**averaged, **metrics})
@@ -395,7 +414,7 @@ class FederatedStrategy(Strategy, abc.ABC):
             asked = np.isin(clients, setup.clients)
             clients, nodes = clients[asked], nodes[asked]
         cohort = self._cohort(0, config, clients, nodes, shared, Payload(), message_type=SETUP)
-        answered = grid.send_and_receive(cohort)
+        answered = grid.send_and_receive(cohort, timeout=self._setup_timeout_s)
         replies = (
             answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
         )
@@ -443,7 +462,8 @@ class FederatedStrategy(Strategy, abc.ABC):
 
 
 _SESSION_FIELDS = (
-    "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts"
+    "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts",
+    "_setup_timeout_s",
 )  # fmt: skip
 
 
@@ -535,11 +555,19 @@ def average_buffers(
         weights: float64 `[K]`, at least 0; None takes the examples.
     """
     weights = replies.num_examples.double() if weights is None else weights
+    return mean_buffers(replies.buffers, weights) or dict(before)
+
+
+def mean_buffers(stacks: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """Return the weighted mean of buffers `[K, ...]` by name; nothing if nobody has weight.
+
+    Integer ones take the largest value. Every buffer keeps its dtype.
+    """
     total = float(weights.sum())
-    if not total or not replies.buffers:
-        return dict(before)
+    if not total:
+        return {}
     after: dict[str, Tensor] = {}
-    for name, stack in replies.buffers.items():
+    for name, stack in stacks.items():
         if stack.is_floating_point():
             zero = torch.zeros(stack[0].numel(), dtype=torch.float64)
             mean = weighted_sum(weights, stack.reshape(len(stack), -1), zero) / total

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
-from fedsim.errors import ScenarioError
+from fedsim.errors import RunError, ScenarioError
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -68,9 +68,15 @@ class Topology:
 
         Raises:
             ScenarioError: If there is no such graph, or 100 draws gave no connected one.
+            RunError: The same after round 1, for a graph that is drawn anew.
         """
         epoch = 0 if self.every is None else (server_round - 1) // self.every
-        return _graph(self, num_nodes, epoch, seed)
+        try:
+            return _graph(self, num_nodes, epoch, seed)
+        except ScenarioError as error:
+            if server_round == 1:
+                raise
+            raise RunError(f"round {server_round}: {error}") from None
 
     def neighbours(self, num_nodes: int, *, server_round: int, seed: int) -> Neighbours:
         """Return each node's neighbours in the round's graph, ascending; see `graph`."""

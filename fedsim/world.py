@@ -82,6 +82,7 @@ def build(scenario: Scenario) -> World:
     task = _task(scenario.task, data)
     takes_part: Participation = discovery.make("participation", scenario.participation)
     if takes_part.needs_labels:
+        # every client's labels are counted: of generated data this makes all of them once
         takes_part.learn_labels(label_counts(data, whole=True).counts, seed=scenario.seed)
     engine = scenario.engine
     if engine.device == "cuda":
@@ -107,6 +108,10 @@ def build(scenario: Scenario) -> World:
     if isinstance(strategy, FederatedStrategy):
         strategy.declare_buffers([spec.name for spec in layout.buffers])
         strategy.declare_seed(scenario.seed)
+        try:
+            strategy.check(data.num_clients, takes_part.expected_cohort(data.num_clients))
+        except ValueError as error:
+            raise ScenarioError(f"[strategy] {error}") from None
         strategy.declare_starts(functools.partial(_own_start, task, layout, scenario.seed))
     if isinstance(strategy, WantsRates):
         rates = takes_part.rates(data.num_clients)

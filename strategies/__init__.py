@@ -1,7 +1,7 @@
 """What the server decides: one algorithm per file, found by its file name.
 
-`strategies.FedAvg` and `strategies.fedavg` both work: a module's public class is exported under its
-own name.
+`strategies.FedAvg` and `strategies.fedavg` both work: a module's strategy is exported under its own
+name.
 """
 
 import importlib
@@ -18,6 +18,7 @@ def __getattr__(name: str) -> object:
         modules.sort(key=lambda module: module.replace("_", "") != name.lower())
         for module in modules:
             found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
-            if isinstance(found, type) and found.__module__ == f"{__name__}.{module}":
+            mine = getattr(found, "__module__", None) == f"{__name__}.{module}"
+            if mine and hasattr(found, "configure_train"):
                 return found
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

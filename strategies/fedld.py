@@ -132,12 +132,11 @@ class FedLD(FederatedStrategy):
         ones = torch.ones(clients, dtype=torch.float64)
         mean = weighted_sum(ones, replies.params, replies.reference) / clients
         move, moved = mean.clone(), state.moved.clone()
-        reference = replies.reference.double()
         for place, spec in enumerate(replies.layout.trainable):
             part = replies.layout.slices[spec.name]
             if state.moved[place] and spec.size > 1:
-                updates = replies.params[:, part].double() - reference[..., part]
-                move[part] = principal_gradient_aggregate(updates, keep=self._keep)
+                updates = replies.update[:, part]
+                move[part] = principal_gradient_aggregate(updates, keep=self._keep).double()
             moved[place] |= bool(move[part].any())
         lengths = [float(torch.linalg.vector_norm(vector)) for vector in (move, mean)]
         metrics = {"norm_ratio": lengths[0] / lengths[1]} if lengths[1] else {}

@@ -17,17 +17,19 @@ Deviations:
 - A tensor whose deviation is constant gets the map 1 (no restriction); the code gives NaN.
 - The map acts in the round whose participants it is averaged over (in the code in the next one).
 - Exploring for a fixed number of epochs; the code stops early by a patience.
+- A client without samples explores nothing and has no map.
 - The code's robust scaling, which yields negative factors, is not offered.
 """
 
 import math
-from typing import ClassVar, Literal, NamedTuple, final, get_args
+from typing import ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
+from fedsim.errors import require_choice
 from fedsim.layout import Payload
 from fedsim.procedure import GUIDANCE
 from fedsim.rng import generator
@@ -48,7 +50,8 @@ def guidance(
 
     Args:
         initial: The tensor before exploration, `[...]`.
-        explored: Each explorer's after it, `[explorers, ...]`; those not finite are dropped.
+        explored: Each explorer's after it, `[explorers, ...]`; those whose deviation is not finite
+            are dropped.
         deviation: How a parameter's way is measured: (a - b)^2 or |a - b|.
         order: The figure scales each explorer's map to [0, 1] and then averages; the released code
             averages first.
@@ -57,15 +60,20 @@ def guidance(
         `[...]` in the dtype of `initial`; 1 everywhere without explorers, and where nothing
         deviates more than anything else.
 
+    Raises:
+        ValueError: If `deviation` or `order` is neither of its two.
+
     Example:
         >>> guidance(torch.zeros(3), torch.tensor([[1.0, 2.0, 3.0]]), deviation="absolute")
         tensor([0.0000, 0.5000, 1.0000])
     """
-    rows = explored.reshape(len(explored), initial.numel())
-    rows = rows[torch.isfinite(rows).all(dim=1)].double()
-    if not len(rows):
-        return torch.ones_like(initial)
+    require_choice("deviation", deviation, Deviation)
+    require_choice("order", order, Order)
+    rows = explored.reshape(len(explored), initial.numel()).double()
     away = _deviations(rows, initial.reshape(-1).double(), deviation)
+    away = away[torch.isfinite(away).all(dim=1)]
+    if not len(away):
+        return torch.ones_like(initial)
     if order == "normalise-then-average":
         return _normalised(away).mean(dim=0).reshape(initial.shape).to(initial.dtype)
     return _normalised(away.mean(dim=0)[None])[0].reshape(initial.shape).to(initial.dtype)
@@ -87,7 +95,7 @@ class Maps(NamedTuple):
 
     Attributes:
         explorers: int64 `[E]`, who explored, ascending.
-        maps: `[E, dim]`, their maps: scaled to [0, 1], or raw when averaged first.
+        maps: `[E, dim]`, their maps: scaled to [0, 1], or raw and in float64 when averaged first.
         velocity: float64 `[dim]`, the server's momentum.
         mean: Mean of the guidance over all explorers and parameters.
         frozen: Share of the parameters whose guidance is 0.
@@ -138,14 +146,14 @@ class FedLEx(LinearStrategy):
     ) -> None:
         for name, value, holds, allowed in (
             ("explorers", explorers, 0 < explorers <= 1, "in (0, 1]"),
-            ("deviation", deviation, deviation in get_args(Deviation), "squared or absolute"),
-            ("order", order, order in get_args(Order), " or ".join(get_args(Order))),
             ("floor", floor, 0 <= floor <= 1, "in [0, 1]"),
             ("server_lr", server_lr, 0 < server_lr < math.inf, "> 0 and finite"),
             ("server_momentum", server_momentum, 0 <= server_momentum < 1, "in [0, 1)"),
         ):
             if not holds:
                 raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        require_choice("deviation", deviation, Deviation)
+        require_choice("order", order, Order)
         self._explorers = explorers
         self._deviation: Deviation = deviation
         self._averages_first = order == "average-then-normalise"
@@ -158,7 +166,8 @@ class FedLEx(LinearStrategy):
         """Nobody has explored."""
         nobody = torch.zeros(0, dtype=torch.int64)
         still = torch.zeros(len(params), dtype=torch.float64)
-        return Maps(nobody, params.new_zeros((0, len(params))), still, 1.0, 0.0)
+        dtype = torch.float64 if self._averages_first else params.dtype
+        return Maps(nobody, torch.zeros((0, len(params)), dtype=dtype), still, 1.0, 0.0)
 
     def setup(self, state: State, params: Tensor, clients: int) -> Setup:
         """Let the explorers train from the initial model."""
@@ -167,12 +176,14 @@ class FedLEx(LinearStrategy):
         return Setup(np.sort(chosen).astype(np.int64), Payload())
 
     def finish_setup(self, state: State, params: Tensor, replies: Replies) -> State:
-        """Keep the explorers' maps."""
+        """Keep the maps of those who explored: who has no sample has not."""
         assert replies.params is not None
         away = _deviations(replies.params.double(), params.double(), self._deviation)
+        explored = torch.isfinite(away).all(dim=1) & (replies.num_examples > 0)
+        away = away[explored]
         maps = away if self._averages_first else self._per_tensor(away)
         kept = state._replace(
-            explorers=torch.from_numpy(replies.client_ids.copy()), maps=maps.to(params.dtype)
+            explorers=torch.from_numpy(replies.client_ids)[explored], maps=maps.to(state.maps.dtype)
         )
         found = self._guidance(kept, params, replies.client_ids)
         return kept._replace(

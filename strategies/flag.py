@@ -44,6 +44,7 @@ _SMOOTHING = 1e-7  # the code's epsilon inside the inverse root
 _NEGLIGIBLE = 1e-10  # of an eigenvalue of the Gram matrix, beside the largest
 _COINCIDENT = 1e-12  # of the distance of two unit gradients
 _SOLVED = 1e-10  # of the objective
+_PAIRS = 1e6  # the largest weight of pairs: nothing else counts any more
 
 
 def flag_aggregate(
@@ -69,6 +70,9 @@ def flag_aggregate(
 
     Returns:
         `[dim]`, at most 1 long, in the dtype and on the device of `gradients`; zero without rows.
+
+    Raises:
+        ValueError: If an argument is below its bound.
 
     Example:
         >>> flag_aggregate(torch.tensor([[3.0, 0.0], [9.0, 0.0], [0.0, 1e6]]), subspace_dim=1)
@@ -98,6 +102,13 @@ def _aggregate(
     iterations: int,
     tolerance: float,
 ) -> _Aggregate:
+    for name, value, least in (
+        ("subspace_dim", 1 if subspace_dim is None else subspace_dim, 1),
+        ("pair_weight", pair_weight, 0),
+        ("iterations", iterations, 1),
+    ):
+        if not value >= least:
+            raise ValueError(f"{name} = {value!r}: must be >= {least}")
     rows, factors, lengths = unit_rows(gradients)
     workers = len(rows)
     gram = torch.zeros(workers, workers, dtype=torch.float64, device=rows.device)
@@ -192,7 +203,7 @@ class FlagAggregator(FederatedStrategy):
         server_lr: alpha, the server's step size; > 0.
         subspace_dim: m, the subspace's dimension; >= 1. None takes ceil((p + 1) / 2) of the p
             clients that replied; a small one may follow colluding attackers.
-        pair_weight: lambda, the weight of pairs of updates; >= 0, 0 in the paper's main
+        pair_weight: lambda, the weight of pairs of updates; in [0, 1e6], 0 in the paper's main
             experiments. From about 1 on and with a small `subspace_dim` the subspace turns to the
             differences between clients.
         iterations: Passes of the reweighting; >= 1. Many make it select a few clients.
@@ -231,7 +242,7 @@ class FlagAggregator(FederatedStrategy):
         for name, value, holds, allowed in (
             ("server_lr", server_lr, 0 < server_lr < math.inf, "> 0 and finite"),
             ("subspace_dim", subspace_dim, subspace_dim is None or subspace_dim >= 1, ">= 1"),
-            ("pair_weight", pair_weight, 0 <= pair_weight < math.inf, ">= 0 and finite"),
+            ("pair_weight", pair_weight, 0 <= pair_weight <= _PAIRS, f"in [0, {_PAIRS:g}]"),
             ("iterations", iterations, iterations >= 1, ">= 1"),
             ("tolerance", tolerance, 0 <= tolerance < math.inf, ">= 0 and finite"),
             ("scale", scale, scale in get_args(Scale), "workers, subspace or median"),

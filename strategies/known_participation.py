@@ -63,12 +63,20 @@ class KnownParticipation(LinearStrategy):
         """Say how often each client takes part, float64 `[N]`; rates of the scenario go first."""
         self._declared = rates
 
+    def check(self, clients: int, cohort: int) -> None:
+        """Refuse rates that are not one per client."""
+        if self._rates is not None and len(self._rates) != clients:
+            raise ValueError(
+                f"rates has {len(self._rates)} values for {clients} clients: give one per client"
+            )
+
     def init(self, params: Tensor, clients: int) -> State:
         """Take the rates that are known.
 
         Raises:
             ValueError: If there are not as many as clients.
         """
+        self.check(clients, clients)
         known = self._declared if self._rates is None else self._rates
         if known is None:
             _log.warning(
@@ -76,8 +84,6 @@ class KnownParticipation(LinearStrategy):
                 "the same; give [strategy] rates, or a [participation] whose rates are known"
             )
             known = np.ones(clients)
-        if len(known) != clients:
-            raise ValueError(f"rates has {len(known)} values for {clients} clients: one per client")
         return Rates(torch.tensor(known))
 
     def weights(self, state: State, client_ids: np.ndarray, num_examples: Tensor) -> Tensor:

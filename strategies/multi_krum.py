@@ -13,6 +13,8 @@ Deviations:
   bear, (n - 3) // 2; with a given f, a round with fewer than 2 f + 3 replies is an error.
 - With f = 0 there is nothing to withstand, and any n will do.
 - Equal scores are ordered by client (the paper: arbitrarily).
+- The Flag Aggregator's released library, which has it as a baseline, sums n - f - 1 distances that
+  are not squared and averages n - f - 2 updates; fedsim follows the paper.
 """
 
 import math
@@ -76,8 +78,12 @@ def _check(clients: int, num_byzantine: int, num_selected: int | None) -> None:
             f"at least 2 num_byzantine + 3 = {2 * num_byzantine + 3}; use at most "
             f"{_bearable(clients)}"
         )
-    if num_selected is not None and num_selected > clients:
-        raise ValueError(f"num_selected = {num_selected}: there are {clients} updates to choose of")
+    if num_byzantine < 0:
+        raise ValueError(f"num_byzantine = {num_byzantine}: must be >= 0")
+    if num_selected is not None and not 1 <= num_selected <= clients:
+        raise ValueError(
+            f"num_selected = {num_selected}: must be in 1..{clients}, the updates to choose of"
+        )
 
 
 def _bearable(clients: int) -> int:
@@ -123,13 +129,14 @@ class MultiKrum(FederatedStrategy):
         self._num_selected = num_selected
         self._server_lr = server_lr
 
-    def init(self, params: Tensor, clients: int) -> State:
-        """Nothing is remembered; too few clients for `num_byzantine` or `num_selected` end the run.
+    def check(self, clients: int, cohort: int) -> None:
+        """Refuse cohorts too small for `num_byzantine` or `num_selected`."""
+        if self._num_byzantine is not None or self._num_selected is not None:
+            f = _bearable(cohort) if self._num_byzantine is None else self._num_byzantine
+            _check(cohort, f, self._num_selected)
 
-        Raises:
-            RunError: If no round can have as many replies as the rule needs.
-        """
-        self._tolerated(clients, f"[strategy] with {clients} clients registered")
+    def init(self, params: Tensor, clients: int) -> State:
+        """Nothing is remembered."""
         return NoState()
 
     def server_update(

@@ -27,13 +27,13 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
+from fedsim.errors import require_choice
 from fedsim.gossip import (
     GossipStrategy,
     Mail,
     Protocol,
     Start,
     Target,
-    require_choice,
     rescale,
     target_variance,
     variance_corrected_average,

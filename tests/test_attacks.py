@@ -164,9 +164,10 @@ def test_every_client_is_as_likely_to_attack():
 
 
 def test_attackers_may_be_named():
-    attack = attacks.sign_flip(clients=[4, 0, 4])
+    attack = attacks.sign_flip(clients=[4, 0])
     assert attack.byzantine_clients(5, SEED).tolist() == [0, 4]
-    assert attacks.sign_flip(clients=[]).byzantine_clients(5, SEED).tolist() == []
+    assert attacks.sign_flip(clients=[4, 0], num_byzantine=2).clients == [4, 0]
+    assert len(attacks.sign_flip().byzantine_clients(5, SEED)) == 1
 
 
 def test_nobody_need_attack():
@@ -176,11 +177,25 @@ def test_nobody_need_attack():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"clients": [1], "num_byzantine": 3}, r"num_byzantine = 3: clients names 1; leave one"),
+        ({"clients": [1, 3], "num_byzantine": 1}, r"num_byzantine = 1: clients names 2; leave"),
+        ({"clients": [4, 0, 4]}, r"clients = \[4, 0, 4\]: a client is named twice"),
+        ({"clients": []}, r"clients = \[\]: nobody is named"),
+    ],
+)
+@each_attack
+def test_attackers_that_contradict_each_other_are_refused_at_once(kind, arguments, words):
+    with pytest.raises(ScenarioError, match=words):
+        ATTACKS[kind](**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         ({"num_byzantine": 6}, r"\[attack\] num_byzantine = 6: must be in 0..5"),
         ({"num_byzantine": -1}, r"\[attack\] num_byzantine = -1: must be in 0..5"),
         ({"clients": [2, 5]}, r"\[attack\] clients: there is no client 5; allowed: 0..4"),
         ({"clients": [-1]}, r"\[attack\] clients: there is no client -1"),
-        ({"clients": [1], "num_byzantine": 3}, r"num_byzantine = 3: clients names 1; leave one"),
     ],
 )
 @each_attack
@@ -433,7 +448,7 @@ def test_a_run_is_attacked_whatever_the_strategy_and_costs_the_same_bytes(app, n
 
 
 def test_a_new_attack_is_one_function(app):
-    def silence(*, num_byzantine=1, clients=None):
+    def silence(*, num_byzantine=None, clients=None):
         return Attack(lambda seen: torch.zeros_like(seen.own), num_byzantine, clients)
 
     found = answers(app, silence(**NAMED), cohort(app))

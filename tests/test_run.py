@@ -8,7 +8,7 @@ import torch
 
 import fedsim
 from fedsim import run as runs
-from fedsim.errors import CheckpointError, ScenarioError
+from fedsim.errors import CheckpointError, RunError, ScenarioError
 from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from fedsim.world import build
@@ -216,3 +216,83 @@ def test_noise_in_labels_changes_the_training_samples_of_whoever_has_it_alone(tm
 )
 def test_impossible_noise_is_refused(noise, words):
     assert words in refusal(partition={"kind": "iid", "clients": 4, "label_noise": noise})
+
+
+# --- what goes wrong early ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"strategy": {"name": "known_participation", "rates": [0.5]}}, "rates has 1 values for 4"),
+        ({"strategy": {"name": "multi_krum", "num_byzantine": 1}}, "num_byzantine = 1 with 4"),
+        ({"expect": {"nodes/accuracy": {"min": 0.5}}}, "'nodes/accuracy' is never recorded"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_run_folder_is_made(tables, words):
+    assert words in refusal(**tables)
+
+
+def test_a_graph_that_falls_into_pieces_later_ends_the_run_with_its_round(tmp_path):
+    topology = {"kind": "erdos_renyi", "probability": 0.12, "every": 1}
+    changed = scenario(
+        strategy={"name": "gossip"}, topology=topology, rounds=60,
+        partition={"kind": "iid", "clients": 6}, seed=1,
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"round \d+: .*100 draws of erdos_renyi"):
+        fedsim.start(changed, out=tmp_path / "run")
+
+
+def test_explorers_that_fail_are_named_in_the_log(tmp_path):
+    changed = scenario(strategy={"name": "fedlex"}, client={"setup_lr": 1e39})
+    with pytest.raises(RunError, match="round 0: 0 of 4 clients replied"):
+        fedsim.start(changed, out=tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for client in range(4):
+        assert f"set-up: client {client}, round 0: not finite" in log
+    assert "is setup_lr too large?" in log
+
+
+def test_a_nodes_buffers_count_whether_it_took_part_or_not(tmp_path):
+    """The mean model's BatchNorm statistics are those of all nodes, as its parameters are."""
+    changed = scenario(
+        task={"model": "cnn_batchnorm"}, strategy={"name": "gossip"}, rounds=2,
+        participation={"kind": "uniform", "cohort_size": 2},
+    )  # fmt: skip
+    world = build(changed)
+    folder = runs.run_folder.create(tmp_path / "run", changed)
+    runs.write_plan(world, folder)
+    with runs.make_grid(world) as grid:
+        runs.execute(world, folder, grid, seed=3)
+    from safetensors.torch import load_file
+
+    model = load_file(folder.path / "params.safetensors")
+    models, buffers = world.strategy.personal_models(world.strategy.state)
+    for name, stack in buffers.items():
+        if stack.is_floating_point():
+            torch.testing.assert_close(model[name], stack.double().mean(dim=0).float())
+    first = world.layout.unflatten(models)["conv1.weight"]
+    torch.testing.assert_close(model["conv1.weight"], first.double().mean(dim=0).float())
+
+
+def test_the_training_loss_is_without_the_margin_penalty(tmp_path):
+    losses = []
+    for margin in (0.0, 5.0):
+        changed = scenario(
+            client={"local_lr": 0.0, "margin": margin}, task={"model": "mlp", "hidden": [8]}
+        )
+        result = fedsim.start(changed, out=tmp_path / f"{margin}")
+        losses.append(records(result)[-1]["train/loss"])
+    assert losses[0] == losses[1]
+
+
+def test_messages_between_nodes_follow_the_graph(tmp_path):
+    counts = []
+    for kind in ("line", "complete"):
+        result = fedsim.start(scenario(**{**GOSSIP, "topology": {"kind": kind}}),
+                              out=tmp_path / kind)  # fmt: skip
+        last = records(result)[-1]
+        counts.append(last["server/messages"])
+        model = sum(a.numpy().nbytes for a in build(scenario(**GOSSIP)).arrays.values())
+        assert last["server/message_bytes"] == last["server/messages"] * model
+    assert counts == [6, 12]

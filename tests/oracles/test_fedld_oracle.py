@@ -271,6 +271,12 @@ def test_the_penalty_is_bounded_and_flat_at_uniform_and_at_certain_rows(seed, ba
         assert gradient.abs().max() < 1e-15
 
 
+@pytest.mark.parametrize(("name", "value"), [("space", "probabilty"), ("reduction", "Batch")])
+def test_the_penalty_refuses_choices_that_are_none(name, value):
+    with pytest.raises(ValueError, match=f"{name} = '{value}': must be"):
+        margin_penalty(torch.zeros(2, 2), **{name: value})
+
+
 def test_the_loss_decomposition_telescopes():
     """F(mean) = local loss + distribution-shift loss + aggregation loss, on quadratics."""
     random = np.random.default_rng(3)

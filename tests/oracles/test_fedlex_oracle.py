@@ -281,6 +281,36 @@ def test_a_set_up_exchange_leaves_no_memory_behind():
     assert grid.store.export() == ([], {})
 
 
+def test_a_client_without_samples_has_no_map():
+    data = fed.InMemoryData((0, 20, 45, 0, 20, 45, 7, 7))
+    app = fed.make_app("logistic", data=data)
+    strategy, grid = FedLEx(), InlineGrid(app, 8)
+    sent = fed.configure(strategy, grid, fed.initial_arrays("logistic"))
+    assert strategy.setup_replies.num_clients == 8
+    assert strategy.state.explorers.tolist() == [1, 2, 4, 5, 6, 7]
+    guided = torch.cat([t.reshape(-1) for t in sent.shared.extra.values()])
+    assert 0 < float(guided.mean()) < 1
+    only_empty = fed.make_app("logistic", data=fed.InMemoryData((0,) * 8))
+    strategy = FedLEx()
+    sent = fed.configure(strategy, InlineGrid(only_empty, 8), fed.initial_arrays("logistic"))
+    assert not len(strategy.state.explorers)
+    assert all((t == 1).all() for t in sent.shared.extra.values())
+
+
+@pytest.mark.parametrize("order", ORDERS.values())
+def test_a_deviation_that_overflows_drops_its_explorer(order):
+    explored = np.random.default_rng(0).normal(size=(3, 4))
+    beside = np.insert(explored, 1, (1e200, 0, 1, 2), axis=0)
+    found = kernel(START, beside, order=order)
+    np.testing.assert_array_equal(found, kernel(START, explored, order=order))
+
+
+@pytest.mark.parametrize(("name", "value"), [("order", "none"), ("deviation", "cubed")])
+def test_a_kernel_refuses_choices_that_are_none(name, value):
+    with pytest.raises(ValueError, match=f"{name} = '{value}': must be"):
+        guidance(torch.zeros(3), torch.ones(2, 3), **{name: value})
+
+
 def test_masked_gradients_under_adam_are_warned_of(caplog):
     fed.make_procedure("local_sgd", optimizer="adam", guidance="gradient")
     assert 'use "step"' in caplog.text

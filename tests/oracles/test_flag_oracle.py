@@ -309,6 +309,14 @@ def test_the_best_iterate_is_kept_when_a_pass_does_not_improve():
     assert torch.equal(stopped, flag_aggregate(rows, subspace_dim=3, iterations=9, tolerance=1e3))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("iterations", 0), ("subspace_dim", 0), ("pair_weight", -1.0)]
+)
+def test_the_kernel_refuses_what_is_below_its_bound(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value}: must be >= "):
+        flag_aggregate(gradients(), **{name: value})
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gpu_gives_the_same(dtype):

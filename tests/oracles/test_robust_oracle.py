@@ -190,7 +190,9 @@ def test_a_difference_beyond_the_largest_float_only_excludes_its_row():
     [
         (4, {"num_byzantine": 1}, r"num_byzantine = 1 with 4 updates.* = 5; use at most 0"),
         (8, {"num_byzantine": 3}, r"num_byzantine = 3 with 8 updates.* = 9; use at most 2"),
-        (5, {"num_byzantine": 1, "num_selected": 6}, r"num_selected = 6: there are 5 updates"),
+        (5, {"num_byzantine": 1, "num_selected": 6}, r"num_selected = 6: must be in 1..5"),
+        (5, {"num_byzantine": 1, "num_selected": 0}, r"num_selected = 0: must be in 1..5"),
+        (5, {"num_byzantine": -1}, r"num_byzantine = -1: must be >= 0"),
     ],
 )
 def test_too_few_updates_are_refused(clients, arguments, words):

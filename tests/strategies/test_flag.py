@@ -225,7 +225,7 @@ def test_the_state_is_the_momentum_in_the_models_dtype():
         ("server_lr", 0.0, "> 0 and finite"),
         ("server_lr", math.inf, "> 0 and finite"),
         ("subspace_dim", 0, ">= 1"),
-        ("pair_weight", -1.0, ">= 0 and finite"),
+        ("pair_weight", -1.0, r"in \[0, 1e\+06\]"),
         ("iterations", 0, ">= 1"),
         ("tolerance", math.nan, ">= 0 and finite"),
         ("scale", "mean", "workers, subspace or median"),

@@ -165,7 +165,7 @@ def test_without_known_rates_known_participation_is_average_all_and_says_so(capl
         (lambda: KnownParticipation(rates=[1.5]), "rates = 1.5 for client 0"),
         (
             lambda: KnownParticipation(rates=[0.5, 0.5]).init(START, 3),
-            "rates has 2 values for 3 clients: one per client",
+            "rates has 2 values for 3 clients: give one per client",
         ),
     ],
 )

@@ -124,10 +124,12 @@ def test_a_cohort_too_small_for_multi_krum_names_the_numbers():
 
 
 def test_a_federation_too_small_for_multi_krum_is_refused_at_the_start():
-    with pytest.raises(RunError, match=r"6 clients registered: num_byzantine = 2 with 6 updates"):
-        MultiKrum(num_byzantine=2).init(START, 6)
-    with pytest.raises(RunError, match=r"6 clients registered: num_selected = 7: there are 6"):
-        MultiKrum(num_selected=7).init(START, 6)
+    with pytest.raises(ValueError, match=r"num_byzantine = 2 with 6 updates: must be such"):
+        MultiKrum(num_byzantine=2).check(100, 6)
+    with pytest.raises(ValueError, match=r"num_selected = 7: must be in 1..6"):
+        MultiKrum(num_selected=7).check(100, 6)
+    MultiKrum(num_byzantine=2).check(7, 7)
+    MultiKrum().check(1, 1)
 
 
 @pytest.mark.parametrize(
