@@ -12,24 +12,14 @@ in IBM/fedau.
 """
 
 import math
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fedsim.cohort import Replies
+from fedsim.latest_updates import LatestUpdates, nothing_sent, writable
 from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
-
-
-class Memory(NamedTuple):
-    """What clients sent last.
-
-    Attributes:
-        updates: `[N, dim]` in the model's dtype, y; zero before a client's first reply.
-    """
-
-    updates: Tensor
 
 
 @final
@@ -54,7 +44,7 @@ class FedVARP(FederatedStrategy):
 
     def init(self, params: Tensor, clients: int) -> State:
         """Nobody has sent anything."""
-        return Memory(params.new_zeros((clients, len(params))))
+        return nothing_sent(params, clients)
 
     def buffer_weights(self, state: State, replies: Replies) -> Tensor:
         """1 for everybody who answered: buffers are not remembered."""
@@ -67,14 +57,13 @@ class FedVARP(FederatedStrategy):
         ids = replies.client_ids
         if not len(ids):
             return params, state, {}
-        new = int(ids.max()) + 1 - len(state.updates)
-        updates = pad(state.updates, (0, 0, 0, max(0, new)))  # a copy
+        updates = writable(state, ids)
         latest = weighted_sum(_ones(len(updates)), updates, torch.zeros_like(params))
         correction = weighted_sum(_ones(len(ids)), replies.update, updates[ids])
         step = correction / len(ids) + latest / len(updates)
         updates[ids] = replies.update
         moved = params.double() + self._server_lr * step
-        return moved.to(params.dtype), Memory(updates), {}
+        return moved.to(params.dtype), LatestUpdates(updates), {}
 
 
 def _ones(count: int) -> Tensor:

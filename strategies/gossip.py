@@ -24,7 +24,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fedsim.gossip import GossipStrategy, Mail, plain_average, variance_corrected_average
+from fedsim.averaging import plain_average, variance_corrected_average
+from fedsim.gossip import GossipStrategy, Mail
 from fedsim.strategy import Degenerate
 from fedsim.topology import complete
 

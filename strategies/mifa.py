@@ -13,24 +13,14 @@ Deviations:
 """
 
 import math
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fedsim.cohort import Replies
+from fedsim.latest_updates import LatestUpdates, nothing_sent, writable
 from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
-
-
-class Memory(NamedTuple):
-    """What clients sent last.
-
-    Attributes:
-        updates: `[N, dim]` in the model's dtype, y; zero before a client's first reply.
-    """
-
-    updates: Tensor
 
 
 @final
@@ -56,7 +46,7 @@ class MIFA(FederatedStrategy):
 
     def init(self, params: Tensor, clients: int) -> State:
         """Nobody has sent anything."""
-        return Memory(params.new_zeros((clients, len(params))))
+        return nothing_sent(params, clients)
 
     def buffer_weights(self, state: State, replies: Replies) -> Tensor:
         """1 for everybody who answered: buffers are not remembered."""
@@ -66,12 +56,11 @@ class MIFA(FederatedStrategy):
         self, state: State, params: Tensor, replies: Replies
     ) -> tuple[Tensor, State, dict[str, float]]:
         """Remember the updates; return x + (eta / N) sum_n y_n over all clients."""
-        new = int(replies.client_ids.max(initial=-1)) + 1 - len(state.updates)
-        updates = pad(state.updates, (0, 0, 0, max(0, new)))  # a copy
+        updates = writable(state, replies.client_ids)
         updates[replies.client_ids] = replies.update
         clients = len(updates)
         if not clients:  # a deployment whose nodes are still to come
             return params, state, {}
         total = weighted_sum(torch.ones(clients).double(), updates, torch.zeros_like(params))
         moved = params.double() + self._server_lr * (total / clients)
-        return moved.to(params.dtype), Memory(updates), {}
+        return moved.to(params.dtype), LatestUpdates(updates), {}

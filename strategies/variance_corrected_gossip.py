@@ -27,17 +27,9 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
+from fedsim.averaging import Target, rescale, target_variance, variance_corrected_average
 from fedsim.errors import require_choice
-from fedsim.gossip import (
-    GossipStrategy,
-    Mail,
-    Protocol,
-    Start,
-    Target,
-    rescale,
-    target_variance,
-    variance_corrected_average,
-)  # fmt: skip
+from fedsim.gossip import GossipStrategy, Mail, Protocol, Start
 from fedsim.layout import TensorSpec
 from fedsim.strategy import Degenerate
 from fedsim.topology import Mixing, Topology

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fedsim import rng
+from fedsim.averaging import plain_average, rescale, variance
 from fedsim.cohort import Replies
-from fedsim.gossip import plain_average, rescale, variance
 from fedsim.layout import Layout
 from fedsim.topology import TOPOLOGIES, from_edges
 from oracles import gossip_oracle as oracle
