@@ -1,6 +1,8 @@
 """The laws cover a new strategy or client procedure because its file is there."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +123,18 @@ def test_every_strategy_is_built_without_an_argument(name):
 @pytest.mark.parametrize("name", discovery.names("clients"))
 def test_every_procedure_is_built_without_an_argument(name):
     assert discovery.make_procedure({"name": name}).work.batch_size >= 1
+
+
+@pytest.mark.parametrize("name", fed.strategies())
+def test_every_strategy_is_held_against_an_oracle(name):
+    """Law 6: some test of it imports an oracle, and the oracle imports NumPy alone."""
+    root = Path(__file__).parent.parent
+    tests = [*root.glob("oracles/test_*.py"), *root.glob("strategies/test_*.py")]
+    holding = [t.read_text() for t in tests if f"strategies.{name} import" in t.read_text()]
+    oracles = set(re.findall(r"\b(\w+_oracle)\b", "\n".join(holding)))
+    written = {file.stem: file.read_text() for file in root.glob("oracles/*_oracle.py")}
+    found = oracles & {name for name in written if not name.startswith("test_")}
+    assert found, f"no test of {name} in tests/oracles or tests/strategies uses an oracle"
+    for oracle in found:
+        modules = re.findall(r"^(?:import|from) (\w+)", written[oracle], flags=re.MULTILINE)
+        assert set(modules) <= {"numpy", "math", "itertools"}, oracle

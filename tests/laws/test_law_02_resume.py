@@ -71,6 +71,9 @@ SCENARIOS = {
     },
 }
 
+# with its defaults, whatever a strategy remembers
+SCENARIOS |= {f"strategy {name}": {"strategy": {"name": name}} for name in fed.strategies()}
+
 
 def scenario(**tables):
     document = {
