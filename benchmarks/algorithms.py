@@ -4,6 +4,8 @@ Gossip stands beside no communication and a shared start, Flag beside the mean o
 FedAU beside known rates and equal rates, FedLD beside half a server step and FedLEx beside a
 constant mask and FedAvg at its own best step. A seed draws the test set, the partition, who takes
 part and the initial model anew; it is the same for all methods, so that differences are paired.
+FedAU's and FedLD's step sizes are chosen on seeds apart, Flag's and FedLEx's on those reported. A
+run that breaks off, because no finite update came back, counts as chance.
 
     OMP_NUM_THREADS=1 python benchmarks/algorithms.py fedau --out fedau.jsonl
 
