@@ -180,7 +180,7 @@ def run_case(grid, number, strategy):
     return record_bits(arrays), records, clients, fed.named_bits(memories)
 
 
-# the first strategy over every case; each other over half of them, each case under half of the others
+# the first strategy over every case, each other over half of them: all models, all procedures
 PAIRS = [
     pytest.param(number, strategy, id=f"{IDS[number]}-{strategy}")
     for place, strategy in enumerate(fed.strategies())
