@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 _PAUSE_S = 0.5
 
 # The metrics shown, and what they are called there.
-_WORDS = {"train/loss": "loss", "test/accuracy": "accuracy"}
+_WORDS = {
+    "train/loss": "loss",
+    "test/accuracy": "accuracy",
+    "nodes/accuracy": "of the nodes",
+}
 
 
 class Progress:
