@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from laws import federations as fed
 from torch import Tensor
 
+from fedsim import discovery
 from fedsim.cohort import SETUP, Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import SubsetGrid
@@ -435,6 +436,19 @@ def test_a_strategy_runs_on_a_grid_whose_nodes_have_64_bit_ids():
     assert sorted(set(grid.answered)) == sorted(FlowersGrid.NODES)
     moved = result.arrays["output.bias"].numpy() - ARRAYS["output.bias"].numpy()
     np.testing.assert_allclose(moved, 2 * 2.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", fed.strategies())
+def test_every_strategy_runs_on_such_a_grid(name):
+    grid = FlowersGrid()
+    result = fed.starting_alike(name).start(grid=grid, initial_arrays=ARRAYS, num_rounds=2)
+    asked = {node: grid.answered.count(node) for node in FlowersGrid.NODES}
+    explores = "setup" in vars(discovery.strategy_factory(name))
+    # two rounds of training and of evaluation, and what comes before them
+    assert asked == dict.fromkeys(FlowersGrid.NODES, 4 + explores)
+    before, after = (r["output.bias"].numpy() for r in (ARRAYS, result.arrays))
+    assert np.isfinite(after).all()
+    assert (after > before).all()  # all nodes' updates are positive
 
 
 def test_the_federation_is_as_large_as_the_grid_says(grid):
