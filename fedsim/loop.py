@@ -172,6 +172,8 @@ class RoundLoop:
             RunError: If a round cannot stand, with the round, the client, the cause and the remedy.
         """
         internals.ensure_identity()
+        if isinstance(self.strategy, FederatedStrategy):
+            self.strategy.declare_setup_timeout(self.round_timeout_s)
         for server_round in range(first_round, self.num_rounds + 1):
             if self._is_over():
                 break
@@ -187,8 +189,6 @@ class RoundLoop:
     def _round(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         begun = time.perf_counter()
         times: dict[str, float] = {}
-        if isinstance(self.strategy, FederatedStrategy):
-            self.strategy.declare_setup_timeout(self.round_timeout_s)
         if isinstance(self.grid, GridWrapper):
             self.grid.begin_round(server_round)
         config = ConfigRecord({})

@@ -707,14 +707,13 @@ def _check_sent(
     """Refuse a client procedure that does not use what the strategy sends."""
     if strategy is None or client is None:
         return
-    sends = getattr(discovery.strategy_factory(strategy["name"]), "sends", ())
-    taken = discovery.procedure_factory(client["name"]).takes  # type: ignore[attr-defined]
-    for name in sends:
-        if name not in taken:
-            fit = [
-                known for known in discovery.names("clients")
-                if name in discovery.procedure_factory(known).takes  # type: ignore[attr-defined]
-            ]  # fmt: skip
+
+    def takes(procedure: str, name: str) -> bool:
+        return name in getattr(discovery.procedure_factory(procedure), "takes", ())
+
+    for name in getattr(discovery.strategy_factory(strategy["name"]), "sends", ()):
+        if not takes(client["name"], name):
+            fit = [known for known in discovery.names("clients") if takes(known, name)]
             problems.add(
                 f'[client] name = "{client["name"]}": does not use the {name} that [strategy] name '
                 f'= "{strategy["name"]}" sends; allowed: {", ".join(fit)}'
@@ -728,9 +727,10 @@ def _check_claims(
     strategy: Mapping[str, Any] | None,
 ) -> None:
     """Refuse what waits for a metric that this scenario never records."""
-    if evaluation is None or strategy is None:
+    if evaluation is None:
         return
-    has_nodes = is_import_path(strategy["name"]) or discovery.takes_topology(strategy["name"])
+    name = None if strategy is None else strategy["name"]
+    has_nodes = name is None or is_import_path(name) or discovery.takes_topology(name)
     watched = [("[expect]", metric) for metric in expect]
     if evaluation.stop is not None:
         watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
@@ -743,8 +743,8 @@ def _check_claims(
             )
         if metric.startswith("nodes/") and not has_nodes:
             problems.add(
-                f"{where} '{metric}' is never recorded with [strategy] name = "
-                f'"{strategy["name"]}": it has one model for all; say "test/..."'
+                f"{where} '{metric}' is never recorded with [strategy] name = \"{name}\": it has "
+                'one model for all; say "test/..."'
             )
 
 

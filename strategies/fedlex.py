@@ -95,7 +95,8 @@ class Maps(NamedTuple):
 
     Attributes:
         explorers: int64 `[E]`, who explored, ascending.
-        maps: `[E, dim]`, their maps: scaled to [0, 1], or raw and in float64 when averaged first.
+        maps: `[E, dim]`, their maps: scaled to [0, 1], or raw and in float64 when averaged first;
+            `[1, dim]`, the mean of them, when not every client was to explore.
         velocity: float64 `[dim]`, the server's momentum.
         mean: Mean of the guidance over all explorers and parameters.
         frozen: Share of the parameters whose guidance is 0.
@@ -182,6 +183,8 @@ class FedLEx(LinearStrategy):
         explored = torch.isfinite(away).all(dim=1) & (replies.num_examples > 0)
         away = away[explored]
         maps = away if self._averages_first else self._per_tensor(away)
+        if self._explorers < 1 and len(maps):  # the same for all rounds
+            maps = maps.mean(dim=0, keepdim=True)
         kept = state._replace(
             explorers=torch.from_numpy(replies.client_ids)[explored], maps=maps.to(state.maps.dtype)
         )

@@ -173,6 +173,7 @@ def run(options, theirs, client, *, lr=0.3, momentum=0.0, server_lr=1.0):
     free = {name: np.ones_like(values) for name, values in initial.items()}
     explorers = strategy.state.explorers.tolist()
     assert len(explorers) == max(1, int(options.get("explorers", 1) * 8))
+    assert len(strategy.state.maps) == (8 if len(explorers) == 8 else 1)
     local = {"lr": lr, "mask": mask}
     if adam:
         train = oracle.guided_adam
