@@ -289,13 +289,16 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         variances = {node: _variances(before[node], parts) for node in arrived}
         models, inbox, waiting = before.clone(), state.inbox.clone(), state.waiting.clone()
         dim, one, averaged = before.shape[1], torch.ones(1, dtype=torch.float64), 0
+        sent = {
+            sender: torch.cat([before[sender].double(), variances[sender], one])
+            for sender in sorted({sender for senders in arrived.values() for sender in senders})
+        }
         for node, senders in arrived.items():
             mail, count = torch.zeros(inbox.shape[1], dtype=torch.float64), len(senders)
             if senders:
-                rows = [torch.cat([before[s].double(), variances[s], one]) for s in senders]
                 weights = [self._weight(neighbours, node, s) for s in senders]
                 shares = torch.tensor(weights, dtype=torch.float64)
-                mail = weighted_sum(shares, torch.stack(rows), mail)
+                mail = weighted_sum(shares, torch.stack([sent[s] for s in senders]), mail)
             if self._buffered:
                 mail, count = mail + inbox[node], count + int(waiting[node])
                 full = count >= self._buffer_ratio * len(neighbours[node])
