@@ -66,7 +66,7 @@ class CohortApp(ClientApp):
         """
         executor = self.executor
         if executor.kind == "vmap":
-            why_loop(executor.task, executor.data.feature_shape)
+            why_loop(executor.task, executor.data.spec)
 
     @property
     def layout(self) -> Layout:

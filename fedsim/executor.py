@@ -27,6 +27,7 @@ from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.layout import Layout, Payload
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
 from fedsim.rng import derived_seed
+from fedsim.samples import SampleSpec
 from fedsim.schedule import Schedule
 
 ExecutorKind = Literal["vmap", "loop"]
@@ -39,7 +40,7 @@ class ClientArrays(Protocol):
     """The data of federated clients, as `fedsim.data.FederatedData` offers it."""
 
     num_clients: int
-    feature_shape: tuple[int, ...]
+    spec: SampleSpec
 
     def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
         """Return pooled features and targets with each client's row numbers."""

@@ -15,6 +15,7 @@ from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
 from fedsim.executor import ExecutorKind, TaskLike, loop_reason
 from fedsim.rng import generator
+from fedsim.samples import SampleSpec
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32
@@ -54,7 +55,7 @@ class ExecutionPlan:
 def make_plan(
     task: TaskLike,
     *,
-    feature_shape: tuple[int, ...],
+    spec: SampleSpec,
     expected_cohort: int,
     executor: Literal["auto", "vmap", "loop"] = "auto",
     chunk_size: int | None = None,
@@ -66,7 +67,7 @@ def make_plan(
 
     Args:
         task: The task; its model decides whether clients can be vectorised.
-        feature_shape: Shape of one sample.
+        spec: What one sample looks like.
         expected_cohort: Clients per round as the scenario states them.
         executor: "auto" vectorises what can be vectorised.
         chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
@@ -78,7 +79,7 @@ def make_plan(
     Raises:
         ScenarioError: If "vmap" is asked for and the model cannot be vectorised.
     """
-    reason = why_loop(task, feature_shape)
+    reason = why_loop(task, spec)
     if executor == "vmap" and reason:
         raise ScenarioError(
             f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another "
@@ -94,16 +95,16 @@ def make_plan(
     return ExecutionPlan(kind, why, chunk_size, 1, device, deterministic, evaluation_batch)
 
 
-def why_loop(task: TaskLike, feature_shape: tuple[int, ...]) -> str | None:
+def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:
     """Say why the task's model cannot be vectorised, or None: by its layers, then by a trial."""
     model = seed_dropout(task.build_model(0))
-    return loop_reason(model) or _trial(task, model, feature_shape)
+    return loop_reason(model) or _trial(task, model, spec)
 
 
-def _trial(task: TaskLike, model: nn.Module, feature_shape: tuple[int, ...]) -> str | None:
+def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
     """Run one gradient of two identical clients under vmap, as training does."""
     random = generator(0, "trial")
-    features = torch.from_numpy(random.standard_normal((2, 3, *feature_shape))).to(task.dtype)
+    features = torch.from_numpy(random.standard_normal((2, 3, *spec.feature_shape))).to(task.dtype)
     targets = torch.zeros((2, 3), dtype=torch.int64)
     model.train()
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fedsim import rng
 from fedsim.errors import ScenarioError, unknown
 from fedsim.models import model_factory, shape_arguments
+from fedsim.samples import SampleSpec
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -148,15 +149,12 @@ class Classification(Task):
 TASKS: dict[str, Callable[..., Task]] = {"classification": Classification}
 
 
-def make_task(
-    table: Mapping[str, Any], *, feature_shape: tuple[int, ...], num_classes: int
-) -> Task:
+def make_task(table: Mapping[str, Any], spec: SampleSpec) -> Task:
     """Build the task of a scenario's [task] table.
 
     Args:
         table: `kind`, `model`, `dtype` (each with a default) and the model factory's own keys.
-        feature_shape: Shape of one sample of the data.
-        num_classes: Classes of the data.
+        spec: What one sample of the data looks like.
 
     Raises:
         ScenarioError: If a name is unknown; impossible arguments show when the model is built.
@@ -170,6 +168,8 @@ def make_task(
     if dtype not in DTYPES:
         raise ScenarioError(f"[task] dtype: {unknown(dtype, 'a dtype', DTYPES)}")
     factory = model_factory(name)
-    shapes = shape_arguments(factory, feature_shape=feature_shape, num_classes=num_classes)
+    shapes = shape_arguments(
+        factory, feature_shape=spec.feature_shape, num_classes=spec.num_classes
+    )
     build = functools.partial(factory, **arguments, **shapes)
-    return TASKS[kind](build, feature_shape, num_classes, DTYPES[dtype])
+    return TASKS[kind](build, spec.feature_shape, spec.num_classes, DTYPES[dtype])

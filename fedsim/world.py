@@ -89,7 +89,7 @@ def build(scenario: Scenario) -> World:
         _require_cuda()
     plan = make_plan(
         task,
-        feature_shape=data.feature_shape,
+        spec=data.spec,
         expected_cohort=takes_part.expected_cohort(data.num_clients),
         executor=engine.executor,
         chunk_size=engine.chunk_size,
@@ -161,7 +161,7 @@ def make_executor(
 
 
 def _task(table: Mapping[str, Any], data: FederatedData) -> tasks.Task:
-    return tasks.make_task(table, feature_shape=data.feature_shape, num_classes=data.num_classes)
+    return tasks.make_task(table, data.spec)
 
 
 def _require_cuda() -> None:

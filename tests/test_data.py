@@ -20,6 +20,7 @@ from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe, array_
 from fedsim.data.statistics import draw_partition, label_counts, partition_statistics
 from fedsim.errors import RunError, ScenarioError
 from fedsim.rng import generator
+from fedsim.samples import SampleSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -428,7 +429,7 @@ def test_the_default_cache_is_the_environments_then_the_home_folders(monkeypatch
         (
             {"name": "digits"},
             {"kind": "natural"},
-            r"digits has no clients of its own; allowed: dir",
+            "does not say whose samples are whose; allowed: dirichlet, iid",
         ),
         ({"name": "digits"}, {"kind": "iid", "clients": 1439}, r"use at most 1438"),
         (
@@ -819,8 +820,7 @@ class Fixed(FederatedData):
         super().__init__(Recipe({}, {}, 0, Path()))
         self._labels = labels
         self.num_clients = len(labels)
-        self.num_classes = num_classes
-        self.feature_shape = (1,)
+        self.spec = SampleSpec((1,), num_classes)
         self.manifest = {"data": {"name": "fixed"}, "partition": {"kind": "given", "seed": 0}}
         self.manifest_sha256 = json_sha256(self.manifest)
 

@@ -9,6 +9,7 @@ from laws.federations import (
     CLASSES,
     SEED,
     SHAPE,
+    SPEC,
     InMemoryData,
     initial_payload,
     job,
@@ -375,7 +376,7 @@ def test_whatever_a_models_layers_draw_is_a_function_of_seed_round_and_client(la
 def test_a_layer_that_draws_unseeded_numbers_is_not_taken_for_vectorisable():
     """Under vmap torch refuses it, in round 1 instead of before."""
     task = Classification(model_with(nn.AlphaDropout), SHAPE, CLASSES, torch.float32)
-    assert why_loop(task, SHAPE) is not None
+    assert why_loop(task, SPEC) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,12 +16,13 @@ from fedsim.data.partition import (
     natural,
     stratified_counts,
 )
+from fedsim.data.source import Samples
 from fedsim.errors import ScenarioError
 from fedsim.rng import generator
 
 
 def assign(partition, targets, seed=0):
-    owners, _ = partition.owners(np.asarray(targets, dtype=np.int64), seed)
+    owners, _ = partition.owners(Samples(np.asarray(targets, dtype=np.int64)), seed)
     return owners
 
 
@@ -204,7 +205,7 @@ def test_an_exactly_reachable_minimum_makes_all_sizes_equal():
 def test_missing_samples_come_from_the_largest_clients_alone():
     targets = np.arange(400) % 4
     filled = dirichlet(clients=10, alpha=0.05, min_size=3)
-    owners, notes = filled.owners(targets, 5)
+    owners, notes = filled.owners(Samples(targets), 5)
     assert notes["draws"] == 11  # so small an alpha never reaches the minimum by itself
     after = np.bincount(owners, minlength=10)
     # the eleventh draw, before any sample moved
@@ -226,7 +227,9 @@ def test_missing_samples_come_from_the_largest_clients_alone():
 
 
 def test_an_easy_minimum_is_reached_without_moving_samples():
-    _, notes = dirichlet(clients=5, alpha=10.0, min_size=50).owners(np.arange(1000) % 10, 0)
+    _, notes = dirichlet(clients=5, alpha=10.0, min_size=50).owners(
+        Samples(np.arange(1000) % 10), 0
+    )
     assert notes == {"draws": 1, "moved_to_reach_min_size": 0}
 
 

@@ -10,15 +10,14 @@ from torch import nn
 
 from fedsim.errors import ScenarioError
 from fedsim.models import MODELS
+from fedsim.samples import SampleSpec
 from fedsim.tasks import make_task
 
 DIGITS = (1, 8, 8)
 
 
 def task_of(model="logistic", *, feature_shape=DIGITS, num_classes=10, **table):
-    return make_task(
-        {"model": model, **table}, feature_shape=feature_shape, num_classes=num_classes
-    )
+    return make_task({"model": model, **table}, SampleSpec(feature_shape, num_classes))
 
 
 def bits(model):
@@ -256,7 +255,7 @@ def test_a_users_model_that_does_not_fit_is_refused_when_built(model, message):
 )
 def test_unknown_names_are_refused_with_the_nearest_one(table, message):
     with pytest.raises(ScenarioError, match=message):
-        make_task(table, feature_shape=DIGITS, num_classes=10)
+        make_task(table, SampleSpec(DIGITS, 10))
 
 
 @pytest.mark.parametrize(

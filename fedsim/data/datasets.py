@@ -18,6 +18,7 @@ from fedsim.data.pooled import Loaded, PooledSource
 from fedsim.data.source import Arrays, Features, Ints
 from fedsim.data.synthetic import SyntheticSource, synthetic
 from fedsim.errors import RunError, ScenarioError, nearest
+from fedsim.samples import SampleSpec
 
 
 def digits(*, test_fraction: float = 0.2) -> PooledSource:
@@ -35,7 +36,6 @@ def digits(*, test_fraction: float = 0.2) -> PooledSource:
 
     return PooledSource(
         name="digits",
-        num_classes=10,
         test_fraction=test_fraction,
         identity={"scikit-learn": version("scikit-learn")},
         description={"name": "digits", "test_fraction": test_fraction},
@@ -48,7 +48,7 @@ def _load_digits() -> Loaded:
 
     bunch = load_digits()
     features = (bunch.images[:, None] / 16).astype(np.float32)
-    return Loaded(Arrays(features, bunch.target.astype(np.int64)), None)
+    return Loaded(Arrays(features, bunch.target.astype(np.int64)), None, SampleSpec((1, 8, 8), 10))
 
 
 class ImagePreset(NamedTuple):
@@ -125,7 +125,6 @@ def _images(preset: ImagePreset, path: str | None) -> PooledSource:
         }
     return PooledSource(
         name=preset.name,
-        num_classes=preset.num_classes,
         test_fraction=0.0,
         identity={**identity, "preset": list(preset)},
         description={"name": preset.name, **origin},
@@ -154,7 +153,7 @@ def _load_images(preset: ImagePreset, files: dict[str, list[Path]] | None) -> Lo
     with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
         splits = _from_hub(preset) if files is None else _from_parquet(files, scratch)
         train, test = (_decode(preset, splits[split], split) for split in ("train", "test"))
-    return Loaded(train, test)
+    return Loaded(train, test, SampleSpec(preset.shape, preset.num_classes))
 
 
 def _from_hub(preset: ImagePreset) -> Any:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
-from fedsim.data.source import Ints
+from fedsim.data.source import Ints, Samples
 from fedsim.errors import ScenarioError
 
 REDRAWS = 10  # of a Dirichlet partition that misses min_size, before samples are moved
 
-Owners = Callable[[Ints, int], tuple[Ints, dict[str, Any]]]
+Owners = Callable[[Samples, int], tuple[Ints, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,17 @@ class Partition:
     Attributes:
         clients: Number of clients.
         test_fraction: Share of each client's samples in its local test split.
-        owners: `(targets, seed) -> (owner of each sample, notes for the manifest)`; None for data
-            that come divided.
+        owners: `(samples, seed) -> (owner of each sample, notes for the manifest)`.
         label_noise: Share of a client's training labels that are drawn anew, uniformly over all
             classes: one for all clients, or one for each.
+        natural: Whether samples stay with the owners that they come from.
     """
 
     clients: int
     test_fraction: float
-    owners: Owners | None
+    owners: Owners
     label_noise: float | tuple[float, ...] = 0.0
+    natural: bool = False
 
     def __post_init__(self) -> None:
         shares = self.label_noise if isinstance(self.label_noise, tuple) else (self.label_noise,)
@@ -112,7 +113,7 @@ def natural(*, clients: int = 10, test_fraction: float = 0.0) -> Partition:
         clients: Number of clients; >= 1.
         test_fraction: Share of each client's samples in its local test split, in [0, 1).
     """
-    return Partition(clients, test_fraction, None)
+    return Partition(clients, test_fraction, partial(_natural, clients), natural=True)
 
 
 PARTITIONS: dict[str, Callable[..., Partition]] = {
@@ -122,15 +123,26 @@ PARTITIONS: dict[str, Callable[..., Partition]] = {
 }
 
 
-def _iid(clients: int, targets: Ints, seed: int) -> tuple[Ints, dict[str, Any]]:
-    _check_clients(clients, len(targets))
-    owners = np.arange(len(targets), dtype=np.int64) % clients
+def _natural(clients: int, samples: Samples, seed: int) -> tuple[Ints, dict[str, Any]]:
+    if samples.groups is None:
+        allowed = ", ".join(sorted(k for k, factory in PARTITIONS.items() if not factory().natural))
+        raise ScenarioError(
+            "[partition] kind = 'natural': the data set does not say whose samples are whose; "
+            f"allowed: {allowed}"
+        )
+    return samples.groups, {}
+
+
+def _iid(clients: int, samples: Samples, seed: int) -> tuple[Ints, dict[str, Any]]:
+    _check_clients(clients, len(samples.labels))
+    owners = np.arange(len(samples.labels), dtype=np.int64) % clients
     return rng.generator(seed, "partition").permutation(owners), {}
 
 
 def _dirichlet(
-    clients: int, alpha: float, min_size: int, balanced: bool, targets: Ints, seed: int
+    clients: int, alpha: float, min_size: int, balanced: bool, samples: Samples, seed: int
 ) -> tuple[Ints, dict[str, Any]]:
+    targets = samples.labels
     _check_clients(clients, len(targets))
     reachable = len(targets) // clients
     if min_size > reachable:

@@ -8,19 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
-from fedsim import rng
 from fedsim.data import cache
-from fedsim.data.partition import (
-    PARTITIONS,
-    Partition,
-    add_label_noise,
-    choose,
-    local_test_counts,
-    stratified_counts,
-)
+from fedsim.data.division import divide, read_spec
+from fedsim.data.partition import Partition
 from fedsim.data.source import (
     Arrays,
     ClientIds,
@@ -29,17 +21,26 @@ from fedsim.data.source import (
     Ints,
     Recipe,
     array_sha256,
-    json_sha256,
-    size_summary,
 )
-from fedsim.errors import ScenarioError
+from fedsim.samples import SampleSpec
 
 
 class Loaded(NamedTuple):
-    """A data set's arrays: what may be trained on, and the official test split if there is one."""
+    """A data set read whole.
+
+    Attributes:
+        train: What may be trained on.
+        test: The official test split, if there is one.
+        spec: What one sample looks like.
+        groups: The number of each training sample's natural owner, `[n]`, if the data set says so.
+        group_names: What the data set calls these owners, by number.
+    """
 
     train: Arrays
     test: Arrays | None
+    spec: SampleSpec
+    groups: Ints | None = None
+    group_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class PooledSource:
 
     Attributes:
         name: The data set's name.
-        num_classes: Classes of the targets, which are 0...C-1.
         test_fraction: Stratified share of the samples that the server holds out; 0 when the data
             set has an official test split.
         identity: What decides the arrays (files, package versions), as JSON: the cache's key.
@@ -57,7 +57,6 @@ class PooledSource:
     """
 
     name: str
-    num_classes: int
     test_fraction: float
     identity: dict[str, Any]
     description: dict[str, Any]
@@ -73,14 +72,6 @@ class PooledData(FederatedData):
 
     def __init__(self, source: PooledSource, partition: Partition, recipe: Recipe) -> None:
         super().__init__(recipe)
-        if partition.owners is None:
-            allowed = ", ".join(
-                sorted(kind for kind, factory in PARTITIONS.items() if factory().owners)
-            )
-            raise ScenarioError(
-                f"[partition] kind = '{recipe.partition['kind']}': {source.name} has no clients of "
-                f"its own; allowed: {allowed}"
-            )
         key = {"name": source.name, "identity": source.identity}
         loaded = cache.entry(recipe.cache_dir, "data", key, lambda: _load(source))
         self._pool = Arrays(loaded.arrays["features"], loaded.arrays["targets"])
@@ -88,12 +79,12 @@ class PooledData(FederatedData):
             recipe.cache_dir,
             "partition",
             {
-                "sha256": loaded.info,
+                "sha256": loaded.info["sha256"],
                 "description": source.description,
                 "partition": recipe.partition,
                 "seed": recipe.seed,
             },
-            lambda: _divide(source, partition, recipe, loaded),
+            lambda: divide(source, partition, recipe, loaded),
         )
         if "train_targets" in division.arrays:  # with noise in the labels, which differs by seed
             self._pool = self._pool._replace(targets=division.arrays["train_targets"])
@@ -104,9 +95,9 @@ class PooledData(FederatedData):
             split: (division.arrays[f"{split}_offsets"], division.arrays[f"{split}_rows"])
             for split in ("train", "local_test")
         }
+        self._labels = division.arrays.get("labels")
         self.num_clients = partition.clients
-        self.num_classes = source.num_classes
-        self.feature_shape = self._pool.features.shape[1:]
+        self.spec = read_spec(loaded)
         self.manifest = division.info["manifest"]
         self.manifest_sha256 = division.info["manifest_sha256"]
 
@@ -126,6 +117,12 @@ class PooledData(FederatedData):
         mine = [rows[offsets[i] : offsets[i + 1]].copy() for i in ids]
         return ClientRows(*self._pool, mine)
 
+    def labels(self, client_ids: ClientIds) -> list[Ints]:
+        """Return the labels of each client's training samples."""
+        if self._labels is None:  # the targets are classes
+            return super().labels(client_ids)
+        return [self._labels[rows] for rows in self.clients(client_ids).rows]
+
     @property
     def test(self) -> Arrays:
         """The server's held-out test set."""
@@ -140,85 +137,10 @@ def _load(source: PooledSource) -> cache.Content:
     }
     if loaded.test is not None:
         arrays |= {"test_features": loaded.test.features, "test_targets": loaded.test.targets}
-    return cache.Content(arrays, {name: array_sha256(array) for name, array in arrays.items()})
-
-
-def _divide(
-    source: PooledSource, partition: Partition, recipe: Recipe, loaded: cache.Content
-) -> cache.Content:
-    features, targets = loaded.arrays["features"], loaded.arrays["targets"]
-    class_sizes = np.bincount(targets, minlength=source.num_classes)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if source.test_fraction:
-        held_out_counts = stratified_counts(class_sizes, source.test_fraction)
-        if held_out_counts.sum() in (0, len(targets)):
-            raise ScenarioError(
-                f"[data] test_fraction = {source.test_fraction}: of {len(targets)} samples it "
-                "holds "
-                f"out {held_out_counts.sum()}; some must be held out and some left to train on"
-            )
-        held_out = choose(targets, held_out_counts, rng.generator(recipe.seed, "held-out"))
-        arrays |= {"test_features": features[held_out], "test_targets": targets[held_out]}
-        test_hashes = {name: array_sha256(array) for name, array in arrays.items()}
-        test_targets, available = targets[held_out], np.flatnonzero(~held_out)
-    else:
-        test_hashes = {name: loaded.info[name] for name in ("test_features", "test_targets")}
-        test_targets, available = loaded.arrays["test_targets"], np.arange(len(targets))
-
-    assert partition.owners is not None
-    owners, notes = partition.owners(targets[available], recipe.seed)
-    sizes = np.bincount(owners, minlength=partition.clients)
-    test_counts = local_test_counts(sizes, partition.test_fraction)
-    local_test = choose(owners, test_counts, rng.generator(recipe.seed, "local-test"))
-    for name, part in (("train", ~local_test), ("local_test", local_test)):
-        arrays[f"{name}_offsets"], arrays[f"{name}_rows"] = _by_client(
-            owners[part], available[part], partition.clients
-        )
-
-    noisy: dict[str, Any] = {}
-    if np.any(partition.label_noise):
-        train = ~local_test
-        arrays["train_targets"] = np.array(targets)
-        arrays["train_targets"][available[train]] = add_label_noise(
-            targets[available][train],
-            owners[train],
-            np.broadcast_to(np.asarray(partition.label_noise, dtype=np.float64), sizes.shape),
-            source.num_classes,
-            recipe.seed,
-        )
-        notes = {**notes, "labels_changed": int((arrays["train_targets"] != targets).sum())}
-        noisy = {"train_targets": array_sha256(arrays["train_targets"])}
-    content = {name: loaded.info[name] for name in ("features", "targets")} | test_hashes | noisy
-    assignment = {
-        name: array_sha256(arrays[name])
-        for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
-    }
-    manifest = {
-        "data": {
-            **source.description,
-            "classes": source.num_classes,
-            "feature_shape": list(features.shape[1:]),
-            "samples": len(targets),
-            "samples_per_class": class_sizes.tolist(),
-        },
-        "held_out": {
-            "samples": len(test_targets),
-            "samples_per_class": np.bincount(test_targets, minlength=source.num_classes).tolist(),
-            "drawn": "stratified by class" if source.test_fraction else "official test split",
-        },
-        "partition": {**recipe.partition, "seed": recipe.seed, **notes},
-        "sizes": size_summary(sizes - test_counts),
-        "local_test": {"samples": int(test_counts.sum()), "sizes": size_summary(test_counts)},
-        "dropped": {"samples": 0, "reason": None},
-        "sha256": content | assignment,
-    }
-    # who holds what is decided by these arrays alone, wherever they came from
-    info = {"manifest": manifest, "manifest_sha256": json_sha256(content | assignment)}
-    return cache.Content(arrays, info)
-
-
-def _by_client(owners: Ints, rows: Ints, clients: int) -> tuple[Ints, Ints]:
-    """Return (offsets `[clients + 1]`, rows sorted by client and then by number)."""
-    offsets = np.zeros(clients + 1, dtype=np.int64)
-    np.cumsum(np.bincount(owners, minlength=clients), out=offsets[1:])
-    return offsets, rows[np.argsort(owners, kind="stable")].astype(np.int64, copy=False)
+    if loaded.groups is not None:
+        arrays["groups"] = loaded.groups
+    hashes = {name: array_sha256(array) for name, array in arrays.items()}
+    names = list(loaded.group_names)
+    return cache.Content(
+        arrays, {"sha256": hashes, "spec": list(loaded.spec), "group_names": names}
+    )

@@ -11,9 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.errors import RunError
+from fedsim.samples import SampleSpec
 
-Features = npt.NDArray[np.float32]
+TENTHS = (
+    10  # parts of equal frequency that targets of numbers are divided into, to stand for classes
+)
+
 Ints = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float32] | Ints
+Targets = Ints | npt.NDArray[np.float32]
 ClientIds = Sequence[int] | Ints
 
 
@@ -21,12 +27,26 @@ class Arrays(NamedTuple):
     """Samples, perhaps as read-only memory maps.
 
     Attributes:
-        features: `[n, ...]`, C-contiguous.
-        targets: `[n]`.
+        features: `[n, ...]`, C-contiguous; float32, or int64 tokens.
+        targets: `[n]` int64 classes, or float32 numbers `[n, ...]`.
     """
 
     features: Features
-    targets: Ints
+    targets: Targets
+
+
+class Samples(NamedTuple):
+    """What a rule of division may look at.
+
+    Attributes:
+        labels: The class of each sample, `[n]`; where targets are numbers, the tenth of their
+            distribution that each lies in, 0 to 9.
+        groups: The number of each sample's natural owner (a writer, a role), `[n]`; None when the
+            data set does not say.
+    """
+
+    labels: Ints
+    groups: Ints | None = None
 
 
 class ClientRows(NamedTuple):
@@ -34,12 +54,12 @@ class ClientRows(NamedTuple):
 
     Attributes:
         features: The pool, `[n, ...]`; perhaps a read-only memory map.
-        targets: The pool's targets, `[n]`.
+        targets: The pool's targets, `[n, ...]`.
         rows: For each client asked for, in that order, the numbers of its rows in the pool.
     """
 
     features: Features
-    targets: Ints
+    targets: Targets
     rows: list[Ints]
 
 
@@ -60,22 +80,40 @@ class FederatedData(abc.ABC):
 
     Attributes:
         num_clients: Clients registered; their ids are 0...N-1.
-        num_classes: Classes of the targets.
-        feature_shape: Shape of one sample.
+        spec: What one sample looks like.
         manifest: What the data are and who holds what, in numbers and hashes, as JSON.
         manifest_sha256: Hash of everything that decides who holds what: contents and assignment.
         clients_read: How many client data sets this object has handed out.
     """
 
     num_clients: int
-    num_classes: int
-    feature_shape: tuple[int, ...]
+    spec: SampleSpec
     manifest: dict[str, Any]
     manifest_sha256: str
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.clients_read = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the targets; 0 when they are numbers."""
+        return self.spec.num_classes
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's features."""
+        return self.spec.feature_shape
+
+    @property
+    def num_labels(self) -> int:
+        """How many values `labels` has."""
+        return self.spec.num_classes or TENTHS
+
+    def labels(self, client_ids: ClientIds) -> list[Ints]:
+        """Return the labels of each client's training samples, see `Samples.labels`."""
+        held = self.clients(client_ids)
+        return [held.targets[rows].astype(np.int64, copy=False) for rows in held.rows]
 
     @abc.abstractmethod
     def sizes(self, client_ids: ClientIds) -> Ints:

@@ -37,12 +37,11 @@ def label_counts(data: FederatedData, *, whole: bool = False) -> LabelCounts:
     """
     complete = whole or data.num_clients <= COUNTED_WHOLE
     clients = data.num_clients if complete else SAMPLED
-    counts = np.zeros((clients, data.num_classes), dtype=np.int64)
+    counts = np.zeros((clients, data.num_labels), dtype=np.int64)
     for start in range(0, clients, _CHUNK):
         ids = np.arange(start, min(start + _CHUNK, clients))
-        held = data.clients(ids)
-        for client_id, rows in zip(ids, held.rows, strict=True):
-            counts[client_id] = np.bincount(held.targets[rows], minlength=data.num_classes)
+        for client_id, labels in zip(ids, data.labels(ids), strict=True):
+            counts[client_id] = np.bincount(labels, minlength=data.num_labels)
     return LabelCounts(counts, complete)
 
 
@@ -89,7 +88,7 @@ def partition_statistics(data: FederatedData) -> dict[str, Any]:
                 "share": float(shares[label]),
                 "clients": int((counts[:, label] > 0).sum()),
             }
-            for label in range(data.num_classes)
+            for label in range(data.num_labels)
         ],
         "classes_per_client": {
             "min": int(classes.min()),
@@ -125,7 +124,7 @@ def draw_partition(data: FederatedData, path: Path | str) -> None:
     from matplotlib.figure import Figure
 
     counts, complete = label_counts(data)
-    colors = _class_colors(data.num_classes)
+    colors = _class_colors(data.num_labels)
     # no pyplot: its figures are global state, and its backend may want a display
     figure = Figure(figsize=(10, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -37,6 +37,7 @@ from fedsim.data.source import (
     size_summary,
 )
 from fedsim.errors import ScenarioError
+from fedsim.samples import SampleSpec
 
 SUMMARISED_CLIENTS = 1000  # whose sizes stand in the manifest
 HASHED_CLIENTS = 3  # whose samples stand in the manifest's hash, beside the law itself
@@ -138,7 +139,7 @@ class SyntheticData(FederatedData):
 
     def __init__(self, source: SyntheticSource, partition: Partition, recipe: Recipe) -> None:
         super().__init__(recipe)
-        if partition.owners is not None:
+        if not partition.natural:
             raise ScenarioError(
                 f"[partition] kind = '{recipe.partition['kind']}': synthetic makes each client's "
                 "samples itself; use kind = 'natural'"
@@ -147,8 +148,7 @@ class SyntheticData(FederatedData):
         self._test_fraction = partition.test_fraction
         self._seed = recipe.seed
         self.num_clients = partition.clients
-        self.num_classes = source.classes
-        self.feature_shape = (source.dimension,)
+        self.spec = SampleSpec((source.dimension,), source.classes)
         self._describe(recipe)
 
     def sizes(self, client_ids: ClientIds) -> Ints:

@@ -192,8 +192,7 @@ class TroubledData(FederatedData):
     def __init__(self, inner: FederatedData, trouble: Trouble, split: str = "train") -> None:
         super().__init__(inner._recipe)
         self._inner, self._trouble, self._split = inner, trouble, split
-        self.num_clients, self.num_classes = inner.num_clients, inner.num_classes
-        self.feature_shape = inner.feature_shape
+        self.num_clients, self.spec = inner.num_clients, inner.spec
         self.manifest, self.manifest_sha256 = inner.manifest, inner.manifest_sha256
 
     def __reduce__(self):

@@ -23,9 +23,11 @@ from fedsim.loop import RoundLoop
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan
 from fedsim.records import array_record
+from fedsim.samples import SampleSpec
 
 SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
 SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11
+SPEC = SampleSpec(SHAPE, CLASSES)
 MODELS = {
     "logistic": {},
     "mlp": {"hidden": [8]},
@@ -53,7 +55,7 @@ class InMemoryData(FederatedData):
         super().__init__(Recipe({}, {}, seed, Path()))
         self._arguments = (sizes, test_sizes, seed, broken)
         draw = np.random.default_rng(seed)
-        self.num_clients, self.num_classes, self.feature_shape = len(sizes), CLASSES, SHAPE
+        self.num_clients, self.spec = len(sizes), SPEC
         self.manifest, self.manifest_sha256 = {"sizes": list(sizes)}, f"in memory {seed}"
         self._rows, self._features, self._targets = {}, {}, {}
         for split, counts in (("train", sizes), ("test", test_sizes or [0] * len(sizes))):
@@ -88,7 +90,7 @@ class InMemoryData(FederatedData):
 
 def make_task(model="logistic", *, dtype="float32"):
     table = {"model": model, "dtype": dtype, **MODELS[model]}
-    return tasks.make_task(table, feature_shape=SHAPE, num_classes=CLASSES)
+    return tasks.make_task(table, SPEC)
 
 
 def procedures():
