@@ -145,6 +145,11 @@ class LocalSGD(ClientProcedure):
         """How much is trained in a set-up exchange."""
         return self._setup_work
 
+    @property
+    def needs_classes(self) -> str | None:
+        """The margin penalty, which compares the logits of classes."""
+        return f"margin = {self._margin}" if self._margin else None
+
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, else nothing."""
         return self._moments(params) if self._keep_optimizer else {}

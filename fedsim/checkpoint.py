@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, UnwrittenCheckpointError
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -63,7 +63,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         The file.
 
     Raises:
-        CheckpointError: If the disk does not take it; the older checkpoints are still there.
+        UnwrittenCheckpointError: If the disk does not take it; older checkpoints are still there.
     """
     from safetensors.torch import save as encode
 
@@ -83,7 +83,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(
+        raise UnwrittenCheckpointError(
             f"{place}: cannot be written: {error.strerror}; make room and `fedsim resume` the run, "
             "nothing is lost up to the checkpoint before"
         ) from error

@@ -1,19 +1,23 @@
-"""The command line: `fedsim run`, `resume`, `list` and `partition`.
+"""The command line: `fedsim run`, `resume`, `list`, `partition`, `doctor` and `new`.
 
 Results go to standard output (with `--json` exactly one JSON document), everything else to standard
-error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted.
+error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted,
+143 terminated.
 
 Nothing heavy is imported before a command needs it, so that `--help` comes at once.
 """
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from fedsim.run import RunResult
     from fedsim.scenario import Scenario
 
-OK, FAILED, REFUSED, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, REFUSED, BROKEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 app = typer.Typer(
     name="fedsim",
@@ -48,18 +52,25 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim resume runs/my-20260101T120000Z-1a2b
   fedsim list strategies fedavg              its hyperparameters and defaults
   fedsim partition my.toml --png who.png     who holds what, before training
+  fedsim new demo                            a project with your model, data and strategy
+  fedsim doctor                              what this machine has, and what it lacks
 
-Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of [expect] is broken, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of [expect] is broken, 130 interrupted,
+143 terminated.
 """,
 )
 
 
 class _Outcome(NamedTuple):
-    """What a command has to say: a document for programs, lines for people, an exit code."""
+    """What a command has to say: a document for programs, lines for people, an exit code.
+
+    What `ended_early` says goes to standard error: it is no result.
+    """
 
     document: Mapping[str, Any]
     lines: Sequence[str]
     code: int = OK
+    ended_early: bool = False
 
 
 # Arguments are explained in the text of their commands: whether typer lists their help depends on
@@ -198,7 +209,8 @@ def list_(
 
         if kind is None:
             everything = {known: discovery.names(known) for known in discovery.KINDS}
-            everything["strategies"] += discovery.flower_names()
+            for known in everything:
+                everything[known] += discovery.flower_names(known)
             return _Outcome(everything, _listing(everything))
         entries = discovery.describe(kind, name)
         document = {kind: [_entry_document(entry) for entry in entries]}
@@ -234,6 +246,92 @@ def partition(
         loaded = load(scenario, overrides or [])
         with loaded.named_in_refusals():
             return _partition_outcome(loaded, png)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim doctor
+  fedsim doctor --ray
+  fedsim doctor my.toml --set engine.device=cuda
+  fedsim doctor --json | jq .ready
+""",
+)
+def doctor(
+    scenario: Annotated[str | None, typer.Argument(metavar="[SCENARIO]", hidden=True)] = None,
+    overrides: SetOption = None,
+    start_ray: Annotated[
+        bool, typer.Option("--ray", help="Really start Ray and one worker, and end both.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds that --ray may take; > 0.")
+    ] = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine has, what is missing, and how to get it.
+
+    With SCENARIO, a file or the name of one that comes with fedsim: whether it can be run here.
+    Nothing is downloaded or trained. Exits with 1 when something needed is missing.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.doctor import examine
+
+        if not 0 < timeout < math.inf:
+            raise ScenarioError(f"--timeout {timeout:g}: must be > 0 and finite")
+        if overrides and scenario is None:
+            raise ScenarioError(f"--set {overrides[0]}: needs a SCENARIO to change")
+        report = examine(
+            scenario, overrides=overrides or [], start_ray=start_ray, timeout_s=timeout
+        )
+        code = REFUSED if report.refused else OK if report.ready else FAILED
+        width = min(shutil.get_terminal_size().columns, 100)
+        lines = report.lines(width=width, colour=sys.stdout.isatty())
+        return _Outcome({**report.document(), "exit_code": code}, lines, code)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim new demo && cd demo && fedsim run scenario.toml
+  fedsim new experiments/demo --client
+""",
+)
+def new(
+    name: Annotated[Path, typer.Argument(metavar="NAME", hidden=True)],
+    client: Annotated[
+        bool, typer.Option("--client", help="Add a client procedure of your own, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a project with your model, your data and your strategy, which runs at once.
+
+    NAME becomes a folder, which must not hold anything yet, and a Python package in it. Edit its
+    files; the scenario names them by import path.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.new import create
+
+        project = create(name, client=client)
+        lines = [
+            f"{project.folder}/",
+            *(f"  {file}" for file in project.files),
+            "",
+            "run it:",
+            f"  {project.next_command}",
+        ]
+        document = {
+            "folder": str(project.folder),
+            "files": project.files,
+            "next": project.next_command,
+            "exit_code": OK,
+        }
+        return _Outcome(document, lines)
 
     _finish(produce, as_json=as_json)
 
@@ -289,17 +387,28 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> _Outcome:
     statistics = partition_statistics(data)
     document = {**statistics, "manifest_sha256": data.manifest_sha256}
     counted = "" if statistics["complete"] else f" (the first {statistics['counted']} are counted)"
+    tested = data.manifest["local_test"].get("samples")
+    kind = statistics["label_kind"]
+    plural = {"class": "classes", "tenth": "tenths"}[kind]
     facts = [
         ("clients", f"{statistics['clients']}{counted}"),
-        ("samples", f"{statistics['samples']} in training, {statistics['held_out']} held out"),
+        (
+            "samples",
+            f"{statistics['samples']} in training, {statistics['held_out']} held out"
+            + (f", {tested} in local test splits" if tested else ""),
+        ),
+        *_dropped_and_owned(statistics),
         ("samples per client", _spread(statistics["sizes"])),
-        ("classes per client", _spread(statistics["classes_per_client"])),
+        (f"{plural} per client", _spread(statistics["classes_per_client"])),
         ("total variation", _spread(statistics["total_variation"]) + " (0 is IID, 1 disjoint)"),
         ("manifest", data.manifest_sha256),
     ]
-    rows: list[tuple[str, ...]] = [("class", "samples", "share", "clients")]
+    named = any(row["name"] != str(row["label"]) for row in statistics["labels"])
+    head = (statistics["label_kind"], *(["name" if kind == "class" else "targets"] * named))
+    rows: list[tuple[str, ...]] = [(*head, "samples", "share", "clients")]
     for row in statistics["labels"]:
-        cells = (row["label"], row["samples"], f"{row['share']:.3f}", row["clients"])
+        name = [row["name"]] * named
+        cells = (row["label"], *name, row["samples"], f"{row['share']:.3f}", row["clients"])
         rows.append(tuple(map(str, cells)))
     if png is not None:
         try:
@@ -309,6 +418,25 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> _Outcome:
         facts.append(("picture", str(png)))
         document["png"] = str(png)
     return _Outcome(document, [*_columns(facts), "", *_columns(rows)])
+
+
+def _dropped_and_owned(statistics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What of a partition is worth a line only where it happens."""
+    facts = []
+    if statistics["dropped"]["samples"]:
+        facts.append(
+            ("dropped", f"{statistics['dropped']['samples']}: {statistics['dropped']['reason']}")
+        )
+    if owners := statistics["owners"]:
+        names = [f"{client}: {name}" for client, name in enumerate(owners["of_first_clients"][:5])]
+        more = "; ..." if statistics["clients"] > len(names) else ""
+        facts.append(("owners", f"{owners['with_a_client']} of {owners['in_data']} have a client"))
+        facts.append(("clients are", "; ".join(names) + more))
+    if skew := statistics["feature_skew"]:
+        facts.append(
+            ("features differ", ", ".join(f"{key} {value}" for key, value in skew.items()))
+        )
+    return facts
 
 
 def _spread(summary: Mapping[str, Any]) -> str:
@@ -393,8 +521,10 @@ def _columns(rows: Sequence[Sequence[str]], *, gap: str = "   ") -> list[str]:
 def _finish(produce: Callable[[], _Outcome], *, as_json: bool) -> None:
     """Do a command's work, print what came of it, and exit with its code."""
     try:
-        with _only_results_on_stdout() if as_json else contextlib.nullcontext():
+        with _terminable(), _only_results_on_stdout() if as_json else contextlib.nullcontext():
             outcome = produce()
+    except _Terminated as error:
+        outcome = _failure(TERMINATED, "terminated", error)
     except KeyboardInterrupt as error:
         outcome = _failure(INTERRUPTED, "interrupted", error)
     except ScenarioError as error:
@@ -403,13 +533,12 @@ def _finish(produce: Callable[[], _Outcome], *, as_json: bool) -> None:
         outcome = _failure(FAILED, str(error), error)
     except Exception as error:
         outcome = _failure(FAILED, f"{type(error).__name__}: {error}", error)
-    failed = outcome.code in (FAILED, REFUSED, INTERRUPTED)
     if as_json:
         from fedsim.run_folder import to_json
 
         typer.echo(to_json(outcome.document))
-    if failed or not as_json:
-        typer.echo("\n".join(outcome.lines), err=failed)
+    if outcome.ended_early or not as_json:
+        typer.echo("\n".join(outcome.lines), err=outcome.ended_early)
     raise typer.Exit(outcome.code)
 
 
@@ -424,11 +553,32 @@ def _failure(code: int, message: str, error: BaseException) -> _Outcome:
         resume_command = f"fedsim resume {shlex.quote(str(folder))}"
         if code == FAILED:
             lines.append(f"fedsim: the traceback is in {folder / LOG_FILE}")
-        if code != REFUSED:
+        if code != REFUSED and getattr(error, "resumable", True):
             lines.append(f"fedsim: `{resume_command}` goes on from the last checkpoint")
     elif code == FAILED and not isinstance(error, FedsimError):
         lines.append(f"fedsim: the traceback is in {_write_traceback(error)}")
-    return _Outcome(document, lines, code)
+    return _Outcome(document, lines, code, ended_early=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end, as batch systems do; it ends as one that was interrupted."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """End on SIGTERM as on an interrupt: with a line that says how to go on."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write_traceback(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fedsim.cohort import SETUP
+from fedsim.clipping import bound_of, clip
+from fedsim.cohort import SETUP, share_of_work
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
 from fedsim.layout import Layout, Payload
 from fedsim.plan import ExecutionPlan, why_loop
@@ -77,7 +78,8 @@ class CohortApp(ClientApp):
         """Train or evaluate a chunk."""
         if job.action == "evaluate":
             return self.executor.evaluate(job)
-        return self.executor.train(job, out)
+        result = self.executor.train(job, out)
+        return result if job.clipping_norm is None else clip(job, result)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message: train, evaluate, or say which partition this node holds."""
@@ -107,9 +109,11 @@ class CohortApp(ClientApp):
                 client_ids=(client,),
                 absent=(False,),
                 layout=layout.fingerprint,
+                work=(share_of_work(config),),
                 shared=Payload(params, buffers, {} if extra is None else named_tensors(extra)),
                 state={name: tensor[None] for name, tensor in state.items()},
                 has_state=(bool(state),),
+                clipping_norm=bound_of(config),
             )
         )
         if kind != SETUP and result.state and _is_finite(result):

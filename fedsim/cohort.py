@@ -34,6 +34,7 @@ from fedsim.records import (
     METRICS,
     NUM_EXAMPLES,
     SERVER_ROUND,
+    WORK,
     ArraysMismatchError,
     array_record,
     model_record,
@@ -108,6 +109,8 @@ class Cohort(_LazyMessages):
         config: Settings, as in any Flower instruction.
         message_type: "train", "evaluate" or "train.setup".
         absent: bool `[K]`, clients that were selected and will not answer (drop-out).
+        work: float64 `[K]`, the share of its local work that each client does, in (0, 1]; None
+            when all do the whole. It travels in the settings of those who do less.
         node_ids: int64 `[K]`, the nodes addressed; by default client id + 2.
         ttl: Seconds for which a message is valid.
         group: Flower's group id; None takes the round.
@@ -121,6 +124,7 @@ class Cohort(_LazyMessages):
     config: Mapping[str, object] = field(default_factory=dict)
     message_type: str = MessageType.TRAIN
     absent: np.ndarray | None = None
+    work: np.ndarray | None = None
     node_ids: np.ndarray | None = None
     ttl: float = DEFAULT_TTL
     group: str | None = None
@@ -159,9 +163,31 @@ class Cohort(_LazyMessages):
         """The settings with the round among them."""
         return ConfigRecord({**self.config, SERVER_ROUND: self.server_round})  # type: ignore[dict-item]
 
+    @property
+    def is_partial(self) -> np.ndarray:
+        """Who does only a part of its local work, bool `[K]`."""
+        return np.zeros(len(self), dtype=bool) if self.work is None else self.work < 1
+
+    def config_record_of(self, index: int) -> ConfigRecord:
+        """The settings that one client receives."""
+        if self.work is None or self.work[index] >= 1:
+            return self.config_record
+        return ConfigRecord({**self.config_record, WORK: float(self.work[index])})
+
     @cached_property
     def _shared_content(self) -> RecordDict:
         return self._content(0)
+
+    def _content_of(self, index: int) -> RecordDict:
+        """What one client receives; clients of whom nothing is told apart share one object."""
+        if not self.personal.is_empty:
+            content = self._content(index)
+        elif self.is_partial[index]:
+            content = RecordDict(dict(self._shared_content))
+        else:
+            return self._shared_content
+        content[CONFIG] = self.config_record_of(index)
+        return content
 
     def _content(self, index: int) -> RecordDict:
         mine = self.personal.rows([index]) if not self.personal.is_empty else Payload()
@@ -178,9 +204,8 @@ class Cohort(_LazyMessages):
 
     def _build(self, index: int) -> Message:
         internals.ensure_identity()
-        content = self._shared_content if self.personal.is_empty else self._content(index)
         return Message(
-            content,
+            self._content_of(index),
             int(self.nodes[index]),
             self.message_type,
             ttl=self.ttl,
@@ -192,7 +217,8 @@ class Cohort(_LazyMessages):
         """Return the cohort that a foreign strategy's messages amount to, or None.
 
         They do when they are instructions of one kind to different clients, each with one model of
-        this layout. Contents that differ make a personal payload.
+        this layout and all with the same settings, shares of work apart. Arrays that differ make a
+        personal payload.
         """
         if not messages:
             return None
@@ -209,20 +235,26 @@ class Cohort(_LazyMessages):
         order = np.argsort(nodes, kind="stable").tolist()
         ordered = [messages[place] for place in order]
         contents = [message.content for message in ordered]
-        alike = all(content is contents[0] for content in contents)
+        alike = all(_same_arrays(content, contents[0]) for content in contents)
         payloads = [_payload(content, layout) for content in (contents[:1] if alike else contents)]
         if any(payload is None for payload in payloads):
             return None
         known = [payload for payload in payloads if payload is not None]
-        config = next(iter(contents[0].config_records.values()), ConfigRecord())
+        settings = [settings_of(content) for content in contents]
+        work = np.array([share_of_work(each) for each in settings])
+        common = [{k: v for k, v in each.items() if k != WORK} for each in settings]
+        config = common[0]
+        if any(each != config for each in common):
+            return None
         return cls(
             client_ids=nodes[order] - internals.FIRST_NODE_ID,
             server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
             layout=layout,
             shared=known[0] if alike else Payload(),
             personal=Payload() if alike else _stacked(known),
-            config={key: value for key, value in config.items() if key != SERVER_ROUND},
+            config={k: value for k, value in config.items() if k != SERVER_ROUND},
             message_type=kind,
+            work=work if (work < 1).any() else None,
             ttl=ordered[0].metadata.ttl,
             group=ordered[0].metadata.group_id,
             _built=dict(enumerate(ordered)),
@@ -320,6 +352,61 @@ class Replies(_LazyMessages):
             },
         )
 
+    def completed(self, later: "Replies", asked: Iterable[int]) -> "Replies":
+        """Return these replies with those of clients who were asked again and now answered.
+
+        Args:
+            later: Admitted replies to the same instructions.
+            asked: Who was asked again; whatever `later` says of anybody else does not count.
+        """
+        again = set(asked)
+        later = later.select(np.isin(later.client_ids, sorted(again)))
+        odd: dict[int, Failure] = {}
+        if later.num_clients and self.num_clients and not _stackable(self, later):
+            why = "its extra arrays or metrics differ from those of the others"
+            ids = later.client_ids.tolist()
+            odd = {c: Failure(c, self.server_round, "names", why) for c in ids}
+            later = later.select(np.zeros(later.num_clients, dtype=bool))
+        known = {f.client_id: f for f in later.failures if f.cause != "absent"} | odd
+        came = set(later.client_ids.tolist())
+        failures = tuple(
+            known.get(f.client_id, f) if f.client_id in again else f
+            for f in self.failures
+            if f.client_id not in came
+        )
+        if not later.num_clients:
+            return replace(self, failures=failures)
+        if not self.num_clients:
+            return replace(later, failures=failures)
+        joined = np.concatenate([self.client_ids, later.client_ids])
+        order = torch.from_numpy(np.argsort(joined, kind="stable"))
+
+        def join(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([mine, others])[order]
+
+        def stacked(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
+            return None if mine is None or others is None else join(mine, others)
+
+        def named(mine: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: join(mine[name], others[name]) for name in mine}
+
+        return replace(
+            self,
+            client_ids=joined[order.numpy()],
+            params=stacked(self.params, later.params),
+            reference=self.reference
+            if self.reference is None or self.reference.dim() == 1
+            else stacked(self.reference, later.reference),
+            buffers=named(self.buffers, later.buffers),
+            extra=named(self.extra, later.extra),
+            num_examples=join(self.num_examples, later.num_examples),
+            metrics=named(self.metrics, later.metrics),
+            staleness=join(self.staleness, later.staleness),
+            failures=failures,
+            _built={},
+            _instructions={**self._instructions, **later._instructions},
+        )
+
     def admit(self) -> "Replies":
         """Refuse rows that are not finite or whose counts are out of bounds, with the reason."""
         if self.admitted:
@@ -346,7 +433,11 @@ class Replies(_LazyMessages):
         bounds = f"num-examples must be in 0..{MAX_EXAMPLES}"
         refuse((counts < 0) | (counts > MAX_EXAMPLES), "num-examples", bounds)
         for name, column in self.metrics.items():
-            refuse(~np.isfinite(column.numpy()), "metrics", f"metric '{name}' is not finite")
+            values = column.numpy()
+            # in an evaluation nan says that the samples do not define a metric; a loss always is
+            undefined = self.message_type == MessageType.EVALUATE and name != "loss"
+            bad = np.isinf(values) if undefined else ~np.isfinite(values)
+            refuse(bad, "metrics", f"metric '{name}' is not finite")
         return replace(self.select(keep, failures), admitted=True)
 
     def _build(self, index: int) -> Message:
@@ -499,6 +590,31 @@ class Replies(_LazyMessages):
         )
 
 
+def settings_of(content: RecordDict) -> ConfigRecord:
+    """Return an instruction's settings: its first config record, or an empty one."""
+    return next(iter(content.config_records.values()), ConfigRecord())
+
+
+def share_of_work(config: Mapping[str, object]) -> float:
+    """Return the share of its local work that a client is to do, 1 unless the settings say less.
+
+    Raises:
+        ValueError: If it is no number in (0, 1].
+    """
+    share = config.get(WORK, 1.0)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"'{WORK}' = {share!r} in the instruction's config: must be in (0, 1]")
+    return float(share)
+
+
+def _same_arrays(content: RecordDict, other: RecordDict) -> bool:
+    """Whether two instructions hold the very same array records."""
+    if content is other:
+        return True
+    mine, others = content.array_records, other.array_records
+    return mine.keys() == others.keys() and all(mine[name] is others[name] for name in mine)
+
+
 def _usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     """The most common of the clients' signatures (of equally common ones the smallest)."""
     counted = Counter(signatures)
@@ -525,6 +641,17 @@ def _stacked(payloads: Sequence[Payload]) -> Payload:
         {n: torch.stack([p.buffers[n] for p in payloads]) for n in payloads[0].buffers},
         {n: torch.stack([p.extra[n] for p in payloads]) for n in payloads[0].extra},
     )
+
+
+def _stackable(some: Replies, others: Replies) -> bool:
+    """Whether the rows of two stacks hold the same things."""
+
+    def signature(replies: Replies) -> tuple[Any, ...]:
+        named = {**replies.buffers, **replies.extra}
+        shapes = sorted((name, tuple(t.shape[1:]), str(t.dtype)) for name, t in named.items())
+        return shapes, sorted(replies.metrics)
+
+    return signature(some) == signature(others)
 
 
 _ERROR_CODES = {"raised": 2, "died": 8, "hung": 8, "error": 0}

@@ -11,13 +11,13 @@ import importlib.util
 import inspect
 import pkgutil
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedsim import factories
-from fedsim.errors import ScenarioError, unknown
+from fedsim import factories, flower_strategies
+from fedsim.errors import ScenarioError, nearest, unknown
 from fedsim.imports import is_import_path, resolve
 
 if TYPE_CHECKING:
@@ -35,24 +35,11 @@ _NOUNS = {
     "attacks": "an attack",
     "topologies": "a topology",
     "models": "a model",
+    "tasks": "a task",
 }
 KINDS = (*_NOUNS, "scenarios")
 
-FLOWER_PREFIX = "flower:"
 TOPOLOGY = "topology"  # the argument of strategies that average over a graph: table [topology]
-
-# Whoever takes part is the scenario's [participation] to say, and the names of records and metrics
-# are fedsim's wire format; so fedsim fixes these arguments of Flower's strategies.
-_FLOWER_FIXED: dict[str, Any] = {
-    "fraction_train": 1.0,
-    "fraction_evaluate": 1.0,
-    "min_train_nodes": 1,
-    "min_evaluate_nodes": 1,
-    "min_available_nodes": 1,
-    "arrayrecord_key": "arrays",
-    "configrecord_key": "config",
-    "train_loss_key": "loss",
-}
 
 
 class Entry(NamedTuple):
@@ -74,7 +61,7 @@ def names(kind: str = "strategies") -> list[str]:
 
     Args:
         kind: One of `KINDS`. Strategies and clients are found without importing them; Flower's
-            strategies are apart (`flower_names`).
+            strategies and partitioners are apart (`flower_names`).
 
     Raises:
         ScenarioError: If there is no such kind.
@@ -109,6 +96,18 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
         from fedsim.models import model_factory
 
         return model_factory(name)
+    if kind == "tasks":
+        from fedsim.tasks import task_class
+
+        return task_class(name)
+    if kind == "datasets" and is_import_path(name):
+        from fedsim.data import dataset_factory
+
+        return dataset_factory(name)
+    if kind == "partitions" and name.startswith(flower_strategies.PREFIX):
+        from fedsim.data.partitions import partition_factory
+
+        return partition_factory(name)
     registry = _registry(kind)
     if name not in registry:
         raise ScenarioError(unknown(name, _NOUNS[kind], registry))
@@ -117,6 +116,10 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
 
 def schema(kind: str, name: str) -> dict[str, factories.Key]:
     """Return the scenario keys of the thing of a kind and name."""
+    if kind == "tasks":
+        from fedsim.tasks import schema as task_schema
+
+        return task_schema.keys(name)
     return factories.keys(
         factory(kind, name), skip=given_by_fedsim(kind), foreign=is_import_path(name)
     )
@@ -125,7 +128,11 @@ def schema(kind: str, name: str) -> dict[str, factories.Key]:
 def given_by_fedsim(kind: str) -> tuple[str, ...]:
     """Return the arguments of a kind's factories which fedsim passes itself: no scenario keys."""
     if kind == "strategies":
-        return (TOPOLOGY,)
+        return (TOPOLOGY, flower_strategies.COHORT)
+    if kind == "tasks":
+        from fedsim.tasks import GIVEN
+
+        return GIVEN
     if kind != "models":
         return ()
     from fedsim.models import SHAPE_ARGUMENTS
@@ -142,8 +149,8 @@ def describe(kind: str, name: str | None = None) -> list[Entry]:
     known = names(kind)
     if kind == "scenarios":
         return _described_scenarios(known, name)
-    if name is None and kind == "strategies":
-        known = [*known, *flower_names()]
+    if name is None:
+        known = [*known, *flower_names(kind)]
     found = []
     for each in known if name is None else [name]:
         keys = schema(kind, each)
@@ -158,11 +165,13 @@ def shipped_scenarios() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
-def flower_names() -> list[str]:
-    """Return the scenario names of Flower's strategies, such as `flower:FedAdam`."""
-    return sorted(
-        FLOWER_PREFIX + name for name, cls in _flower_classes().items() if not _unfit(name, cls)
-    )
+def flower_names(kind: str = "strategies") -> list[str]:
+    """Return the scenario names of what Flower ships of a kind, such as `flower:FedAdam`."""
+    if kind == "partitions":
+        from fedsim.data.partitions import flower
+
+        return flower.names()
+    return flower_strategies.names() if kind == "strategies" else []
 
 
 def strategy_factory(name: str) -> Callable[..., "Strategy"]:
@@ -175,10 +184,21 @@ def strategy_factory(name: str) -> Callable[..., "Strategy"]:
     Raises:
         ScenarioError: If there is none of that name; the message names the nearest.
     """
-    if name.startswith(FLOWER_PREFIX):
-        return _flower_factory(name)
+    if name.startswith(flower_strategies.PREFIX):
+        return flower_strategies.factory(name, make_strategy)
     if is_import_path(name):
-        return _imported(name, base=_flower_base(), table="strategy")
+        from flwr.serverapp.strategy import Strategy
+
+        try:
+            cls = _imported(name, base=Strategy, table="strategy")
+        except ScenarioError as error:
+            meant = nearest(name.partition(":")[0], [flower_strategies.PREFIX.strip(":")])
+            guess = nearest(name, flower_strategies.names()) if meant else None
+            if guess is None or not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise ScenarioError(f"{error}; or did you mean '{guess}'?") from error
+        wraps = flower_strategies.inner_argument(cls) is not None
+        return flower_strategies.adapted(cls, name, make_strategy) if wraps else cls
     if name not in (found := names("strategies")):
         raise ScenarioError(unknown(name, _NOUNS["strategies"], [*found, *flower_names()]))
     from fedsim.strategy import FederatedStrategy
@@ -217,23 +237,42 @@ def make(kind: str, table: Mapping[str, Any]) -> Any:
     return factory(kind, table["kind"])(**_without(table, "kind"))
 
 
-def make_strategy(table: Mapping[str, Any], topology: "Topology | None" = None) -> "Strategy":
+def make_strategy(
+    table: Mapping[str, Any], topology: "Topology | None" = None, *, cohort: int | None = None
+) -> "Strategy":
     """Build the strategy of a validated `[strategy]` table.
 
     Args:
         table: The table.
         topology: The graph, for a strategy that averages over one.
+        cohort: The clients expected per round, for a wrapper that counts on them.
 
     Raises:
         ValueError: If a hyperparameter is impossible.
     """
-    given = {} if topology is None else {TOPOLOGY: topology}
-    return strategy_factory(table["name"])(**_without(table, "name"), **given)
+    made_by = strategy_factory(table["name"])
+    offered = {TOPOLOGY: topology, flower_strategies.COHORT: cohort}
+    takes = inspect.signature(made_by).parameters
+    given = {key: value for key, value in offered.items() if value is not None and key in takes}
+    return made_by(**_without(table, "name"), **given)
 
 
 def takes_topology(name: str) -> bool:
     """Return whether the strategy of that name averages over a graph."""
     return TOPOLOGY in inspect.signature(strategy_factory(name)).parameters
+
+
+def takes_cohort(name: str) -> bool:
+    """Return whether the strategy of that name counts on so many clients per round."""
+    return flower_strategies.COHORT in inspect.signature(strategy_factory(name)).parameters
+
+
+def asked_of_client(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of `[client]` that a validated `[strategy]` table decides, with values."""
+    made_by = strategy_factory(table["name"])
+    inner = table.get(getattr(made_by, "inner", None) or "")
+    asked = {} if inner is None else asked_of_client(inner)
+    return asked | {key: table[own] for key, own in getattr(made_by, "asks", {}).items()}
 
 
 def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":
@@ -258,6 +297,10 @@ def _registry(kind: str) -> dict[str, Callable[..., Any]]:
         from fedsim.topology import TOPOLOGIES
 
         return dict(TOPOLOGIES)
+    if kind == "tasks":
+        from fedsim.tasks import TASKS
+
+        return dict(TASKS)
     if kind == "models":
         from fedsim.models import MODELS
 
@@ -306,60 +349,3 @@ def _imported(path: str, *, base: type, table: str) -> type[Any]:
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ScenarioError(f"{where} = '{path}': must be a subclass of {base.__name__}")
     return found
-
-
-def _flower_base() -> type:
-    from flwr.serverapp.strategy import Strategy
-
-    return Strategy
-
-
-def _unfit(name: str, cls: type[Any]) -> str | None:
-    """Say why a scenario cannot name a strategy of Flower's, or return None."""
-    if "strategy" in inspect.signature(cls).parameters:
-        return "wraps another strategy, which a scenario cannot give it"
-    if name == "FedProx":
-        return "leaves its proximal term to the clients; use flower:FedAvg with [client] proximal"
-    if name.startswith("FedXgb"):
-        return "aggregates boosted trees, where fedsim trains tensors"
-    return None
-
-
-def _flower_classes() -> dict[str, type[Any]]:
-    """Flower's concrete strategies by class name."""
-    module = importlib.import_module("flwr.serverapp.strategy")
-    classes: Iterable[tuple[str, Any]] = ((name, getattr(module, name)) for name in module.__all__)
-    return {
-        name: member
-        for name, member in classes
-        if inspect.isclass(member)
-        and issubclass(member, _flower_base())
-        and not inspect.isabstract(member)
-    }
-
-
-def _flower_factory(name: str) -> Callable[..., "Strategy"]:
-    classes = _flower_classes()
-    cls = classes.get(name.removeprefix(FLOWER_PREFIX))
-    if cls is None:
-        raise ScenarioError(unknown(name, "a strategy of Flower", flower_names()))
-    if reason := _unfit(cls.__name__, cls):
-        raise ScenarioError(f"'{name}' {reason}")
-    signature = inspect.signature(cls, eval_str=True)
-    fixed = {key: value for key, value in _FLOWER_FIXED.items() if key in signature.parameters}
-
-    def build(**hyperparameters: Any) -> "Strategy":
-        strategy: Strategy = cls(**fixed, **hyperparameters)
-        return strategy
-
-    # What is left of the signature is the schema, keyword-only like that of our own factories.
-    build.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in signature.parameters.values()
-            if parameter.name not in fixed
-        ]
-    )
-    build.__name__ = name
-    build.__doc__ = inspect.getdoc(cls)
-    return build

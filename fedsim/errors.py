@@ -1,8 +1,8 @@
 """The errors that fedsim raises for its users, and the words that they are made of."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, get_args
 
 
 class FedsimError(Exception):
@@ -14,11 +14,67 @@ class ScenarioError(FedsimError, ValueError):
 
 
 class RunError(FedsimError, RuntimeError):
-    """A run could not go on; the message names round, cause and remedy (exit code 1)."""
+    """A run could not go on; the message names round, cause and remedy (exit code 1).
+
+    Attributes:
+        resumable: Whether `fedsim resume` may go on once the cause is gone.
+    """
+
+    resumable: ClassVar[bool] = True
+
+
+class BusyError(RunError):
+    """Somebody else works in the run folder."""
+
+    resumable = False
 
 
 class CheckpointError(RunError):
     """A checkpoint is torn, foreign or incompatible with the scenario that wants it."""
+
+    resumable = False
+
+
+class UnwrittenCheckpointError(CheckpointError):
+    """The disk takes no checkpoint; the older ones are there."""
+
+    resumable = True
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Return whether an error says that an array has no room in this or in any memory.
+
+    Example:
+        >>> import numpy
+        >>> try:
+        ...     numpy.zeros(2**62)
+        ... except (MemoryError, ValueError) as error:
+        ...     is_too_large(error)
+        True
+    """
+    too_many = ("array is too big", "Maximum allowed")  # NumPy's, of sizes beyond any memory
+    return isinstance(error, MemoryError | OverflowError) or (
+        isinstance(error, ValueError) and str(error).startswith(too_many)
+    )
+
+
+def largest_number(tables: Mapping[str, Any]) -> str:
+    """Name the largest whole number of a scenario's tables: what to blame for a lack of memory.
+
+    Example:
+        >>> largest_number({"data": {"name": "x"}, "partition": {"clients": 9, "alpha": 0.5}})
+        '[partition] clients = 9'
+    """
+    found = [
+        (number, table, key)
+        for table, content in tables.items()
+        if isinstance(content, Mapping)
+        for key, value in content.items()
+        for number in (value if isinstance(value, list | tuple) else [value])
+        if isinstance(number, int) and not isinstance(number, bool)
+    ]
+    number, table, key = max(found, default=(0, "", ""))
+    return f"[{table}] {key} = {number}" if table else "the scenario"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
@@ -32,6 +88,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def printable(text: str) -> str:
+    r"""Write what would break a line or steer a terminal as its escape.
+
+    Example:
+        >>> print(printable("two\nlines"))
+        two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
     """Say that `name` is not `what`, with the nearest allowed name and all allowed ones.
 
@@ -42,7 +108,8 @@ def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     guess = nearest(name, names)
     hint = f"did you mean '{guess}'? " if guess else ""
-    return f"'{name}' is not {what}; {hint}allowed: {', '.join(names) if names else 'none'}"
+    shown, listed = printable(name), ", ".join(names) if names else "none"
+    return f"'{shown}' is not {what}; {hint}allowed: {listed}"
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
+from fedsim.augmentation import Augmentation
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
+from fedsim.evaluation import Evaluation
 from fedsim.layout import Layout, Payload
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
 from fedsim.rng import derived_seed
@@ -32,8 +34,8 @@ from fedsim.schedule import Schedule
 
 ExecutorKind = Literal["vmap", "loop"]
 
-_EVALUATION_STEP = 100  # samples per client and forward pass when many clients evaluate at once
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
+_STATISTICS = "buffers."  # what a client's own buffers are called in its memory
 
 
 class ClientArrays(Protocol):
@@ -60,7 +62,7 @@ class TaskLike(Protocol):
     def statistics(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return additive sums over the samples that are not padding."""
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Return metrics from those sums."""
 
 
@@ -78,6 +80,9 @@ class ChunkJob:
         personal: What each receives, one row per member.
         state: The members' memories, one row each; empty when none of them has any.
         has_state: Which members have trained before (the others get their initial memory).
+        work: The share of its local work that each member does, in (0, 1]; none given when all do
+            the whole.
+        clipping_norm: Bound on the Euclidean norm of each member's update; None does not clip.
     """
 
     action: Literal["train", "evaluate"]
@@ -89,6 +94,8 @@ class ChunkJob:
     personal: Payload = field(default_factory=Payload)
     state: Mapping[str, Tensor] = field(default_factory=dict)
     has_state: tuple[bool, ...] = ()
+    work: tuple[float, ...] = ()
+    clipping_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,11 @@ class CohortExecutor:
         device: Where to compute.
         deterministic: Whether a GPU is held to kernels that give the same bits every time.
         evaluation_batch: Samples per forward pass in evaluation; part of the bits.
+        augmentation: What happens to training samples; None leaves them as they are.
+        buffers: What becomes of the model's statistics (its buffers that are no frozen parameters)
+            after training: "average" returns them; "local" keeps them in the client's memory, from
+            which it goes on in its next round and evaluates, and returns what was received;
+            "reset" forgets them and returns what was received.
     """
 
     def __init__(
@@ -158,8 +170,11 @@ class CohortExecutor:
         device: str = "cpu",
         deterministic: bool = True,
         evaluation_batch: int = 1000,
+        augmentation: Augmentation | None = None,
+        buffers: Literal["average", "local", "reset"] = "average",
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
+        self._augmentation = augmentation
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
         self.evaluation_batch = evaluation_batch
@@ -170,10 +185,20 @@ class CohortExecutor:
             torch.backends.cudnn.benchmark = False
         model = task.build_model(seed)
         self.layout = Layout.from_model(model)
+        frozen = dict(model.named_parameters(remove_duplicate=False))
+        statistics = [spec.name for spec in self.layout.buffers if spec.name not in frozen]
+        # statistics that no reply holds, and those of them that a client remembers
+        self._unsent = [] if buffers == "average" else statistics
+        self._remembered = statistics if buffers == "local" else []
         self.model = seed_dropout(model).to(self.device)
         self._dropouts = dropout_layers(self.model)
         self._noise_shapes: dict[str, tuple[int, ...]] | None = None
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+    @property
+    def evaluates_with_memory(self) -> bool:
+        """Whether a client's own memory takes part when it evaluates."""
+        return bool(self._remembered)
 
     def train(self, job: ChunkJob, out: Tensor | None = None) -> ChunkResult:
         """Train the chunk's members.
@@ -191,7 +216,10 @@ class CohortExecutor:
             return self._train_loop(job, out) if self.kind == "loop" else self._train_vmap(job, out)
 
     def evaluate(self, job: ChunkJob) -> ChunkResult:
-        """Evaluate the model received on each member's local test split."""
+        """Evaluate the model received on each member's local test split.
+
+        A member that keeps its statistics to itself evaluates with those that it has.
+        """
         self._check(job)
         with _threads(self.threads), torch.no_grad():
             self.model.eval()
@@ -203,14 +231,23 @@ class CohortExecutor:
         buffers: Mapping[str, Tensor],
         features: np.ndarray,
         targets: np.ndarray,
+        rows: np.ndarray | None = None,
     ) -> dict[str, float]:
-        """Evaluate one model on one set of samples; returns the task's metrics."""
+        """Evaluate one model on one set of samples; returns the task's metrics.
+
+        Args:
+            params: The model, `[dim]`.
+            buffers: Its buffers.
+            features: A pool of samples, `[n, ...]`.
+            targets: Their targets.
+            rows: Which of them, int64; None takes all.
+        """
         named = self._to_device({**self.layout.unflatten(params), **buffers})
         with _threads(self.threads), torch.no_grad():
             self.model.eval()
             pool = self._pool(features), self._pool(targets)
-            rows = torch.arange(len(targets), device=self.device)
-            return self.task.metrics(self._sums(named, pool, rows))
+            chosen = torch.arange(len(targets)) if rows is None else torch.from_numpy(rows)
+            return self._evaluation.one(named, pool, chosen.to(self.device))
 
     # --- training -------------------------------------------------------------------------
 
@@ -218,10 +255,10 @@ class CohortExecutor:
         members = list(range(len(job.client_ids)))
         slots = members if len(members) > 1 else members * 2
         plan, pool = self._schedule(job, slots)
-        params, buffers, extra = self._received(job, slots)
+        params, received, extra = self._received(job, slots)
         state = self._state(job, slots, params)
+        buffers = self._own_statistics(job, slots, received)
         carry = vmap(self.procedure.begin)(params, buffers, extra, state)
-        start = (params, buffers)
         losses = torch.zeros(len(slots), dtype=torch.float64, device=self.device)
 
         def one_step(carry: Carry, batch: Batch) -> tuple[Carry, Tensor]:
@@ -236,8 +273,9 @@ class CohortExecutor:
             losses += torch.where(active, loss.double() * counts, 0.0)
         reply_extra, new_state = vmap(self.procedure.finish)(carry, state)
         # a client without steps hands back exactly what it received, whatever `begin` made of it
-        params, buffers = carry["params"], {**start[1], **carry["buffers"]}
+        params, buffers = carry["params"], {**buffers, **carry["buffers"]}
         keep = slice(0, len(members))
+        buffers, new_state = self._parted(received, buffers, new_state)
         flat = self.layout.flatten({n: p[keep] for n, p in params.items()}, out)
         return ChunkResult(
             params=flat if out is not None else flat.cpu(),
@@ -251,8 +289,9 @@ class CohortExecutor:
     def _train_loop(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         plan, pool = self._schedule(job, members)
-        params, buffers, extra = self._received(job, members)
+        params, received, extra = self._received(job, members)
         state = self._state(job, members, params)
+        buffers = self._own_statistics(job, members, received)
         results: list[tuple[Named, Named, Named, Named]] = []
         losses = torch.zeros(len(members), dtype=torch.float64)
         for slot in members:
@@ -276,11 +315,12 @@ class CohortExecutor:
         ]
         every = slice(0, len(members))
         flat = self.layout.flatten(stacked[0], out)
+        buffers, new_state = self._parted(received, stacked[1], stacked[3])
         return ChunkResult(
             params=flat if out is not None else flat.cpu(),
-            buffers=_rows(stacked[1], every),
+            buffers=_rows(buffers, every),
             extra=_rows(stacked[2], every),
-            state=_rows(stacked[3], every),
+            state=_rows(new_state, every),
             num_examples=plan.num_examples,
             metrics={"loss": _mean(losses, plan.seen)},
         )
@@ -353,7 +393,25 @@ class CohortExecutor:
             return loss, loss
         return loss + penalty(outputs, batch.targets, batch.weights), loss
 
+    def _own_statistics(self, job: ChunkJob, slots: list[int], received: Named) -> Named:
+        """The buffers that each slot goes on from: its own where it has some, or those received."""
+        if not self._remembered or not job.state:
+            return received
+        known = torch.tensor([job.has_state[slot] for slot in slots], device=self.device)
+        own = {n: job.state[_STATISTICS + n].to(self.device)[slots] for n in self._remembered}
+        return {**received, **_select(known, own, {n: received[n] for n in own})}
+
+    def _parted(self, received: Named, trained: Named, state: Named) -> tuple[Named, Named]:
+        """Return (the buffers of the reply, the clients' memories)."""
+        sent = {**trained, **{name: received[name] for name in self._unsent}}
+        own = {_STATISTICS + name: trained[name] for name in self._remembered}
+        return sent, {**state, **own}
+
     # --- evaluation -----------------------------------------------------------------------
+
+    @property
+    def _evaluation(self) -> Evaluation:
+        return Evaluation(self.model, self.task, self.evaluation_batch)
 
     def _evaluate(self, job: ChunkJob) -> ChunkResult:
         members = list(range(len(job.client_ids)))
@@ -363,8 +421,18 @@ class CohortExecutor:
         rows = [torch.zeros(0, dtype=torch.int64)] * len(members)
         for slot, chosen in zip(present, drawn.rows, strict=True):
             rows[slot] = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
-        measure = self._sums_one_by_one if self.kind == "loop" else self._sums_together
-        metrics = [self.task.metrics(sums) for sums in measure(job, pool, rows)]
+        # a lone member is doubled, as in training
+        slots = members if self.kind == "loop" or len(members) > 1 else [0, 0]
+        params, buffers, _ = self._received(job, slots)
+        named = {**params, **self._own_statistics(job, slots, buffers)}
+        if self.kind == "loop":
+            metrics = [
+                self._evaluation.one(_row(named, slot), pool, rows[slot].to(self.device))
+                for slot in slots
+            ]
+        else:
+            together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
+            metrics = together[: len(members)]
         columns = {
             name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
             for name in metrics[0]
@@ -373,55 +441,6 @@ class CohortExecutor:
         # metrics over no samples are no numbers; such a client weighs nothing, as in training
         columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
         return ChunkResult(None, {}, {}, {}, num_examples, columns)
-
-    def _sums(self, named: Named, pool: tuple[Tensor, Tensor], rows: Tensor) -> dict[str, float]:
-        """The task's statistics of one model over the given rows, batch by batch."""
-        sums: dict[str, float] = {}
-        for start in range(0, max(len(rows), 1), self.evaluation_batch):
-            index = rows[start : start + self.evaluation_batch]
-            outputs = functional_call(self.model, named, (self._cast(pool[0][index]),))
-            ones = torch.ones(len(index), dtype=self.task.dtype, device=self.device)
-            for name, value in self.task.statistics(outputs, pool[1][index], ones).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
-
-    def _sums_one_by_one(
-        self, job: ChunkJob, pool: tuple[Tensor, Tensor], rows: list[Tensor]
-    ) -> list[dict[str, float]]:
-        params, buffers, _ = self._received(job, list(range(len(rows))))
-        return [
-            self._sums({**_row(params, slot), **_row(buffers, slot)}, pool, mine.to(self.device))
-            for slot, mine in enumerate(rows)
-        ]
-
-    def _sums_together(
-        self, job: ChunkJob, pool: tuple[Tensor, Tensor], rows: list[Tensor]
-    ) -> list[dict[str, float]]:
-        slots = list(range(len(rows))) if len(rows) > 1 else [0, 0]
-        params, buffers, _ = self._received(job, slots)
-        longest = max(len(rows[slot]) for slot in slots)
-        index = torch.zeros((len(slots), max(longest, 1)), dtype=torch.int64)
-        weights = torch.zeros(index.shape, dtype=self.task.dtype)
-        for place, slot in enumerate(slots):
-            index[place, : len(rows[slot])] = rows[slot]
-            weights[place, : len(rows[slot])] = 1
-        index, weights = index.to(self.device), weights.to(self.device)
-
-        def statistics(named: Named, x: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
-            return self.task.statistics(functional_call(self.model, named, (x,)), y, weight)
-
-        sums: dict[str, Tensor] = {}
-        # a constant step: how a client's samples are cut must not depend on its neighbours
-        for start in range(0, index.shape[1], _EVALUATION_STEP):
-            picked = index[:, start : start + _EVALUATION_STEP]
-            weight = weights[:, start : start + _EVALUATION_STEP]
-            short = _EVALUATION_STEP - picked.shape[1]
-            picked, weight = (nn.functional.pad(t, (0, short)) for t in (picked, weight))
-            part = vmap(statistics)(
-                {**params, **buffers}, self._cast(pool[0][picked]), pool[1][picked], weight
-            )
-            sums = {n: sums[n] + v.double() if n in sums else v.double() for n, v in part.items()}
-        return [{n: float(v[place]) for n, v in sums.items()} for place in range(len(rows))]
 
     # --- inputs ---------------------------------------------------------------------------
 
@@ -460,6 +479,7 @@ class CohortExecutor:
         schedule = Schedule(
             [rows.get(slot, nothing) for slot in slots],
             [job.client_ids[slot] for slot in slots],
+            shares=[job.work[slot] for slot in slots] if job.work else None,
             work=self.procedure.work if job.server_round else self.procedure.setup_work,
             seed=self.seed,
             server_round=job.server_round,
@@ -471,6 +491,9 @@ class CohortExecutor:
         """All slots' samples of one step, `[slots, batch, ...]`."""
         index = plan.index(step)
         features = self._cast(pool[0][index])
+        if self._augmentation is not None:
+            draws = plan.augmentation(self._augmentation, tuple(features.shape[2:]), step)
+            features = self._augmentation.apply(features, draws)
         noise = plan.noise(self._noise_shape(features[0]), step)
         return Batch(features, pool[1][index], plan.mask(step).to(self.task.dtype), noise)
 
@@ -481,6 +504,10 @@ class CohortExecutor:
         count = int(plan.counts[slot, step])
         index = plan.index(step)[slot, :count]
         features = self._cast(pool[0][index])
+        if self._augmentation is not None:
+            shape = tuple(features.shape[1:])
+            draws = plan.augmentation(self._augmentation, shape, step, only=slot)
+            features = self._augmentation.apply(features, draws.of(slice(0, count)))
         drawn = plan.noise(self._noise_shape(features), step, only=slot)
         noise = {name: values[slot, :count] for name, values in drawn.items()}
         ones = torch.ones(count, dtype=self.task.dtype, device=self.device)

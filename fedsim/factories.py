@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedsim.errors import ScenarioError, nearest, unknown
+from fedsim.errors import ScenarioError, nearest, printable, unknown
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -102,6 +102,7 @@ def check(
     owner: str = "",
     skip: Collection[str] = (),
     foreign: bool = False,
+    beside: Collection[str] = (),
 ) -> dict[str, Any]:
     """Hold keyword arguments against a factory's signature and fill in the defaults.
 
@@ -112,6 +113,8 @@ def check(
         owner: What to call the factory in messages; its own name by default.
         skip: Arguments which the caller passes itself; in a scenario they are unknown keys.
         foreign: See `keys`.
+        beside: Further keys of the same table that the caller has taken out, to be proposed when a
+            key is unknown.
 
     Returns:
         A complete, JSON-able table: the values given (integers become floats where the type is
@@ -133,7 +136,9 @@ def check(
     owner = owner or f"a key of {getattr(factory, '__name__', 'it')}"
     schema = keys(factory, skip=skip, foreign=foreign)
     problems = [
-        f"{where} {unknown(name, owner, schema)}" for name in arguments if name not in schema
+        f"{where} {unknown(name, owner, [*beside, *schema])}"
+        for name in arguments
+        if name not in schema
     ]
     table: dict[str, Any] = {}
     for key in schema.values():
@@ -215,7 +220,7 @@ def show(value: Any) -> str:
         >>> show("0.1"), show(True), show([1, 2])
         ('"0.1"', 'true', '[1, 2]')
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -228,13 +233,16 @@ def find_unusable(value: Any) -> str | None:
     """
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "must fit into 64 bits, as TOML's integers do"
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         return next(filter(None, map(find_unusable, value)), None)
     if value is None or isinstance(value, str | bool | int | float):
         return None
-    return f"a {type(value).__name__} has no meaning in a scenario"
+    kind = type(value).__name__
+    return f"a {kind} has no meaning in a scenario; must be a number or text in quotes"
 
 
 def summary_line(factory: Any) -> str:

@@ -73,4 +73,4 @@ def _load(path: str, overrides: str) -> Scenario:
 def _app(path: str, overrides: str) -> CohortApp:
     from fedsim.world import build
 
-    return build(_load(path, overrides)).app
+    return build(_load(path, overrides), on_node=True).app

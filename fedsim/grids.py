@@ -6,8 +6,9 @@ strategies and foreign ones, `strategy.start`, fedsim's engines and Flower's gri
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -20,6 +21,22 @@ from fedsim.errors import RunError
 from fedsim.layout import Layout
 from fedsim.participation import Participation
 from fedsim.records import ARRAYS, CONFIG, EXTRA, METRICS, SERVER_ROUND, array_record
+
+
+class Observed(NamedTuple):
+    """What wrappers have seen happen in a round's training.
+
+    Attributes:
+        metrics: Counts by the name of a metric.
+        record: What the record of participation holds besides who was selected and who failed.
+    """
+
+    metrics: dict[str, int]
+    record: dict[str, Any]
+
+    def joined(self, other: "Observed") -> "Observed":
+        """Return both."""
+        return Observed(self.metrics | other.metrics, self.record | other.record)
 
 
 class GridWrapper(Grid):
@@ -42,6 +59,10 @@ class GridWrapper(Grid):
         """Tell every wrapper which round begins (the round loop does; `start` cannot)."""
         if isinstance(self.inner, GridWrapper):
             self.inner.begin_round(server_round)
+
+    def observed(self) -> Observed:
+        """Return what wrappers have seen happen since the round began."""
+        return self.inner.observed() if isinstance(self.inner, GridWrapper) else Observed({}, {})
 
     def set_run(self, run: Any) -> None:
         """Set the run that messages belong to."""
@@ -115,7 +136,7 @@ class ParticipationGrid(GridWrapper):
         """Send instructions; after training the next round's participants are offered."""
         batch = messages if isinstance(messages, Cohort) else list(messages)
         replies = self.inner.send_and_receive(batch, timeout=timeout)
-        sent = _sent_round(batch)
+        sent = sent_round(batch)
         if sent is not None:
             self.server_round = sent + 1
         return replies
@@ -146,27 +167,25 @@ class DropOutGrid(GridWrapper):
     Args:
         inner: The Grid around which this one stands.
         drops: Returns the clients that drop out in a round of training.
+        layout: See `without`.
     """
 
-    def __init__(self, inner: Grid, drops: Callable[[int], Iterable[int]]) -> None:
+    def __init__(
+        self, inner: Grid, drops: Callable[[int], Iterable[int]], layout: Layout | None = None
+    ) -> None:
         super().__init__(inner)
-        self.drops = drops
+        self.drops, self.layout = drops, layout
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send instructions to those who do not drop out."""
         batch = messages if isinstance(messages, Cohort) else list(messages)
-        sent = _sent_round(batch)
-        if sent is None:
-            return self.inner.send_and_receive(batch, timeout=timeout)
-        gone = np.array(sorted(self.drops(sent)), dtype=np.int64)
-        if isinstance(batch, Cohort):
-            absent = batch.is_absent | np.isin(batch.client_ids, gone)
-            return self.inner.send_and_receive(batch.altered(absent=absent), timeout=timeout)
-        nodes = set((gone + internals.FIRST_NODE_ID).tolist())
-        stay = [m for m in batch if m.metadata.dst_node_id not in nodes]
-        return self.inner.send_and_receive(stay, timeout=timeout)
+        sent = sent_round(batch)
+        if sent is not None:
+            gone = np.array(sorted(self.drops(sent)), dtype=np.int64)
+            batch = without(batch, gone, self.layout)
+        return self.inner.send_and_receive(batch, timeout=timeout)
 
 
 class AdmissionGrid(GridWrapper):
@@ -256,6 +275,7 @@ class PartitionGrid(GridWrapper):
         self._num_clients = num_clients
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
+        self._stable: dict[int, int] = {}  # our node of each of Flower's
 
     @property
     def num_clients(self) -> int:
@@ -271,6 +291,8 @@ class PartitionGrid(GridWrapper):
         """Flower's node of every client, int64 `[N]` by client id."""
         if self._nodes is None:
             self._nodes = self._ask()
+            nodes = self._nodes.tolist()
+            self._stable = {node: internals.node_of(client) for client, node in enumerate(nodes)}
         return self._nodes
 
     def send_and_receive(
@@ -283,7 +305,7 @@ class PartitionGrid(GridWrapper):
             stay = np.flatnonzero(~batch.is_absent).tolist()
             sent = [addressed[place] for place in stay]
             answers = self.inner.send_and_receive(sent, timeout=timeout) if sent else []
-            return Replies.from_messages(answers, addressed)
+            return Replies.from_messages(map(self._back, answers), batch)
         clients = [internals.client_of(m.metadata.dst_node_id) for m in batch]
         forward = [
             Message(
@@ -295,9 +317,14 @@ class PartitionGrid(GridWrapper):
             )
             for m, client in zip(batch, clients, strict=True)
         ]
-        back = {int(node): internals.node_of(client) for client, node in enumerate(self.nodes)}
         answers = self.inner.send_and_receive(forward, timeout=timeout) if forward else []
-        return [_readdressed(reply, back) for reply in answers]
+        return [self._back(reply) for reply in answers]
+
+    def _back(self, reply: Message) -> Message:
+        """The reply as from the client's own stable node."""
+        source = reply.metadata.src_node_id
+        internals.set_source(reply, self._stable.get(source, source))
+        return reply
 
     def _ask(self) -> np.ndarray:
         deadline = time.monotonic() + self.timeout_s
@@ -334,36 +361,54 @@ class PartitionGrid(GridWrapper):
         return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
 
 
+def without(
+    batch: Cohort | list[Message], gone: np.ndarray, layout: Layout | None
+) -> Cohort | list[Message]:
+    """Return the instructions as if these clients had dropped out.
+
+    Args:
+        batch: A cohort or messages.
+        gone: int64, ids of clients that are asked or not.
+        layout: The model's layout, when messages go to an engine that trains in chunks: they are
+            made a cohort then, in which those who dropped out keep their neutral slots.
+    """
+    nodes = set((gone + internals.FIRST_NODE_ID).tolist())
+    cohort = batch if isinstance(batch, Cohort) else None
+    if cohort is None and layout is not None and nodes:
+        cohort = Cohort.from_messages(batch, layout)
+    if cohort is None:
+        return [m for m in batch if m.metadata.dst_node_id not in nodes]
+    return replace(cohort, absent=cohort.is_absent | np.isin(cohort.client_ids, gone))
+
+
 def failures_of(replies: Iterable[Message]) -> tuple[Failure, ...]:
     """Return who failed, for replies that went through an `AdmissionGrid`."""
     return replies.failures if isinstance(replies, Replies) else ()
 
 
 def cohort_bytes(cohort: Cohort) -> int:
-    """Return the bytes of a cohort's instructions as Flower messages."""
+    """Return the bytes of a cohort's instructions as Flower messages; the absent get none."""
     if not len(cohort):
         return 0
     extra = dict(cohort.shared.extra)
     extra.update({name: stack[0] for name, stack in cohort.personal.extra.items()})
-    records = {
-        ARRAYS: _model_bytes(cohort.layout),
-        CONFIG: internals.record_bytes(cohort.config_record),
-    }
+    records = {ARRAYS: _model_bytes(cohort.layout)}
     if extra:
         records[EXTRA] = _arrays_bytes(
             tuple((n, tuple(t.shape), t.dtype) for n, t in extra.items())
         )
-    lengths = _lengths(cohort.nodes)
-    return sum(
-        count
-        * internals.message_bytes(
-            internals.instruction_metadata_bytes(
+    total, sent = 0, ~cohort.is_absent
+    for asked in (sent & ~cohort.is_partial, sent & cohort.is_partial):
+        if not asked.any():
+            continue
+        settings = cohort.config_record_of(int(np.flatnonzero(asked)[0]))
+        records[CONFIG] = internals.record_bytes(settings)
+        for length, count in _lengths(cohort.nodes[asked]).items():
+            metadata = internals.instruction_metadata_bytes(
                 length, cohort.message_type, cohort.group_id, cohort.ttl
-            ),
-            records,
-        )
-        for length, count in lengths.items()
-    )
+            )
+            total += count * internals.message_bytes(metadata, records)
+    return total
 
 
 def replies_bytes(replies: Replies) -> int:
@@ -419,7 +464,7 @@ def _sum_bytes(messages: Iterable[Message]) -> int:
     return sum(internals.wire_bytes(message) for message in messages)
 
 
-def _sent_round(batch: Sequence[Message]) -> int | None:
+def sent_round(batch: Sequence[Message]) -> int | None:
     """The round of training instructions, or None for anything else."""
     if isinstance(batch, Cohort):
         return batch.server_round if batch.message_type == MessageType.TRAIN else None
@@ -428,9 +473,3 @@ def _sent_round(batch: Sequence[Message]) -> int | None:
     config = next(iter(batch[0].content.config_records.values()), ConfigRecord())
     value = config.get(SERVER_ROUND)
     return int(value) if isinstance(value, int) else None
-
-
-def _readdressed(reply: Message, nodes: dict[int, int]) -> Message:
-    source = reply.metadata.src_node_id
-    internals.set_source(reply, nodes.get(source, source))
-    return reply

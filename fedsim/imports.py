@@ -1,8 +1,13 @@
 """Objects of the user's own, named in a scenario by import path: `package.module:name`."""
 
 import importlib
+import os
+import sys
+from pathlib import Path
 
 from fedsim.errors import ScenarioError, nearest
+
+_beside: list[str] = []
 
 
 def is_import_path(name: str) -> bool:
@@ -13,6 +18,24 @@ def is_import_path(name: str) -> bool:
         (True, False)
     """
     return ":" in name
+
+
+def search_beside(folder: Path, path: str) -> None:
+    """Look for modules in a scenario's folder too, last of all, if what `path` names lies there."""
+    module = path.partition(":")[0].partition(".")[0]
+    if not module.isidentifier():
+        return
+    place = str(folder.resolve())
+    found = os.path.join(place, module)  # os.path says no to what can be no path at all
+    lies_there = os.path.isdir(found) or os.path.isfile(f"{found}.py")
+    if lies_there and place not in sys.path:
+        sys.path.append(place)
+        _beside.append(place)
+
+
+def folders_beside() -> list[str]:
+    """Return the folders that `search_beside` has added: worker processes need them as well."""
+    return list(_beside)
 
 
 def resolve(path: str, *, what: str) -> object:

@@ -5,12 +5,13 @@ every client taking part the model it ends with is that of `strategy.start`.
 """
 
 import contextlib
+import gc
 import logging
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -21,14 +22,14 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim import flower_internals as internals
 from fedsim.cohort import Failure, Replies
-from fedsim.errors import RunError
-from fedsim.grids import ByteCountingGrid, GridWrapper, SubsetGrid, failures_of
-from fedsim.records import NUM_EXAMPLES, only_metrics
+from fedsim.errors import FedsimError, RunError
+from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
+from fedsim.local_metrics import client_metrics, spread
+from fedsim.records import NUM_EXAMPLES
 from fedsim.rng import derived_seed
 from fedsim.strategy import FederatedStrategy
 
 _log = logging.getLogger("fedsim")
-_WORST = 0.1  # the share of clients whose mean stands for the worst off
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class RoundReport:
         metrics: Metrics by name, `phase/name`.
         selected: The clients asked, ascending.
         failures: Who gave no admissible reply.
+        record: What else the record of participation holds of the round.
+        local: What each client measured on its own data, when clients evaluated, see
+            `local_metrics.client_metrics`.
     """
 
     server_round: int
@@ -48,6 +52,8 @@ class RoundReport:
     metrics: dict[str, Any]
     selected: tuple[int, ...]
     failures: tuple[Failure, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    local: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def failed(self) -> tuple[Failure, ...]:
@@ -67,12 +73,16 @@ class Policy:
     """What becomes of a round in which clients fail.
 
     Attributes:
-        on_failure: "skip" goes on without them, "stop" ends the run at the first one.
+        on_failure: "skip" goes on without them, and so does "retry" when asking them again (see
+            `RetryGrid`) has not helped; "stop" ends the run at the first one.
         min_replies: Fewer admissible replies than this, when clients failed, end the run.
+        quorum: The share of the clients that did not drop out, in (0, 1], of whom admissible
+            replies must be there when clients failed; None asks for none.
     """
 
-    on_failure: Literal["skip", "stop"] = "skip"
+    on_failure: Literal["skip", "retry", "stop"] = "skip"
     min_replies: int = 1
+    quorum: float | None = None
 
     def judge(self, report_round: int, selected: int, failures: Sequence[Failure]) -> None:
         """Raise when the round cannot stand.
@@ -91,6 +101,12 @@ class Policy:
                 f"round {report_round}: {replied} of {selected} clients replied, [engine] "
                 "min_replies = "
                 f"{self.min_replies}; the first failure was {failed[0]}"
+            )
+        asked = replied + len({failure.client_id for failure in failed} & _missing(failures))
+        if self.quorum is not None and replied < self.quorum * asked * (1 - 1e-12):
+            raise RunError(
+                f"round {report_round}: {replied} of {asked} clients replied that did not drop "
+                f"out, [engine] quorum = {self.quorum:g}; the first failure was {failed[0]}"
             )
 
 
@@ -119,7 +135,9 @@ class EarlyStop:
         if self.target is not None and sign * values[-1] >= sign * self.target:
             return f"{self.metric} = {values[-1]:.6g} reached the target {self.target:g}"
         if self.patience is not None:
-            best = max(range(len(values)), key=lambda place: sign * values[place])
+            # what is not defined is never the best
+            scores = [-math.inf if math.isnan(value) else sign * value for value in values]
+            best = max(range(len(values)), key=scores.__getitem__)
             if len(values) - 1 - best >= self.patience:
                 return f"{self.metric} has not improved for {self.patience} evaluations"
         return None
@@ -134,6 +152,9 @@ class RoundLoop:
         grid: Any Grid, with its wrappers.
         num_rounds: The last round.
         evaluate: Measures a model on the server's test set, or None.
+        pooled: Measures a model on all clients' own test data together, or None.
+        kept: Tensors of the model that stay as they are, whatever the strategy makes of them
+            (frozen parameters; statistics that clients keep or forget).
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
         local_clients: Clients that evaluate on their own data, or None.
         policy: What becomes of failures.
@@ -150,6 +171,8 @@ class RoundLoop:
     grid: Grid
     num_rounds: int
     evaluate: Callable[[ArrayRecord], Mapping[str, float]] | None = None
+    pooled: Callable[[ArrayRecord], Mapping[str, float]] | None = None
+    kept: Collection[str] = ()
     evaluate_every: int = 1
     local_clients: np.ndarray | None = None
     policy: Policy = field(default_factory=Policy)
@@ -201,6 +224,7 @@ class RoundLoop:
                 messages, timeout=self.round_timeout_s
             )
         traffic = self._traffic("")
+        observed = self.grid.observed() if isinstance(self.grid, GridWrapper) else Observed({}, {})
         failures = failures_of(replies)
         selected = _clients_of(messages)
         for failure in failures:
@@ -212,15 +236,20 @@ class RoundLoop:
         metrics: dict[str, Any] = {
             **_named_metrics(trained, replies),
             **_participation_metrics(selected, failures),
+            **observed.metrics,
             **traffic,
         }
+        local: tuple[Mapping[str, Any], ...] = ()
         if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             with _timed(times, "evaluate"):
                 metrics.update(self._evaluate(arrays))
-                metrics.update(self._evaluate_locally(server_round, arrays))
+                measured, local = self._evaluate_locally(server_round, arrays)
+                metrics.update(measured)
         times["round"] = time.perf_counter() - begun
         metrics.update({f"time/{name}_s": seconds for name, seconds in times.items()})
-        self._report(RoundReport(server_round, arrays, metrics, selected, failures))
+        self._report(
+            RoundReport(server_round, arrays, metrics, selected, failures, observed.record, local)
+        )
         return arrays
 
     def _configure(
@@ -228,7 +257,8 @@ class RoundLoop:
     ) -> Sequence[Message]:
         if not isinstance(self.strategy, FederatedStrategy) and not list(self.grid.get_node_ids()):
             return []  # Flower's own strategies wait for ever for a first node
-        messages = self.strategy.configure_train(server_round, arrays, config, self.grid)
+        with self._named(server_round, "configured"):
+            messages = self.strategy.configure_train(server_round, arrays, config, self.grid)
         return messages if isinstance(messages, Sequence) else list(messages)
 
     def _aggregate(
@@ -238,11 +268,15 @@ class RoundLoop:
         replies: Iterable[Message],
         selected: Sequence[int],
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        if not selected and not isinstance(self.strategy, FederatedStrategy):
-            _log.info("round %d: nobody takes part; skipped", server_round)
+        if not isinstance(self.strategy, FederatedStrategy) and not _any(replies):
+            _log.info("round %d: nobody %s; skipped", server_round, _who(selected))
             return arrays, None
-        after, metrics = self.strategy.aggregate_train(server_round, replies)
+        with self._named(server_round, "aggregated", replies), _quick_collections():
+            after, metrics = self.strategy.aggregate_train(server_round, replies)
         if after is None:
+            _log.warning(
+                "round %d: %s kept the model as it was", server_round, type(self.strategy).__name__
+            )
             return arrays, metrics
         for name, array in after.items():
             values = array.numpy()
@@ -253,6 +287,8 @@ class RoundLoop:
                     "were, so the strategy diverged: lower [strategy] server_lr or [client] "
                     "local_lr"
                 )
+        if self.kept:
+            after = ArrayRecord({n: arrays[n] if n in self.kept else a for n, a in after.items()})
         return after, metrics
 
     def _evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
@@ -260,6 +296,8 @@ class RoundLoop:
         if self.evaluate is None:
             return {}
         found = {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
+        if self.pooled is not None:
+            found |= {f"pooled/{name}": value for name, value in self.pooled(arrays).items()}
         personal = (
             self.strategy.personal_records()
             if isinstance(self.strategy, FederatedStrategy)
@@ -274,9 +312,12 @@ class RoundLoop:
             found[f"nodes/{name}_min"], found[f"nodes/{name}_max"] = min(values), max(values)
         return found
 
-    def _evaluate_locally(self, server_round: int, arrays: ArrayRecord) -> dict[str, Any]:
+    def _evaluate_locally(
+        self, server_round: int, arrays: ArrayRecord
+    ) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]:
+        """Return (metrics over the clients that evaluate, each client's own)."""
         if self.local_clients is None or not len(self.local_clients):
-            return {}
+            return {}, ()
         grid = SubsetGrid(self.grid, self.local_clients)
         with self._seeded(server_round, "configure evaluation"):
             messages = self.strategy.configure_evaluate(
@@ -290,7 +331,7 @@ class RoundLoop:
         replace(self.policy, min_replies=0).judge(server_round, len(grid.client_ids), failures)
         means = self.strategy.aggregate_evaluate(server_round, replies)
         found = {f"local/{n}": v for n, v in (means or {}).items() if n != NUM_EXAMPLES}
-        return {**found, **spread(replies), **traffic}
+        return {**found, **spread(replies), **traffic}, tuple(client_metrics(replies))
 
     def _traffic(self, prefix: str) -> dict[str, int]:
         grid: Grid = self.grid
@@ -326,6 +367,27 @@ class RoundLoop:
             hook.round_ended(report)
 
     @contextlib.contextmanager
+    def _named(
+        self, server_round: int, what: str, replies: Iterable[Message] = ()
+    ) -> Iterator[None]:
+        """Say in which round a foreign strategy fails, and whose replies may be why.
+
+        Raises:
+            RunError: For any error but fedsim's own.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, FedsimError) or isinstance(self.strategy, FederatedStrategy):
+                raise
+            idle = _idle(replies)
+            hint = f"; clients {idle} sent back the model they received" if idle else ""
+            raise RunError(
+                f"round {server_round}: {type(self.strategy).__name__} raised "
+                f"{type(error).__name__} while it {what}: {error}{hint}"
+            ) from error
+
+    @contextlib.contextmanager
     def _seeded(self, server_round: int, purpose: str) -> Iterator[None]:
         """Seed the global generators that Flower's strategies draw from, and put them back."""
         if isinstance(self.strategy, FederatedStrategy) or self.seed is None:
@@ -340,31 +402,6 @@ class RoundLoop:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
-
-
-def spread(replies: Iterable[Message]) -> dict[str, float]:
-    """Return per metric the clients' plain mean, the worst tenth's mean, and the variance.
-
-    The worst tenth (at least one client) has the largest values of a loss and the smallest of
-    anything else; clients without samples do not count.
-    """
-    columns: dict[str, list[float]] = {}
-    for message in replies:
-        metrics = only_metrics(message.content) if message.has_content() else None
-        if metrics is None or not metrics.get(NUM_EXAMPLES):
-            continue
-        for name, value in metrics.items():
-            if name != NUM_EXAMPLES and isinstance(value, int | float):
-                columns.setdefault(name, []).append(float(value))
-    found: dict[str, float] = {}
-    for name, values in columns.items():
-        ordered = np.sort(np.array(values))
-        worst = max(1, int(len(ordered) * _WORST))
-        tail = ordered[-worst:] if name.endswith("loss") else ordered[:worst]
-        found[f"local/{name}_mean"] = float(ordered.mean())
-        found[f"local/{name}_worst_decile"] = float(tail.mean())
-        found[f"local/{name}_variance"] = float(ordered.var())
-    return found
 
 
 def _named_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> dict[str, Any]:
@@ -391,6 +428,38 @@ def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure])
         "clients/failed": sum(causes.values()),
         **counted,
     }
+
+
+@contextlib.contextmanager
+def _quick_collections() -> Iterator[None]:
+    """Let the garbage collector look at what comes only.
+
+    Some of Flower's strategies make it run once per reply, 0.35 s each where torch is imported.
+    """
+    if gc.get_freeze_count():  # the caller's own doing
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _any(replies: Iterable[Message]) -> bool:
+    return bool(len(replies) if isinstance(replies, Sequence) else list(replies))
+
+
+def _who(selected: Sequence[int]) -> str:
+    return "answered" if selected else "takes part"
+
+
+def _idle(replies: Iterable[Message]) -> list[int]:
+    """The clients that trained nothing, as far as stacked replies tell."""
+    if not isinstance(replies, Replies) or replies.params is None or not replies.num_clients:
+        return []
+    still = (replies.update == 0).all(dim=1).numpy()
+    return [int(client) for client in replies.client_ids[still]]
 
 
 def _missing(failures: Sequence[Failure]) -> set[int]:

@@ -1,86 +1,41 @@
-"""Who takes part in a round, as a function of (seed, round) alone.
+"""Who takes part in a round, as a function of (seed, round) alone: the rules.
 
-What is drawn is participation itself: availability, invitation and answer in one. A rule that needs
-memory (a Markov chain, a trace) keeps it in `state`, which a checkpoint holds.
+Rates that change over the rounds are in `participation_seasons`, recorded participation in
+`participation_trace`.
 """
 
-import abc
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedsim import rng
 from fedsim.errors import ScenarioError
+from fedsim.participation_base import (
+    Participation,
+    RatedParticipation,
+    independent_subset,
+    round_generator,
+    uniform_subset,
+)
 from fedsim.participation_rates import ClientRates, Floats
+from fedsim.participation_seasons import Sine, Staircase
+from fedsim.participation_trace import Trace
 
-
-class Participation(abc.ABC):
-    """A rule that says which clients take part in which round."""
-
-    @abc.abstractmethod
-    def participants(
-        self, server_round: int, *, num_clients: int, seed: int
-    ) -> npt.NDArray[np.int64]:
-        """Return the round's participants: sorted unique client ids, perhaps none.
-
-        Args:
-            server_round: 1...T.
-            num_clients: Clients registered.
-            seed: The scenario's seed.
-
-        Raises:
-            ScenarioError: If the rule cannot be followed with so many clients.
-        """
-
-    @abc.abstractmethod
-    def expected_cohort(self, num_clients: int) -> int:
-        """Return how many clients the scenario expects per round, rounded; at least one."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether `learn_labels` must be called before the first round."""
-        return False
-
-    def learn_labels(  # noqa: B027 - most rules do not ask
-        self, counts: npt.NDArray[np.int64], *, seed: int
-    ) -> None:
-        """Take up how many samples of each class the clients hold, if participation follows them.
-
-        Args:
-            counts: `[clients, classes]`.
-            seed: The scenario's seed.
-        """
-
-    def rates(self, num_clients: int) -> Floats | None:
-        """Return the share of rounds in which each client takes part, float64 `[N]`, if known."""
-        return None
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold, as JSON; nothing for a rule without memory."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` returned.
-
-        Raises:
-            ValueError: If the rule has no memory and the state holds something.
-        """
-        if state:
-            name = type(self).__name__.lower()
-            raise ValueError(f"participation '{name}' has no state, the checkpoint has {state}")
-
-
-def _generator(seed: int, server_round: int) -> np.random.Generator:
-    return rng.generator(seed, "participation", server_round)
-
-
-def _subset(generator: np.random.Generator, num_clients: int, size: int) -> npt.NDArray[np.int64]:
-    # without shuffling numpy draws a small subset by Floyd's method: work and memory grow with the
-    # subset, not with the clients registered
-    chosen = generator.choice(num_clients, size=size, replace=False, shuffle=False)
-    return np.sort(chosen).astype(np.int64, copy=False)
+__all__ = [
+    "PARTICIPATION",
+    "Bernoulli",
+    "Cyclic",
+    "Full",
+    "Markov",
+    "Participation",
+    "RatedParticipation",
+    "Sine",
+    "Staircase",
+    "Trace",
+    "Uniform",
+]
 
 
 @final
@@ -123,7 +78,7 @@ class Uniform(Participation):
     ) -> npt.NDArray[np.int64]:
         """Return the round's cohort, at a cost that grows with the cohort alone."""
         self._check(num_clients)
-        return _subset(_generator(seed, server_round), num_clients, self._cohort_size)
+        return uniform_subset(round_generator(seed, server_round), num_clients, self._cohort_size)
 
     def expected_cohort(self, num_clients: int) -> int:
         """Return the cohort's size."""
@@ -135,40 +90,16 @@ class Uniform(Participation):
         self._check(num_clients)
         return np.full(num_clients, self._cohort_size / num_clients)
 
+    def over_selected(self, factor: float) -> "Uniform":
+        """Return the rule of a cohort that is larger by a factor, rounded up."""
+        return Uniform(cohort_size=math.ceil(factor * self._cohort_size - 1e-9))
+
     def _check(self, num_clients: int) -> None:
         if self._cohort_size > num_clients:
             raise ScenarioError(
                 f"[participation] cohort_size = {self._cohort_size}: there are {num_clients} "
                 f"clients; use at most {num_clients}"
             )
-
-
-class RatedParticipation(Participation, abc.ABC):
-    """A rule in which every client has a rate: the share of rounds in which it takes part.
-
-    Args:
-        rates: The rates.
-    """
-
-    def __init__(self, rates: ClientRates) -> None:
-        self._rates = rates
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the rates follow the labels."""
-        return self._rates.needs_labels
-
-    def learn_labels(self, counts: npt.NDArray[np.int64], *, seed: int) -> None:
-        """Fix the clients' rates, see `label_rates`."""
-        self._rates.learn(counts, seed=seed)
-
-    def rates(self, num_clients: int) -> Floats:
-        """Return the clients' rates, float64 `[N]`."""
-        return self._rates.of(num_clients)
-
-    def expected_cohort(self, num_clients: int) -> int:
-        """Return the sum of the scenario's rates, rounded; at least one."""
-        return self._rates.expected_cohort(num_clients)
 
 
 @final
@@ -199,13 +130,12 @@ class Bernoulli(RatedParticipation):
         self, server_round: int, *, num_clients: int, seed: int
     ) -> npt.NDArray[np.int64]:
         """Return who takes part; with one common rate the cost grows with the cohort alone."""
-        generator = _generator(seed, server_round)
-        if (common := self._rates.common) is None:
-            chosen = generator.random(num_clients) < self._rates.of(num_clients)
-            return np.flatnonzero(chosen).astype(np.int64)
-        # independent coins of equal rate are a binomial count and then a uniform subset
-        size = int(generator.binomial(num_clients, common))
-        return _subset(generator, num_clients, size)
+        common = self._rates.common
+        return independent_subset(
+            round_generator(seed, server_round),
+            num_clients,
+            self._rates.of(num_clients) if common is None else float(common),
+        )
 
 
 class _Chain(NamedTuple):
@@ -262,11 +192,11 @@ class Markov(RatedParticipation):
             or (chain.seed, len(chain.active)) != (seed, num_clients)
             or chain.server_round > server_round
         ):
-            chain = _Chain(seed, 0, _generator(seed, 0).random(num_clients) < rates)
+            chain = _Chain(seed, 0, round_generator(seed, 0).random(num_clients) < rates)
         up, down = self._transitions(rates)
         active = chain.active
         for next_round in range(chain.server_round + 1, server_round + 1):
-            draw = _generator(seed, next_round).random(num_clients)
+            draw = round_generator(seed, next_round).random(num_clients)
             active = np.where(active, draw >= down, draw < up)
         self._chain = _Chain(seed, server_round, active)
         return np.flatnonzero(active).astype(np.int64)
@@ -346,7 +276,7 @@ class Cyclic(RatedParticipation):
     ) -> npt.NDArray[np.int64]:
         """Return who is on."""
         on, off = self._phases(num_clients)
-        start = _generator(seed, 0).integers(0, off)  # rounds before a client is on at first
+        start = round_generator(seed, 0).integers(0, off)  # rounds before a client is on at first
         return np.flatnonzero((server_round - 1 - start) % (on + off) < on).astype(np.int64)
 
     def rates(self, num_clients: int) -> Floats:
@@ -367,4 +297,7 @@ PARTICIPATION: dict[str, Callable[..., Participation]] = {
     "bernoulli": Bernoulli,
     "markov": Markov,
     "cyclic": Cyclic,
+    "sine": Sine,
+    "staircase": Staircase,
+    "trace": Trace,
 }

@@ -62,6 +62,10 @@ class ClientRates:
             return max(1, round(math.fsum(self.of(num_clients))))
         return max(1, round(num_clients * self._given))
 
+    def stated(self, num_clients: int) -> float | Floats:
+        """Return the rate or rates that the scenario gives, whatever the labels make of them."""
+        return self.of(num_clients) if isinstance(self._given, tuple) else self._given
+
     def of(self, num_clients: int) -> Floats:
         """Return the rates, float64 `[N]`.
 

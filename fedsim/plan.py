@@ -4,6 +4,10 @@ A plan is derived from scenario values alone, never from workers, free memory or
 written to the run folder and into checkpoints. Equal plan, equal bits.
 """
 
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +25,7 @@ REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32
 _CHUNK_BYTES = 2**30  # parameters, gradients, moments and activations of one chunk
 _COPIES = 8
+_NO_RULE = re.compile(r"not yet implemented the batching rule for ([\w:.]+?)\.? ")
 
 
 @dataclass(frozen=True)
@@ -96,16 +101,18 @@ def make_plan(
 
 
 def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:
-    """Say why the task's model cannot be vectorised, or None: by its layers, then by a trial."""
+    """Say why the task's model cannot be vectorised, or None: by its layers, then by a trial.
+
+    A trial that torch could only run client by client, operation by operation, counts as a refusal:
+    the loop is faster than that, and says so.
+    """
     model = seed_dropout(task.build_model(0))
     return loop_reason(model) or _trial(task, model, spec)
 
 
 def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
     """Run one gradient of two identical clients under vmap, as training does."""
-    random = generator(0, "trial")
-    features = torch.from_numpy(random.standard_normal((2, 3, *spec.feature_shape))).to(task.dtype)
-    targets = torch.zeros((2, 3), dtype=torch.int64)
+    features, targets = _samples(task, spec)
     model.train()
 
     def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -114,19 +121,66 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
 
         return torch.func.grad(loss)(params)
 
-    try:
-        layers = dropout_layers(model)
-        noise = {n: torch.ones(3, *s) for n, s in noise_shapes(model, layers, features[0]).items()}
-        named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
-        one = {**named, **noise}
-        stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
-        vmap(gradient)(stacked, features, targets)
-        # another third sample must not move the first two: padding would not be harmless
-        others = torch.cat([features[0][:2], features[1][2:]])
-        first, second = (functional_call(model, one, (x,))[:2] for x in (features[0], others))
-        if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
-            return "a sample's output depends on the other samples of its batch"
-    except Exception as error:  # whatever it is, it is reported and the loop serves
-        first = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        return f"torch.func.vmap refuses the model ({type(error).__name__}: {first})"
+    with _inside(model) as entered, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            layers = dropout_layers(model)
+            shapes = noise_shapes(model, layers, features[0])
+            noise = {n: torch.ones(3, *s) for n, s in shapes.items()}
+            named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
+            one = {**named, **noise}
+            stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
+            vmap(gradient)(stacked, features, targets)
+            # another third sample must not move the first two: padding would not be harmless
+            others = torch.cat([features[0][:2], features[1][2:]])
+            first, second = (functional_call(model, one, (x,))[:2] for x in (features[0], others))
+            if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+                return "a sample's output depends on the other samples of its batch"
+        except Exception as error:  # whatever it is, it is reported and the loop serves
+            first_line = str(error).strip().splitlines()[:1] or ["no message"]
+            layers_entered = [f"{type(m).__name__} '{name}'" for name, m in entered if name]
+            where = f" in {layers_entered[-1]}" if layers_entered else ""
+            return (
+                f"torch.func.vmap refuses the model{where} ({type(error).__name__}: "
+                f"{first_line[0]})"
+            )
+    unbatched = sorted({m[1] for w in heard if (m := _NO_RULE.search(str(w.message)))})
+    if unbatched:
+        return f"torch.func.vmap has no batching rule for {', '.join(unbatched)}"
     return None
+
+
+def _samples(task: TaskLike, spec: SampleSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Made-up samples of two clients, three each."""
+    random = generator(0, "trial")
+    shape = (2, 3, *spec.feature_shape)
+    if spec.vocabulary:
+        features = torch.from_numpy(random.integers(spec.vocabulary, size=shape))
+    else:
+        features = torch.from_numpy(random.standard_normal(shape)).to(task.dtype)
+    if spec.has_classes:
+        return features, torch.zeros((2, 3), dtype=torch.int64)
+    return features, torch.zeros((2, 3, *spec.target_shape))
+
+
+@contextlib.contextmanager
+def _inside(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """Keep the layers that have been entered and not left, the innermost last."""
+    entered: list[tuple[str, nn.Module]] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda module, _: entered.append((name, module))
+
+    def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks += [
+            module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)
+        ]  # fmt: skip
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()

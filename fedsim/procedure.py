@@ -104,6 +104,11 @@ class ClientProcedure(abc.ABC):
         """How much is trained in a set-up exchange, round 0; by default as in any round."""
         return self.work
 
+    @property
+    def needs_classes(self) -> str | None:
+        """What in its hyperparameters makes sense of classes alone ("margin = 0.1"), or None."""
+        return None
+
     def initial_state(self, params: Named) -> Named:
         """Return the client's own memory before it first trains: fixed-shape named tensors."""
         return {}

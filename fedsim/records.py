@@ -17,6 +17,7 @@ from fedsim.layout import Layout
 
 ARRAYS, CONFIG, EXTRA, METRICS = "arrays", "config", "extra", "metrics"
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
+WORK = "work"  # the share of its local work that a client does, in (0, 1]; all when it is missing
 
 
 class ArraysMismatchError(ValueError):

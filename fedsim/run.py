@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +21,18 @@ from fedsim import run_folder
 from fedsim.attacks import AttackGrid
 from fedsim.checkpoint import Checkpoint
 from fedsim.cohort import Failure
+from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
-from fedsim.errors import CheckpointError, RunError, ScenarioError
+from fedsim.errors import BusyError, CheckpointError, ScenarioError
+from fedsim.expectations import check_expectations
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
 from fedsim.records import array_record, model_tensors, named_tensors
+from fedsim.retries import RetryGrid
 from fedsim.rng import generator
-from fedsim.run_folder import JsonLines, RunFolder, read_json, write_json_atomic
-from fedsim.scenario import Scenario, check_expectations
+from fedsim.run_folder import JsonLines, RunFolder, read_json, taking, write_json_atomic
+from fedsim.scenario import Scenario
 from fedsim.simulation import pinned_threads
 from fedsim.strategy import FederatedStrategy
 from fedsim.topology import Topology, edges_sha256, graph_statistics
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fedsim")
 _GROWING = ("metrics.jsonl", "participation.jsonl", "chunks.jsonl")
+_MANIFESTED = ("topology", "participation", "weights")  # besides the data
+_LOCAL = "local.jsonl"  # grows too, with [evaluation] per_client
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def start(
     """
     world = build(scenario)
     folder = run_folder.create(None if out is None else Path(out), scenario)
-    write_plan(world, folder)
+    with folder.recording():
+        write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)
 
 
@@ -121,20 +127,29 @@ def resume(
 
 def write_plan(world: World, folder: RunFolder) -> None:
     """Write the execution plan and the manifest of data and partition into a run folder."""
-    write_json_atomic(folder.file("plan.json"), world.plan.to_json())
-    write_json_atomic(folder.file("manifest.json"), _manifest(world))
+    for name, content in (
+        ("plan.json", world.plan.to_json()),
+        ("manifest.json", _manifest(world)),
+    ):
+        with taking(folder.file(name)):
+            write_json_atomic(folder.file(name), content)
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         title = f"{world.topology.kind}, {world.scenario.stem}"
-        draw_topology(graph, folder.file("topology.png"), title)
+        with taking(folder.file("topology.png")):
+            draw_topology(graph, folder.file("topology.png"), title)
 
 
 def _manifest(world: World) -> dict[str, Any]:
     """What the run is made of besides the scenario: data, partition, the first round's graph."""
     manifest = {**world.data.manifest, "sha256": world.data.manifest_sha256}
+    if world.weights is not None:
+        manifest["weights"] = world.weights
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         manifest["topology"] = {**graph_statistics(graph), "sha256": edges_sha256(graph)}
+    if trace := world.participation.manifest():
+        manifest["participation"] = trace
     return manifest
 
 
@@ -168,11 +183,13 @@ def execute(
 @contextlib.contextmanager
 def _only_one(folder: RunFolder) -> Iterator[None]:
     """Refuse to work in a folder in which somebody else does; the lock ends with its process."""
-    with folder.file("lock").open("w") as file:
+    with taking(folder.file("lock")):
+        file = folder.file("lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(
+            raise BusyError(
                 f"{folder.path}: this run is still going on in another process; wait for it or "
                 "end it"
             ) from None
@@ -189,12 +206,9 @@ def _execute(
 ) -> RunResult:
     scenario = world.scenario
     begun = time.monotonic()
-    wrapped = ParticipationGrid(
-        AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout),
-        world.participation,
-        seed=scenario.seed,
-    )
-    files = {name: JsonLines(folder.file(name)) for name in _GROWING}
+    wrapped = ParticipationGrid(_wrapped(grid, world), world.participation, seed=scenario.seed)
+    growing = (*_GROWING, *([_LOCAL] if scenario.evaluation.per_client else []))
+    files = {name: JsonLines(folder.file(name)) for name in growing}
     keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
     try:
         arrays, first_round, history = keeper.take_up()
@@ -221,9 +235,13 @@ def _execute(
             grid=wrapped,
             num_rounds=scenario.rounds,
             evaluate=evaluate,
+            pooled=_pooled(world) if scenario.evaluation.pooled else None,
+            kept=world.kept,
             evaluate_every=scenario.evaluation.every,
             local_clients=_local_clients(world),
-            policy=Policy(scenario.engine.on_failure, scenario.engine.min_replies),
+            policy=Policy(
+                scenario.engine.on_failure, scenario.engine.min_replies, scenario.engine.quorum
+            ),
             early_stop=EarlyStop(stop.metric, stop.target, stop.patience, stop.mode)
             if stop
             else None,
@@ -245,6 +263,32 @@ def _execute(
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
 
 
+def _pooled(world: World) -> Callable[[ArrayRecord], dict[str, float]]:
+    """Return what measures a model on the local test splits of all clients together."""
+    drawn = world.data.clients(range(world.data.num_clients), split="test")
+    rows = np.concatenate([np.asarray(mine, dtype=np.int64) for mine in drawn.rows])
+
+    def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+        params, buffers = model_tensors(world.layout, arrays)
+        return world.app.executor.evaluate_arrays(
+            params, buffers, drawn.features, drawn.targets, rows
+        )
+
+    return evaluate
+
+
+def _wrapped(grid: Grid, world: World) -> Grid:
+    """The grid with all in it that stands between the selected clients and the strategy."""
+    engine, devices = world.scenario.engine, world.devices
+    layout = world.layout if isinstance(grid, LocalGrid) else None
+    if devices is not None:
+        grid = AbsenceGrid(grid, devices, layout)
+    grid = AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout)
+    if engine.on_failure == "retry":
+        grid = RetryGrid(grid, engine.retries, layout)
+    return grid if devices is None else DeviceGrid(grid, devices)
+
+
 def _attacked(grid: Grid, world: World) -> Grid:
     """The grid with the scenario's attackers in it."""
     if world.attack is None:
@@ -260,7 +304,7 @@ def _require_same_data(world: World, folder: RunFolder) -> None:
     before, now = read_json(place), _manifest(world)
     for what, then, here in (
         ("data", before, now),
-        ("topology", before.get("topology") or {}, now.get("topology") or {}),
+        *((n, before.get(n) or {}, now.get(n) or {}) for n in _MANIFESTED),
     ):
         if then.get("sha256") != here.get("sha256"):
             raise CheckpointError(
@@ -364,7 +408,10 @@ class _Keeper:
         if report.server_round or report.selected:
             failed = {str(f.client_id): f.cause for f in report.failures}
             record = {"round": report.server_round, "selected": list(report.selected)}
-            self._files["participation.jsonl"].append({**record, "failed": failed})
+            self._files["participation.jsonl"].append({**record, "failed": failed, **report.record})
+        if _LOCAL in self._files:
+            for each in report.local:
+                self._files[_LOCAL].append({"round": report.server_round, **each})
         self.drain()
         if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
             self._save(report.server_round, report.arrays)
@@ -486,7 +533,8 @@ def _summarise(
         "wall_time_s": elapsed_s,
         "expect": check_expectations(world.scenario.expect, loop.history),
     }
-    write_json_atomic(folder.file("summary.json"), summary)
+    with taking(folder.file("summary.json")):
+        write_json_atomic(folder.file("summary.json"), summary)
     return summary
 
 
@@ -505,9 +553,9 @@ def participation_sha256(path: Path) -> str:
 
 def _write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+    with taking(path):
+        try:
+            temporary.write_bytes(content)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)

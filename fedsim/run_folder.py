@@ -6,6 +6,7 @@ Nothing in a run folder names the machine, its user or its environment.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import fedsim
-from fedsim.errors import RunError, ScenarioError, nearest
+from fedsim.errors import CheckpointError, RunError, ScenarioError, nearest
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
@@ -65,7 +67,8 @@ class RunFolder(NamedTuple):
         An exception on its way out is marked with the folder, so that whoever reports it can name
         the log and the command that resumes the run (`folder_of`).
         """
-        handler = logging.FileHandler(self.file(LOG_FILE), encoding="utf-8")
+        with taking(self.file(LOG_FILE)):
+            handler = _LogFile(self.file(LOG_FILE), encoding="utf-8")
         formatter = _NamelessFormatter(
             "%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
         )
@@ -88,6 +91,42 @@ class RunFolder(NamedTuple):
             _logger.removeHandler(handler)
             _logger.setLevel(before)
             handler.close()
+
+
+@contextlib.contextmanager
+def taking(path: Path) -> Iterator[None]:
+    """Name the file of a run that is written inside when the disk does not take it.
+
+    Raises:
+        RunError: For any error of the operating system's.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}; make room and `fedsim resume` "
+            "the run, nothing is lost up to its last checkpoint"
+        ) from error
+
+
+class _LogFile(logging.FileHandler):
+    """A log that says in one line that the disk does not take it, and lets the run fail or not."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once what the disk refused."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"fedsim: {LOG_FILE} cannot be written: {error.strerror}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; what it still holds may find no room."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _NamelessFormatter(logging.Formatter):
@@ -189,7 +228,8 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        with taking(path):
+            self._file = path.open("ab", buffering=0)
 
     @property
     def offset(self) -> int:
@@ -200,17 +240,19 @@ class JsonLines:
         """Write one record.
 
         Raises:
-            OSError: If the disk does not take it whole; nothing of it is left in the file then.
+            RunError: If the disk does not take it whole; nothing of it is left in the file then.
         """
         line = _encode(record, indent=None).encode() + b"\n"
         before = self.offset
-        if self._file.write(line) != len(line):
-            self._file.truncate(before)
-            raise OSError(f"{self._path.name}: the disk took only a part of a record")
+        with taking(self._path):
+            if self._file.write(line) != len(line):
+                self._file.truncate(before)
+                raise OSError(errno.ENOSPC, "the disk took only a part of a record")
 
     def sync(self) -> None:
         """Wait until what was written is on the disk, so that a checkpoint may count on it."""
-        os.fsync(self._file.fileno())
+        with taking(self._path):
+            os.fsync(self._file.fileno())
 
     def truncate(self, offset: int | None = None) -> None:
         """Forget the records from `offset` on, a torn last line included.
@@ -219,17 +261,17 @@ class JsonLines:
             offset: Where the first forgotten record begins; None forgets only a torn last line.
 
         Raises:
-            RunError: If the file is shorter than that, or no record begins there.
+            CheckpointError: If the file is shorter than that, or no record begins there.
         """
         data = self._path.read_bytes()
         end = data.rfind(b"\n") + 1 if offset is None else offset
         if end > len(data):
-            raise RunError(
+            raise CheckpointError(
                 f"{self._path.name} has {len(data)} bytes where the checkpoint counted {end}: "
                 "records are lost, so the run cannot go on from there; start it anew"
             )
         if end and data[end - 1 : end] != b"\n":
-            raise RunError(
+            raise CheckpointError(
                 f"{self._path.name}: no record begins at byte {end}, where the checkpoint says so: "
                 "the file was changed since; start the run anew"
             )

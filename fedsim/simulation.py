@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 from flwr.app import Context, RecordDict
@@ -37,7 +39,8 @@ def run_simulation(
 
     Takes the arguments of `flwr.simulation.run_simulation`, and differs in what it gives: node ids
     are partition + 2, the same in every run; replies come in client order; a worker that dies is
-    replaced and the client is named; torch in the workers and the driver's kernels use one thread.
+    replaced and the client is named; torch in the workers and the driver's kernels use one thread;
+    what the ServerApp raises is raised here. What is not honoured is logged by name.
 
     Args:
         server_app: Runs here, with the engine as its grid.
@@ -45,11 +48,12 @@ def run_simulation(
         num_supernodes: How many virtual clients there are.
         backend_name: "ray", or "inline" for this process.
         backend_config: `init_args` for `ray.init`, `client_resources` with `num_cpus` (2 by
-            default, as in Flower) and `num_gpus` of one worker. `actor` concerns TensorFlow alone
-            and does nothing here.
+            default, as in Flower) and `num_gpus` of one worker; fractions are allowed. `actor`
+            concerns TensorFlow alone and does nothing here.
         enable_tf_gpu_growth: Taken for compatibility; set TF_FORCE_GPU_ALLOW_GROWTH instead.
         verbose_logging: Whether DEBUG messages are logged.
-        run_config: The run's configuration, as `flwr run --run-config` gives it.
+        run_config: The run's configuration: the table `[tool.flwr.app.config]` of an app's
+            pyproject.toml as it stands (tables in it are flattened to dotted keys, as Flower does).
         workers: At most so many workers.
         client_timeout_s: Seconds a client may take; None waits for ever.
 
@@ -61,37 +65,46 @@ def run_simulation(
         RunError: If the engine cannot start.
     """
     config = dict(backend_config or {})
-    _refuse_unknown(config, _CONFIG_KEYS, "a key of backend_config")
-    resources = {**_FLOWER_RESOURCES, **dict(config.get("client_resources") or {})}
-    _refuse_unknown(resources, _RESOURCE_KEYS, "a key of client_resources")
-    if backend_name not in _BACKENDS:
-        raise ValueError(f"backend_name: {unknown(backend_name, 'a backend', _BACKENDS)}")
-    if config.get("actor") or enable_tf_gpu_growth:
-        _log.warning(
-            "TensorFlow options do nothing here; set TF_FORCE_GPU_ALLOW_GROWTH=true instead"
-        )
-    if verbose_logging:
-        logging.getLogger("flwr").setLevel(logging.DEBUG)
-        _log.setLevel(logging.DEBUG)
-    settings: dict[str, Any] = {"run_config": run_config, "client_timeout_s": client_timeout_s}
+    resources = _check(backend_name, config)
+    settings: dict[str, Any] = {"run_config": _flattened(run_config or {})}
+    idle = {
+        "enable_tf_gpu_growth": enable_tf_gpu_growth,
+        "backend_config['actor']": config.get("actor"),
+    }
     if backend_name == "ray":
         settings |= {
             "workers": workers,
+            "client_timeout_s": client_timeout_s,
             "client_resources": resources,
             "init_args": config.get("init_args"),
         }
+    else:
+        idle |= {
+            "backend_config['init_args']": config.get("init_args"),
+            "backend_config['client_resources']": config.get("client_resources"),
+            "workers": workers is not None,
+            "client_timeout_s": client_timeout_s is not None,
+        }
+    for name, given in idle.items():
+        if given:
+            _log.warning("%s does nothing here: %s", name, _why_idle(name))
+    if verbose_logging:
+        logging.getLogger("flwr").setLevel(logging.DEBUG)
+        _log.setLevel(logging.DEBUG)
     context = Context(
         run_id=1,
         node_id=internals.SERVER_NODE_ID,
         node_config={},
         state=RecordDict(),
-        run_config=dict(run_config or {}),
+        run_config=dict(settings["run_config"]),
     )
     with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
         internals.ensure_identity()
-        server_app(grid, context)
-    for incident in grid.incidents:
-        _log.warning("%s", incident)
+        try:
+            server_app(grid, context)
+        finally:
+            for incident in grid.incidents:
+                _log.warning("%s", incident)
     return context
 
 
@@ -120,7 +133,52 @@ def _grid(name: str, app: ClientApp, clients: int, settings: dict[str, Any]) -> 
     return RayGrid(app, clients, **settings)
 
 
-def _refuse_unknown(found: Mapping[str, Any], allowed: tuple[str, ...], what: str) -> None:
-    for key in found:
-        if key not in allowed:
-            raise ValueError(f"backend_config: {unknown(key, what, allowed)}")
+def _check(backend_name: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """Refuse a backend that cannot be; return what one worker takes."""
+    if backend_name not in _BACKENDS:
+        raise ValueError(f"backend_name: {unknown(backend_name, 'a backend', _BACKENDS)}")
+    for key in config:
+        if key not in _CONFIG_KEYS:
+            raise ValueError(
+                f"backend_config: {unknown(key, 'a key of backend_config', _CONFIG_KEYS)}"
+            )
+        if not isinstance(config[key], Mapping | NoneType):
+            raise ValueError(f"backend_config['{key}'] = {config[key]!r}: must be a mapping")
+    resources = {**_FLOWER_RESOURCES, **dict(config.get("client_resources") or {})}
+    where = "backend_config['client_resources']"
+    for key, value in resources.items():
+        if key not in _RESOURCE_KEYS:
+            raise ValueError(
+                f"{where}: {unknown(key, 'a key of client_resources', _RESOURCE_KEYS)}"
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise ValueError(f"{where}['{key}'] = {value!r}: must be a number >= 0")
+    if not any(resources.values()):
+        raise ValueError(f"{where}: a worker takes no CPU and no GPU; give one of them above 0")
+    return resources
+
+
+def _why_idle(name: str) -> str:
+    if name in ("enable_tf_gpu_growth", "backend_config['actor']"):
+        return "set the environment variable TF_FORCE_GPU_ALLOW_GROWTH=true instead"
+    return "backend_name = 'inline' runs the clients one after another in this process"
+
+
+def _flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The table with `{"a": {"b": 1}}` as `{"a.b": 1}`.
+
+    Raises:
+        ValueError: If a value is none that Flower's configuration has.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            flat[f"{prefix}{key}"] = value
+        else:
+            raise ValueError(
+                f"run_config['{prefix}{key}'] = {value!r}: must be true, false, a number or text"
+            )
+    return flat

@@ -16,6 +16,7 @@ else.
 
 import abc
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -578,11 +579,21 @@ def mean_buffers(stacks: Mapping[str, Tensor], weights: Tensor) -> dict[str, Ten
 
 
 def mean_metrics(replies: Replies) -> dict[str, int | float]:
-    """Return the clients' metrics averaged by examples, and the examples in all."""
+    """Return the clients' metrics averaged by examples, and the examples in all.
+
+    A metric that is nan is not defined on that client's samples: the mean is over the others, and
+    nan when there are none.
+    """
     weights = replies.num_examples.double()
     total = float(weights.sum())
     means: dict[str, int | float] = {NUM_EXAMPLES: int(replies.num_examples.sum())}
     for name, column in replies.metrics.items():
+        undefined = column.isnan()
+        if bool(undefined.any()):
+            held = float(weights[~undefined].sum())
+            summed = float((weights * column)[~undefined].sum())
+            means[name] = summed / held if held else math.nan
+            continue
         means[name] = float((weights * column).sum()) / total if total else 0.0
     return means
 

@@ -9,16 +9,21 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import discovery, tasks
 from fedsim.attacks import Attack
+from fedsim.augmentation import augmentation_of
 from fedsim.client_app import CohortApp
 from fedsim.data import FederatedData, prepare
 from fedsim.data.statistics import label_counts
-from fedsim.errors import ScenarioError
+from fedsim.devices import DeviceModel
+from fedsim.errors import ScenarioError, is_too_large, largest_number
 from fedsim.executor import CohortExecutor
+from fedsim.flower_strategies import check_model
+from fedsim.foreign import nested
 from fedsim.layout import Layout
+from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan, make_plan
 from fedsim.records import array_record
@@ -26,6 +31,8 @@ from fedsim.rng import derived_seed
 from fedsim.scenario import Scenario
 from fedsim.strategy import FederatedStrategy
 from fedsim.topology import Topology
+
+_LARGE_BATCH = 2**16  # up to here a batch larger than the data is a way to say "all of them"
 
 
 @runtime_checkable
@@ -43,7 +50,7 @@ class World:
     Attributes:
         scenario: The scenario.
         data: The clients' data.
-        participation: Who takes part when.
+        participation: Who is selected when.
         attack: What attackers do to their replies, or None.
         topology: The graph of a strategy that averages over one, or None.
         plan: How the run computes.
@@ -51,6 +58,9 @@ class World:
         app: What runs on the clients.
         layout: How the model's tensors lie in the flat vector.
         arrays: The initial model.
+        devices: What happens to selected clients inside a round, or None.
+        weights: What the manifest says of the weights that the model starts from, or None.
+        kept: Tensors of the model that no round changes on the server.
     """
 
     scenario: Scenario
@@ -63,34 +73,64 @@ class World:
     app: CohortApp
     layout: Layout
     arrays: ArrayRecord
+    devices: DeviceModel | None = None
+    weights: dict[str, Any] | None = None
+    kept: tuple[str, ...] = ()
 
 
-def build(scenario: Scenario) -> World:
+def build(scenario: Scenario, *, on_node: bool = False) -> World:
     """Build everything; nothing runs yet.
 
+    Args:
+        scenario: What to build.
+        on_node: Whether only the clients' side is wanted: the model then starts from its
+            initialisation, for the weights come with the server's first message.
+
     Raises:
-        ScenarioError: If the parts do not fit each other.
+        ScenarioError: If the parts do not fit each other, or into memory.
         RunError: If the data cannot be had.
     """
-    if scenario.evaluation.clients and not scenario.partition.get("test_fraction"):
+    try:
+        return _build(scenario, on_node)
+    except (MemoryError, OverflowError, ValueError) as error:
+        if not is_too_large(error):
+            raise
+        largest = largest_number({**scenario.resolved(), "engine": {}})
+        raise ScenarioError(f"{largest}: is too large: {error}") from error
+
+
+def _build(scenario: Scenario, on_node: bool) -> World:
+    evaluation = scenario.evaluation
+    if (evaluation.clients or evaluation.pooled) and not scenario.partition.get("test_fraction"):
+        asked = f"clients = {evaluation.clients}" if evaluation.clients else "pooled = true"
         raise ScenarioError(
-            f"[evaluation] clients = {scenario.evaluation.clients}: clients evaluate on their "
-            "local "
-            "test splits, and [partition] test_fraction = 0 leaves them none; set it above 0"
+            f"[evaluation] {asked}: clients evaluate on their local test splits, and [partition] "
+            "test_fraction = 0 leaves them none; set it above 0"
         )
     data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
-    task = _task(scenario.task, data)
+    if scenario.partition.get("clients") is None:
+        scenario.check_clients(data.num_clients)
+    _check_batch(scenario, data)
+    task = _task(scenario.task, data, scenario.data["name"])
+    augmentation_of(scenario.task.get("augment"), data.spec)  # or refused here
+    needs = discovery.make_procedure(scenario.client).needs_classes
+    if needs and not data.spec.has_classes:
+        raise ScenarioError(
+            f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs targets that '
+            "are classes, and these are numbers"
+        )
     takes_part: Participation = discovery.make("participation", scenario.participation)
     if takes_part.needs_labels:
         # every client's labels are counted: of generated data this makes all of them once
         takes_part.learn_labels(label_counts(data, whole=True).counts, seed=scenario.seed)
+    devices, selected = _devices(scenario, takes_part, data.num_clients)
     engine = scenario.engine
     if engine.device == "cuda":
         _require_cuda()
     plan = make_plan(
         task,
         spec=data.spec,
-        expected_cohort=takes_part.expected_cohort(data.num_clients),
+        expected_cohort=selected.expected_cohort(data.num_clients),
         executor=engine.executor,
         chunk_size=engine.chunk_size,
         device=engine.device,
@@ -102,33 +142,81 @@ def build(scenario: Scenario) -> World:
     if scenario.topology:
         topology = discovery.make("topologies", scenario.topology)
         topology.graph(data.num_clients, server_round=1, seed=scenario.seed)  # or refused here
-    strategy = discovery.make_strategy(scenario.strategy, topology)
+    cohort = takes_part.expected_cohort(data.num_clients)
+    strategy = discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
     model = task.build_model(scenario.seed)
     layout = Layout.from_model(model)
-    if isinstance(strategy, FederatedStrategy):
-        strategy.declare_buffers([spec.name for spec in layout.buffers])
-        strategy.declare_seed(scenario.seed)
-        try:
-            strategy.check(data.num_clients, takes_part.expected_cohort(data.num_clients))
-        except ValueError as error:
-            raise ScenarioError(f"[strategy] {error}") from None
-        strategy.declare_starts(functools.partial(_own_start, task, layout, scenario.seed))
-    if isinstance(strategy, WantsRates):
-        rates = takes_part.rates(data.num_clients)
-        if rates is not None:
-            strategy.declare_rates(rates)
+    options = tasks.options_of(scenario.task)
+    pretrained, weights = None, None
+    if options.weights is not None and not on_node:
+        pretrained = Pretrained(options.weights, strict=options.strict_weights)
+        weights = pretrained.put_into(model)
+    check_model(strategy, layout)
+    for each in nested(strategy):
+        if isinstance(each, FederatedStrategy):
+            each.declare_buffers([spec.name for spec in layout.buffers])
+            each.declare_seed(scenario.seed)
+            try:
+                each.check(data.num_clients, cohort)
+            except ValueError as error:
+                raise ScenarioError(f"[strategy] {error}") from None
+            each.declare_starts(
+                functools.partial(_own_start, task, layout, scenario.seed, pretrained)
+            )
+        if isinstance(each, WantsRates):
+            rates = takes_part.rates(data.num_clients)
+            if rates is not None:
+                each.declare_rates(rates)
     state = model.state_dict()
     arrays = array_record({name: state[name] for name in layout.names})
     attack = discovery.make("attacks", scenario.attack) if scenario.attack else None
-    return World(scenario, data, takes_part, attack, topology, plan, strategy, app, layout, arrays)
+    return World(
+        scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
+        weights, _kept(layout, model, options),
+    )  # fmt: skip
 
 
-def _own_start(task: tasks.Task, layout: Layout, seed: int, client: int) -> Tensor:
-    """The model that a client would have initialised by itself, `[dim]`."""
-    with torch.no_grad():
-        return layout.flatten(
-            task.build_model(derived_seed(seed, "own start", client)).state_dict()
+def _check_batch(scenario: Scenario, data: FederatedData) -> None:
+    """Refuse a batch that is almost all padding: every step would need memory for it."""
+    batch = discovery.make_procedure(scenario.client).work.batch_size
+    held = data.manifest["data"].get("samples")  # text where samples are made on demand
+    if isinstance(held, int) and batch > max(held, _LARGE_BATCH):
+        largest = data.manifest["sizes"]["max"]
+        raise ScenarioError(
+            f"[client] batch_size = {batch}: all clients together hold fewer samples; must be at "
+            f"most {largest}, those of the largest client, to train on all of them in one step"
         )
+
+
+def _kept(layout: Layout, model: nn.Module, options: tasks.TaskOptions) -> tuple[str, ...]:
+    """The tensors that no round changes on the server."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    average = options.buffers == "average"
+    return tuple(s.name for s in layout.buffers if not average or s.name in parameters)
+
+
+def _devices(
+    scenario: Scenario, takes_part: Participation, num_clients: int
+) -> tuple[DeviceModel | None, Participation]:
+    """The clients' devices, and who is selected: with over-selection, more than take part."""
+    devices, keep = scenario.devices, None
+    if devices is None:
+        return None, takes_part
+    if devices.over_select > 1:
+        keep = takes_part.expected_cohort(num_clients)
+        takes_part = takes_part.over_selected(devices.over_select)
+    return DeviceModel(devices, seed=scenario.seed, keep=keep), takes_part
+
+
+def _own_start(
+    task: tasks.Task, layout: Layout, seed: int, pretrained: Pretrained | None, client: int
+) -> Tensor:
+    """The model that a client would have initialised by itself, `[dim]`."""
+    model = task.build_model(derived_seed(seed, "own start", client))
+    if pretrained is not None:
+        pretrained.put_into(model)
+    with torch.no_grad():
+        return layout.flatten(model.state_dict())
 
 
 def make_app(scenario: Scenario, data: FederatedData, plan: ExecutionPlan) -> CohortApp:
@@ -157,11 +245,13 @@ def make_executor(
         device=plan.device,
         deterministic=plan.deterministic,
         evaluation_batch=plan.evaluation_batch,
+        augmentation=augmentation_of(task.get("augment"), data.spec),
+        buffers=tasks.options_of(task).buffers,
     )
 
 
-def _task(table: Mapping[str, Any], data: FederatedData) -> tasks.Task:
-    return tasks.make_task(table, data.spec)
+def _task(table: Mapping[str, Any], data: FederatedData, name: str | None = None) -> tasks.Task:
+    return tasks.make_task(table, data.spec, data=name)
 
 
 def _require_cuda() -> None:

@@ -441,11 +441,16 @@ def test_array_records_of_a_flower_strategy_survive_a_checkpoint(folder):
     np.testing.assert_array_equal(fresh.remembered["w"].numpy(), [1.0, 2.0])
 
 
-def test_a_strategy_around_another_one_is_refused_by_name():
-    strategy = FedAvg()
-    strategy.strategy = FedAvg()
-    with pytest.raises(CheckpointError, match="FedAvg wraps another strategy in 'strategy'"):
-        dump_attributes(strategy)
+def test_a_strategy_inside_another_one_survives_a_checkpoint(folder):
+    strategy, inside = FedAvg(), FedAdam(eta=0.3)
+    strategy.inside, inside.m_t = inside, {"w": np.array([0.25, 0.5])}
+    state = load(save(folder, make(strategy=dump_attributes(strategy)), keep=1)).strategy
+    fresh = FedAvg()
+    fresh.inside = kept = FedAdam(eta=9.0)
+    load_attributes(fresh, state)
+    assert fresh.inside is kept
+    assert kept.eta == 0.3
+    np.testing.assert_array_equal(kept.m_t["w"], [0.25, 0.5])
 
 
 @pytest.mark.parametrize(

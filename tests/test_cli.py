@@ -17,7 +17,8 @@ import typer
 
 from fedsim import cli, discovery, run_folder
 from fedsim.errors import RunError, ScenarioError
-from fedsim.scenario import Scenario, check_expectations
+from fedsim.expectations import check_expectations
+from fedsim.scenario import Scenario
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,6 +189,13 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run module that must not be reached."""
     module = types.ModuleType("fedsim.run")
     monkeypatch.setitem(sys.modules, "fedsim.run", module)
+
+
+def test_doctor_refuses_what_it_cannot_look_at(fedsim: Any) -> None:
+    ended = fedsim("doctor", "--timeout", "0")
+    assert (ended.code, ended.err) == (2, "fedsim: --timeout 0: must be > 0 and finite\n")
+    ended = fedsim("doctor", "--set", "rounds=3")
+    assert (ended.code, ended.err) == (2, "fedsim: --set rounds=3: needs a SCENARIO to change\n")
 
 
 @pytest.mark.parametrize("command", ["run", "partition"])
@@ -572,6 +580,6 @@ def test_console_script_finds_modules_of_the_working_folder(folder: Path) -> Non
 def test_every_command_is_documented_for_both_output_forms() -> None:
     command = typer.main.get_command(cli.app)
     assert isinstance(command, click.Group)
-    assert set(command.commands) == {"run", "resume", "list", "partition"}
+    assert set(command.commands) == {"run", "resume", "list", "partition", "doctor", "new"}
     for name, each in command.commands.items():
         assert "--json" in {option for p in each.params for option in p.opts}, name

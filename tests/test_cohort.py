@@ -158,8 +158,16 @@ def test_a_foreign_strategys_messages_are_a_cohort_in_client_order():
     assert [sent[0], sent[1], sent[2]] == [messages[1], messages[2], messages[0]]
 
 
+def _settings(**values):
+    return cohort(config=values)[0].content
+
+
 NO_COHORTS = {
     "none": {"nodes": ()},
+    "several settings": {
+        "nodes": (2, 3),
+        "contents": [_settings(x=1), _settings(x=2)],
+    },
     "twice": {"nodes": (2, 2)},
     "no client": {"nodes": (1, 2)},
     "several contents": {"nodes": (2, 3), "contents": [RecordDict(), RecordDict()]},

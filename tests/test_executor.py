@@ -20,11 +20,13 @@ from laws.federations import (
 from torch import nn
 
 from clients.local_sgd import LocalSGD
+from fedsim import tasks
 from fedsim.dropout import SeededDropout, seed_dropout
 from fedsim.executor import CohortExecutor, loop_reason
 from fedsim.layout import Payload
 from fedsim.plan import why_loop
 from fedsim.procedure import ClientProcedure, Work
+from fedsim.samples import SampleSpec
 from fedsim.tasks import Classification
 
 KINDS = ["vmap", "loop"]
@@ -34,7 +36,7 @@ PIXELS = math.prod(SHAPE)
 def custom(build, data=None, *, kind="vmap", procedure=None, dtype=torch.float32):
     """An executor of any model."""
     return CohortExecutor(
-        Classification(build, SHAPE, CLASSES, dtype),
+        Classification(build, SPEC, dtype),
         procedure or LocalSGD(batch_size=8),
         data or InMemoryData(),
         seed=SEED,
@@ -375,7 +377,7 @@ def test_whatever_a_models_layers_draw_is_a_function_of_seed_round_and_client(la
 
 def test_a_layer_that_draws_unseeded_numbers_is_not_taken_for_vectorisable():
     """Under vmap torch refuses it, in round 1 instead of before."""
-    task = Classification(model_with(nn.AlphaDropout), SHAPE, CLASSES, torch.float32)
+    task = Classification(model_with(nn.AlphaDropout), SPEC, torch.float32)
     assert why_loop(task, SPEC) is not None
 
 
@@ -438,3 +440,60 @@ def test_channel_dropout_drops_whole_channels(kind):
     assert (dropped | whole).all()
     assert dropped.any()
     assert whole.any()
+
+
+# --- other data than images of classes ------------------------------------------------------------
+
+
+class OtherData(InMemoryData):
+    """The same clients with tokens for features, or numbers for targets."""
+
+    def __init__(self, spec, sizes=fed.SIZES, test_sizes=(3, 5, 0, 1, 7, 120, 2, 9)):
+        super().__init__(sizes, test_sizes)
+        draw = np.random.default_rng(4)
+        self.spec = spec
+        for split, features in self._features.items():
+            count = len(features)
+            if spec.vocabulary:
+                self._features[split] = draw.integers(
+                    spec.vocabulary, size=(count, *spec.feature_shape)
+                )
+                self._targets[split] = draw.integers(spec.num_classes, size=count)
+            else:
+                self._features[split] = draw.normal(size=(count, *spec.feature_shape)).astype("f")
+                self._targets[split] = draw.normal(size=(count, *spec.target_shape)).astype("f")
+                if spec.has_classes:
+                    self._targets[split] = draw.integers(spec.num_classes, size=count)
+
+
+OTHERS = {
+    "characters": (SampleSpec((6,), 7, (), 7), {"model": "char_lstm", "hidden": 5}),
+    "numbers": (SampleSpec((4,), 0), {"model": "mlp", "hidden": [3], "loss": "huber"}),
+    "rows of numbers": (SampleSpec((4,), 0, (2, 3)), {"model": "linear", "loss": "mae"}),
+    "images for a residual network": (SampleSpec((2, 4, 4), 3), {"model": "resnet8"}),
+}
+
+
+@pytest.mark.parametrize(("spec", "table"), OTHERS.values(), ids=OTHERS)
+def test_other_tasks_train_and_evaluate_alike_in_both_executors(spec, table):
+    data, found = OtherData(spec), []
+    for kind in KINDS:
+        executor = CohortExecutor(
+            tasks.make_task({**table, "dtype": "float64"}, spec),
+            LocalSGD(batch_size=8, local_steps=3, momentum=0.5),
+            data,
+            seed=SEED,
+            kind=kind,
+        )
+        chunk = job(executor, (0, 3, 4))
+        trained = executor.train(chunk)
+        assert not torch.equal(trained.params[0], chunk.shared.params)
+        measured = executor.evaluate(job(executor, (0, 2, 5), action="evaluate"))
+        found.append((trained, measured))
+    (one, measured), (other, again) = found
+    torch.testing.assert_close(one.params, other.params, rtol=0, atol=1e-9)
+    torch.testing.assert_close(one.metrics["loss"], other.metrics["loss"], rtol=0, atol=1e-9)
+    assert measured.num_examples.tolist() == again.num_examples.tolist() == [3, 0, 120]
+    assert measured.metrics.keys() == again.metrics.keys()
+    for name, column in measured.metrics.items():
+        torch.testing.assert_close(column, again.metrics[name], rtol=0, atol=1e-9, equal_nan=True)

@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-MODELS = ["logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm"]
+MODELS = ["logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm", "mcmahan_cifar", "resnet8"]
 
 
 def train(folder, model, *overrides):
@@ -40,6 +40,13 @@ def test_gpu_gives_the_numbers_of_the_cpu(tmp_path, model):
     cpu = train(tmp_path / "cpu", model, 'task.dtype="float64"')
     assert gpu["final"]["train/loss"] == pytest.approx(cpu["final"]["train/loss"], rel=1e-6)
     assert gpu["final"]["test/loss"] == pytest.approx(cpu["final"]["test/loss"], rel=1e-6)
+
+
+def test_augmented_samples_are_those_of_the_cpu(tmp_path):
+    augment = "task.augment={crop = 1, flip = 0.5, noise = 0.1}"
+    gpu = train(tmp_path / "gpu", "cnn", "engine.device=cuda", 'task.dtype="float64"', augment)
+    cpu = train(tmp_path / "cpu", "cnn", 'task.dtype="float64"', augment)
+    assert gpu["final"]["train/loss"] == pytest.approx(cpu["final"]["train/loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

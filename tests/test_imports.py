@@ -2,8 +2,9 @@ import sys
 
 import pytest
 
+from fedsim import imports
 from fedsim.errors import ScenarioError
-from fedsim.imports import resolve
+from fedsim.imports import folders_beside, resolve, search_beside
 
 
 @pytest.fixture
@@ -57,3 +58,17 @@ def test_a_missing_name_is_refused_with_the_nearest_one(module):
     module("mine_typo", "def small_net():\n    pass\n")
     with pytest.raises(ScenarioError, match="has no 'smal_net'; did you mean 'small_net'"):
         resolve("mine_typo:smal_net", what="[task] model")
+
+
+def test_a_module_beside_a_scenario_is_found_and_nothing_else_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(imports, "_beside", [])
+    for path in ("not_there:f", "../x:f", ":f", "x" * 300 + ":f"):
+        search_beside(tmp_path, path)
+    assert folders_beside() == []
+    (tmp_path / "mine_beside.py").write_text("f = 1\n")
+    search_beside(tmp_path, "mine_beside:f")
+    search_beside(tmp_path, "mine_beside:f")
+    assert folders_beside() == [str(tmp_path)] == sys.path[-1:]
+    assert resolve("mine_beside:f", what="[task] model") == 1
+    del sys.modules["mine_beside"]

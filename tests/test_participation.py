@@ -423,8 +423,8 @@ def test_rules_without_memory_have_an_empty_state(rule):
         rule.restore({"phase": 3})
 
 
-@pytest.mark.parametrize("name", PARTICIPATION)
-def test_every_rule_can_be_built_without_arguments(name):
+@pytest.mark.parametrize("name", sorted(PARTICIPATION.keys() - {"trace"}))
+def test_every_rule_that_reads_no_file_can_be_built_without_arguments(name):
     ids = PARTICIPATION[name]().participants(1, num_clients=30, seed=0)
     assert ids.dtype == np.int64
 

@@ -6,24 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data.partition import (
-    PARTITIONS,
-    _draw_dirichlet,
-    choose,
-    dirichlet,
-    iid,
-    local_test_counts,
-    natural,
-    stratified_counts,
-)
+from fedsim.data.drawing import choose, local_test_counts, stratified_counts
+from fedsim.data.partitions.by_owner import natural
+from fedsim.data.partitions.by_size import iid
+from fedsim.data.partitions.dirichlet import dirichlet, draw_dirichlet
 from fedsim.data.source import Samples
 from fedsim.errors import ScenarioError
 from fedsim.rng import generator
 
 
 def assign(partition, targets, seed=0):
-    owners, _ = partition.owners(Samples(np.asarray(targets, dtype=np.int64)), seed)
-    return owners
+    return partition.assign(Samples(np.asarray(targets, dtype=np.int64)), seed).owners
 
 
 def sizes_of(partition, targets, seed=0):
@@ -205,12 +198,12 @@ def test_an_exactly_reachable_minimum_makes_all_sizes_equal():
 def test_missing_samples_come_from_the_largest_clients_alone():
     targets = np.arange(400) % 4
     filled = dirichlet(clients=10, alpha=0.05, min_size=3)
-    owners, notes = filled.owners(Samples(targets), 5)
+    owners, notes = filled.assign(Samples(targets), 5)[:2]
     assert notes["draws"] == 11  # so small an alpha never reaches the minimum by itself
     after = np.bincount(owners, minlength=10)
     # the eleventh draw, before any sample moved
     before = np.bincount(
-        _draw_dirichlet(10, 0.05, False, targets, generator(5, "partition", 10)),
+        draw_dirichlet(10, 0.05, False, targets, generator(5, "partition", 10)),
         minlength=10,
     )
     missing = np.maximum(3 - before, 0)
@@ -227,9 +220,8 @@ def test_missing_samples_come_from_the_largest_clients_alone():
 
 
 def test_an_easy_minimum_is_reached_without_moving_samples():
-    _, notes = dirichlet(clients=5, alpha=10.0, min_size=50).owners(
-        Samples(np.arange(1000) % 10), 0
-    )
+    partition = dirichlet(clients=5, alpha=10.0, min_size=50)
+    notes = partition.assign(Samples(np.arange(1000) % 10), 0).notes
     assert notes == {"draws": 1, "moved_to_reach_min_size": 0}
 
 
@@ -283,11 +275,6 @@ def test_a_local_test_split_is_the_rounded_share_and_leaves_one_to_train(size, f
         assert count == size - 1 or abs(count - size * fraction) <= 0.5
     else:
         assert count == 0
-
-
-@pytest.mark.parametrize("kind", PARTITIONS)
-def test_every_partition_can_be_built_without_arguments(kind):
-    assert PARTITIONS[kind]().clients >= 1
 
 
 @pytest.mark.parametrize(

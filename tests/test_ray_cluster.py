@@ -20,10 +20,12 @@ from flwr.app import ConfigRecord
 from fedsim.records import named_tensors
 from fedsim.checkpoint import tensors_sha256
 
-def train(world, grid):
+def train(world, grid, leaves=None):
     arrays = world.arrays
     with grid:
         for server_round in (1, 2):
+            if server_round == 2 and leaves is not None:
+                cluster.remove_node(leaves)
             replies = grid.send_and_receive(
                 world.strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
             arrays, _ = world.strategy.aggregate_train(server_round, replies)
@@ -34,7 +36,7 @@ world = build(load("quickstart", ["partition.clients=12", "engine.chunk_size=2"]
 found = {"inline": train(world, InlineGrid(world.app, 12))[0]}
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-cluster.add_node(num_cpus=1)
+other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 for transport in ("shared memory", "ray"):
     if transport == "ray":
@@ -60,6 +62,10 @@ ray.shutdown()
 grid = engine.RayGrid(world.app, 12, workers=1)  # finds the cluster that stands on this machine
 with grid:
     found["found"] = sum(node["Alive"] for node in ray.nodes())
+grid = engine.RayGrid(world.app, 12, address=cluster.address, startup_timeout_s=60)
+assert all(grid.worker_pids)
+found["one node left"], found["one node left workers"] = train(world, grid, other)
+found["incidents"] = grid.incidents
 cluster.shutdown()
 print("FOUND" + json.dumps(found))
 """
@@ -108,6 +114,16 @@ def test_a_cluster_already_joined_is_used_and_never_shut_down(found):
 def test_a_cluster_that_stands_on_this_machine_is_joined(found):
     assert found["standing"]
     assert found["found"] == 2
+
+
+def test_when_a_node_leaves_during_a_run_the_others_go_on_to_the_same_bits(found):
+    assert found["one node left workers"] == [0, 1]  # both worked in round 1
+    assert found["one node left"] == found["inline"]
+    assert any("ended unexpectedly; the chunk runs again" in line for line in found["incidents"])
+    assert any(
+        "is not replaced: the Ray cluster has room for 1 since a node has left; 1 go on" in line
+        for line in found["incidents"]
+    )
 
 
 def test_a_note_of_a_dead_cluster_is_ignored(tmp_path, monkeypatch):

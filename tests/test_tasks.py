@@ -1,17 +1,19 @@
+import math
 import pickle
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sk
 from torch import nn
 
 from fedsim.errors import ScenarioError
-from fedsim.models import MODELS
+from fedsim.evaluation import Evaluation
+from fedsim.metrics import auroc
 from fedsim.samples import SampleSpec
-from fedsim.tasks import make_task
+from fedsim.tasks import Classification, NextCharacter, Regression, make_task
 
 DIGITS = (1, 8, 8)
 
@@ -22,86 +24,6 @@ def task_of(model="logistic", *, feature_shape=DIGITS, num_classes=10, **table):
 
 def bits(model):
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_equal_seeds_give_equal_bits_whatever_was_drawn_before(model):
-    torch.manual_seed(1)
-    first = bits(task_of(model).build_model(7))
-    torch.manual_seed(2)
-    torch.rand(13)
-    assert bits(task_of(model).build_model(7)) == first
-    assert bits(task_of(model).build_model(8)) != first
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_building_a_model_leaves_the_global_generator_alone(model):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    task_of(model).build_model(7)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_float64_model_starts_where_the_float32_one_does(model):
-    single = task_of(model, dtype="float32").build_model(3).state_dict()
-    double = task_of(model, dtype="float64").build_model(3).state_dict()
-    for name, tensor in single.items():
-        assert double[name].dtype == (torch.float64 if tensor.is_floating_point() else tensor.dtype)
-        assert torch.equal(double[name], tensor.to(double[name].dtype))
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-def test_models_give_a_logit_per_class_for_every_image_shape(model, shape):
-    task = task_of(model, feature_shape=shape, num_classes=7)
-    assert task.build_model(0).eval()(torch.zeros(2, *shape)).shape == (2, 7)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_models_come_in_training_mode(model):
-    assert all(module.training for module in task_of(model).build_model(0).modules())
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "parameters"),
-    [
-        ("logistic", (60,), 60 * 10 + 10),
-        ("mlp", DIGITS, 64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10),
-        ("mlp_dropout", DIGITS, 64 * 200 + 200 + 200 * 200 + 200 + 200 * 10 + 10),
-        ("cnn", DIGITS, (9 * 16 + 16) + (16 * 9 * 32 + 32) + (32 * 2 * 2 * 64 + 64) + 650),
-        ("cnn", (1, 28, 28), (9 * 16 + 16) + (16 * 9 * 32 + 32) + (32 * 7 * 7 * 64 + 64) + 650),
-        ("cnn", (3, 32, 32), (27 * 16 + 16) + (16 * 9 * 32 + 32) + (32 * 64 * 64 + 64) + 650),
-        ("cnn_batchnorm", DIGITS, 160 + 4640 + 8256 + 650 + 2 * 16 + 2 * 32),
-    ],
-)
-def test_models_have_the_parameters_that_their_architecture_says(model, shape, parameters):
-    built = task_of(model, feature_shape=shape).build_model(0)
-    assert sum(p.numel() for p in built.parameters()) == parameters
-
-
-def test_an_mlp_computes_relu_layers():
-    model = task_of("mlp", hidden=[5, 4], dtype="float64").build_model(2)
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    x = np.random.default_rng(0).normal(size=(3, 1, 8, 8))
-    hidden = x.reshape(3, 64)
-    for layer in ("hidden1", "hidden2"):
-        hidden = np.maximum(hidden @ state[f"{layer}.weight"].T + state[f"{layer}.bias"], 0)
-    expected = hidden @ state["output.weight"].T + state["output.bias"]
-    np.testing.assert_allclose(
-        model(torch.from_numpy(x)).detach().numpy(), expected, rtol=0, atol=1e-12
-    )
-
-
-def test_dropout_drops_the_share_asked_for_in_training_only():
-    model = task_of("mlp_dropout", hidden=[4000], dropout=0.3).build_model(0)
-    layer = next(module for module in model.modules() if isinstance(module, nn.Dropout))
-    torch.manual_seed(0)
-    kept = (layer(torch.ones(4000)) != 0).double().mean().item()
-    assert abs(kept - 0.7) < 4 * (0.3 * 0.7 / 4000) ** 0.5
-    model.eval()
-    x = torch.rand(2, *DIGITS)
-    assert torch.equal(model(x), model(x))
 
 
 def _softmax_losses(logits, targets):
@@ -186,87 +108,286 @@ def test_a_task_survives_pickling():
     assert bits(pickle.loads(pickle.dumps(task)).build_model(1)) == bits(task.build_model(1))
 
 
-@pytest.fixture
-def user_module(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine.py").write_text(
-        "import torch\n"
-        "from torch import nn\n"
-        "class Net(nn.Module):\n"
-        "    def __init__(self, *, width=4):\n"
-        "        super().__init__()\n"
-        "        self.layers = nn.Sequential(\n"
-        "            nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10)\n"
-        "        )\n"
-        "    def forward(self, x):\n"
-        "        return self.layers(x)\n"
-        "def narrow(num_classes):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
-        "def seven():\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
-        "def wrong_width():\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(63, 10))\n"
-        "def frozen():\n"
-        "    return seven().requires_grad_(False)\n"
-        "def number():\n"
-        "    return 3\n"
-        "constant = 3\n"
-    )
-    yield
-    sys.modules.pop("mine", None)
+# --- which task it is -----------------------------------------------------------------------------
+
+NUMBERS = SampleSpec((3,), 0)
+TEXT = SampleSpec((5,), 12, (), 12)
+SENTIMENT = SampleSpec((5,), 2, (), 12)
 
 
-@pytest.mark.usefixtures("user_module")
-def test_a_users_module_is_built_by_import_path_with_its_own_arguments():
-    model = task_of("mine:Net", width=6).build_model(0)
-    assert model.layers[1].weight.shape == (6, 64)
-
-
-@pytest.mark.usefixtures("user_module")
-def test_a_users_factory_gets_the_shape_arguments_that_it_takes():
-    model = task_of("mine:narrow", num_classes=5).build_model(0)
-    assert model[1].weight.shape == (5, 64)
-
-
-@pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("spec", "kind"),
     [
-        ("mine:seven", r"for two samples the model gives \(2, 7\), expected .* \(2, 10\)"),
-        ("mine:wrong_width", r"cannot take features of shape \(1, 8, 8\)"),
-        ("mine:frozen", "no trainable parameter"),
-        ("mine:number", "gave a int, expected a torch.nn.Module"),
+        (SampleSpec(DIGITS, 10), Classification),
+        (NUMBERS, Regression),
+        (TEXT, NextCharacter),
+        (SENTIMENT, Classification),
+    ],
+    ids=["classes", "numbers", "characters", "classes of texts"],
+)
+@pytest.mark.parametrize("table", [{}, {"kind": "auto"}], ids=["left out", "auto"])
+def test_the_data_decide_what_is_learnt_when_the_kind_is_left_out(spec, kind, table):
+    assert type(make_task(table, spec)) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("regression", SampleSpec(DIGITS, 10), "targets are 10 classes, not numbers"),
+        ("classification", NUMBERS, "targets are numbers, not classes"),
+        ("next_character", NUMBERS, "targets are numbers, not classes"),
+        ("next_character", SampleSpec(DIGITS, 10), "features are numbers, not tokens"),
+        ("next_character", SENTIMENT, "targets are 2 classes, not the 12 tokens of the text"),
     ],
 )
-def test_a_users_model_that_does_not_fit_is_refused_when_built(model, message):
-    with pytest.raises(ScenarioError, match=message):
-        task_of(model).build_model(0)
+def test_a_kind_that_does_not_fit_the_data_is_refused_naming_both(kind, spec, message):
+    right = "regression" if not spec.has_classes else "classification"
+    with pytest.raises(ScenarioError) as raised:
+        make_task({"kind": kind}, spec, data="heart")
+    assert str(raised.value) == (
+        f'[task] kind = "{kind}" with [data] name = "heart": the {message}; '
+        f'use kind = "{right}" or leave it out'
+    )
 
 
-@pytest.mark.usefixtures("user_module")
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"model": "cn"}, r"\[task\] model: 'cn' is not a model; did you mean 'cnn'"),
-        ({"model": "mine:constant"}, "names a int, expected a function or class"),
         ({"kind": "clasification"}, "'clasification' is not a task; did you mean 'classific"),
+        ({"kind": "collections:OrderedDict"}, "must be a subclass of fedsim.tasks.Task"),
         ({"dtype": "float23"}, "'float23' is not a dtype; did you mean 'float32'"),
+        ({"metrics": ["acuracy"]}, "'acuracy' is not a metric of classes; did you mean 'accuracy'"),
+        ({"loss": "mae"}, "'loss' is not a key of classification, which the data make this task"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest_one(table, message):
+def test_what_no_task_knows_is_refused(table, message):
     with pytest.raises(ScenarioError, match=message):
         make_task(table, SampleSpec(DIGITS, 10))
 
 
 @pytest.mark.parametrize(
-    ("model", "arguments", "shape", "message"),
+    ("table", "message"),
     [
-        ("mlp", {"hidden": [10, 0]}, DIGITS, r"\[task\] hidden = \[10, 0\]: each width must be"),
-        ("mlp_dropout", {"dropout": 1.0}, DIGITS, r"dropout = 1.0: must be in \[0, 1\)"),
-        ("cnn", {}, (60,), r"needs images .* have shape \(60,\)"),
-        ("cnn_batchnorm", {}, (1, 3, 3), r"at least 4x4.*\(1, 3, 3\)"),
+        ({"metrics": ["accuracy"]}, "'accuracy' is not a metric of regression"),
+        ({"loss": "hubber"}, r"\[task\] loss = 'hubber': must be mse or huber or mae"),
+        ({"loss": "huber", "huber_delta": 0.0}, r"\[task\] huber_delta = 0.0: must be > 0"),
     ],
 )
-def test_impossible_model_arguments_are_refused(model, arguments, shape, message):
+def test_what_no_regression_knows_is_refused(table, message):
     with pytest.raises(ScenarioError, match=message):
-        task_of(model, feature_shape=shape, **arguments).build_model(0)
+        make_task(table, NUMBERS)
+
+
+class Hinge(Classification):
+    """A task of somebody's own."""
+
+    def __init__(self, build, spec, dtype, *, margin=1.0):
+        super().__init__(build, spec, dtype)
+        self.margin = margin
+
+    def sample_losses(self, outputs, targets):
+        return nn.functional.multi_margin_loss(
+            outputs, targets, margin=self.margin, reduction="none"
+        )
+
+
+def test_a_users_own_task_is_built_by_import_path_with_its_own_keys():
+    task = make_task({"kind": f"{__name__}:Hinge", "margin": 2.0}, SampleSpec(DIGITS, 10))
+    outputs = torch.tensor([[1.0, 2.0, 0.0]])
+    assert task.sample_losses(outputs, torch.tensor([0])).item() == pytest.approx((3 + 1) / 3)
+
+
+# --- metrics, against scikit-learn ----------------------------------------------------------------
+
+
+def measured(task, outputs, targets, *, batch=7):
+    """All metrics of given outputs, added up over batches as the executor does."""
+    outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
+    rows = torch.arange(len(targets))
+    return Evaluation(nn.Identity(), task, batch).one({}, (outputs, targets), rows)
+
+
+def scored(seed, samples, classes, *, levels=None):
+    """Logits and targets; with `levels` the logits take so few values that many are tied."""
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(size=(samples, classes)) * 2
+    if levels:
+        logits = np.round(logits * levels) / levels
+    return logits, draw.integers(classes, size=samples)
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1), samples=st.integers(2, 60), levels=st.sampled_from([None, 1, 2])
+)
+def test_auroc_equals_scikit_learns_with_ties(seed, samples, levels):
+    draw = np.random.default_rng(seed)
+    scores = draw.normal(size=samples)
+    if levels:
+        scores = np.round(scores * levels) / levels
+    positive = draw.random(samples) < 0.4
+    found = auroc(torch.from_numpy(scores), torch.from_numpy(positive))
+    if positive.all() or not positive.any():
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(sk.roc_auc_score(positive, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_classification_metrics_equal_scikit_learns(classes, levels):
+    every = ["accuracy", "balanced_accuracy", "macro_f1", "auroc", "per_class"]
+    task = task_of(num_classes=classes, metrics=every, dtype="float64")
+    logits, targets = scored(classes, 200, classes, levels=levels)
+    found = measured(task, logits, targets)
+    predicted = logits.argmax(axis=1)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    area = (
+        sk.roc_auc_score(targets, logits[:, 1] - logits[:, 0])
+        if classes == 2
+        else sk.roc_auc_score(targets, torch.from_numpy(logits).softmax(1), multi_class="ovr")
+    )
+    expected = {
+        "loss": sk.log_loss(targets, shares, labels=range(classes)),
+        "accuracy": sk.accuracy_score(targets, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(targets, predicted),
+        "macro_f1": sk.f1_score(targets, predicted, average="macro"),
+        "auroc": area,
+    }
+    recalls = sk.recall_score(targets, predicted, average=None)
+    expected |= {f"accuracy_class_{c}": recall for c, recall in enumerate(recalls)}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_the_area_of_two_classes_is_that_of_the_probability_of_class_one():
+    logits, targets = scored(1, 100, 2)
+    task = task_of(num_classes=2, metrics=["auroc"])
+    probability = torch.from_numpy(logits).softmax(1)[:, 1]
+    expected = sk.roc_auc_score(targets, probability)
+    assert measured(task, logits, targets)["auroc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_area_of_two_classes_does_not_saturate_as_probabilities_do():
+    logits = np.array([[0.0, 800.0], [0.0, 900.0], [0.0, 1.0]])
+    task = task_of(num_classes=2, metrics=["auroc"])
+    assert measured(task, logits, np.array([0, 1, 0]))["auroc"] == 1.0
+
+
+def test_a_class_that_does_not_occur_leaves_the_means_to_the_others():
+    task = task_of(num_classes=4, metrics=["balanced_accuracy", "macro_f1", "auroc", "per_class"])
+    logits, targets = scored(2, 50, 4)
+    targets = targets % 3
+    logits[:, 3] = -10
+    found = measured(task, logits, targets)
+    predicted = logits.argmax(axis=1)
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    areas = [sk.roc_auc_score(targets == c, shares[:, c]) for c in range(3)]
+    assert found["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+    assert found["balanced_accuracy"] == pytest.approx(
+        sk.balanced_accuracy_score(targets, predicted), abs=1e-12
+    )
+    assert found["macro_f1"] == pytest.approx(
+        sk.f1_score(targets, predicted, average="macro"), abs=1e-12
+    )
+    assert math.isnan(found["accuracy_class_3"])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_area_where_one_class_occurs_is_not_a_number(classes):
+    task = task_of(num_classes=classes, metrics=["accuracy", "auroc"])
+    logits, _ = scored(3, 20, classes)
+    found = measured(task, logits, np.ones(20, dtype=np.int64))
+    assert math.isnan(found["auroc"])
+    assert not math.isnan(found["accuracy"])
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("loss", ["mse", "huber", "mae"])
+def test_regression_metrics_equal_scikit_learns(shape, loss):
+    spec = SampleSpec((3,), 0, shape)
+    table = {"loss": loss, "huber_delta": 0.7, "metrics": ["mse", "rmse", "mae", "r2"]}
+    task = make_task({**table, "dtype": "float64"}, spec)
+    draw = np.random.default_rng(0)
+    targets = draw.normal(size=(90, *shape)).astype(np.float32) + 1000
+    outputs = targets.reshape(90, -1) + draw.normal(size=(90, math.prod(shape)))
+    found = measured(task, outputs, targets)
+    true = targets.reshape(90, -1).astype(np.float64)
+    errors = np.abs(outputs - true)
+    huber = np.where(errors < 0.7, errors**2 / 2, 0.7 * (errors - 0.35)).mean()
+    squared = sk.mean_squared_error(true, outputs)
+    expected = {
+        "loss": {"mse": squared, "huber": huber, "mae": errors.mean()}[loss],
+        "mse": squared,
+        "rmse": math.sqrt(squared),
+        "mae": sk.mean_absolute_error(true, outputs),
+        "r2": sk.r2_score(true, outputs),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("targets", [[2.0], [2.0, 2.0, 2.0]], ids=["one sample", "no variation"])
+def test_the_coefficient_of_determination_may_be_undefined(targets):
+    found = measured(make_task({}, NUMBERS), torch.zeros(len(targets), 1), torch.tensor(targets))
+    assert math.isnan(found["r2"])
+    assert (found["rmse"], found["mae"]) == (2.0, 2.0)
+
+
+def test_perplexity_is_the_exponential_of_the_loss():
+    task = make_task({"hidden": 4, "model": "char_lstm"}, TEXT)
+    found = measured(task, *scored(0, 40, 12))
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-12)
+    assert found.keys() == {"loss", "accuracy", "perplexity"}
+    assert task.metrics({"loss": 1e6, "correct": 0.0, "examples": 1.0})["perplexity"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("spec", "table"),
+    [
+        (SampleSpec(DIGITS, 3), {"metrics": ["accuracy", "macro_f1", "auroc", "per_class"]}),
+        (NUMBERS, {"metrics": ["mse", "rmse", "mae", "r2"]}),
+        (TEXT, {}),
+    ],
+    ids=["classification", "regression", "next character"],
+)
+def test_metrics_over_no_sample_are_nan_and_have_the_same_names(spec, table):
+    task = make_task(table, spec)
+    width = spec.num_classes or 1
+    targets = np.array([0, 1, 2]) if spec.has_classes else np.zeros(3, dtype=np.float32)
+    full = measured(task, np.eye(3, width), targets)
+    empty = measured(task, np.zeros((0, width)), targets[:0])
+    assert empty.keys() == full.keys()
+    assert all(math.isnan(value) for value in empty.values())
+
+
+@pytest.mark.parametrize("spec", [SampleSpec(DIGITS, 3), NUMBERS], ids=["classes", "numbers"])
+def test_all_metrics_of_clients_together_are_those_of_each_alone(spec):
+    """Under vmap, padded, as a chunk of clients is evaluated."""
+    metrics = ["balanced_accuracy", "macro_f1", "auroc"] if spec.has_classes else ["rmse", "r2"]
+    task = make_task({"metrics": metrics, "dtype": "float64"}, spec)
+    model = task.build_model(0).eval()
+    draw = np.random.default_rng(0)
+    features = torch.from_numpy(draw.normal(size=(150, *spec.feature_shape)).astype(np.float32))
+    targets = draw.integers(3, size=150) if spec.has_classes else draw.normal(size=150)
+    pool = features, torch.from_numpy(targets)
+    rows = [torch.arange(0, 5), torch.arange(0), torch.arange(5, 149), torch.arange(149, 150)]
+    named = {n: t.detach() for n, t in model.state_dict().items()}
+    stacked = {n: t.expand(4, *t.shape).contiguous() for n, t in named.items()}
+    evaluation = Evaluation(model, task, 64)
+    with torch.no_grad():
+        together = evaluation.together(stacked, pool, rows)
+        alone = [evaluation.one(named, pool, mine) for mine in rows]
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-12, nan_ok=True)
+
+
+def test_gradients_of_a_regression_are_those_of_its_equation():
+    task = make_task({"dtype": "float64"}, SampleSpec((3,), 0, (2,)))
+    outputs = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
+    targets = torch.tensor([[0.0, 2.0], [3.0, 4.0]])
+    gradient = torch.func.grad(lambda o: task.sample_losses(o, targets).sum())(outputs)
+    assert gradient.tolist() == [[1.0, 0.0], [0.0, 1.0]]

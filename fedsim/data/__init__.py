@@ -1,7 +1,8 @@
 """Federated data: a data set by name, divided among clients by a named rule.
 
 `prepare` is the way in. Data sets are listed in `DATASETS`, rules of division in `PARTITIONS`; a
-factory's keyword arguments are its keys in a scenario.
+factory's keyword arguments are its keys in a scenario. A user's own data set is a function that
+returns a `DataSet`, named by import path.
 """
 
 import inspect
@@ -11,11 +12,15 @@ from typing import Any, TypeVar
 
 from fedsim.data.cache import default_root
 from fedsim.data.datasets import DATASETS
-from fedsim.data.partition import PARTITIONS
+from fedsim.data.partitions import PARTITIONS, partition_factory
+from fedsim.data.pooled import PooledSource
 from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe
+from fedsim.data.synthetic import SyntheticSource
+from fedsim.data.user import DataSet, user_factory
 from fedsim.errors import ScenarioError, unknown
+from fedsim.imports import is_import_path
 
-__all__ = ["DATASETS", "PARTITIONS", "Arrays", "ClientRows", "FederatedData", "prepare"]
+__all__ = ["DATASETS", "PARTITIONS", "Arrays", "ClientRows", "DataSet", "FederatedData", "prepare"]
 
 Made = TypeVar("Made")
 
@@ -40,30 +45,63 @@ def prepare(
         ScenarioError: If a name is unknown, a value impossible, or the two do not go together.
         RunError: If the data cannot be had, or the cache cannot be written.
     """
-    data, source = _made(DATASETS, data, "name", "data", "a data set")
-    partition, division = _made(PARTITIONS, partition, "kind", "partition", "a partition")
+    return federate(data, partition, seed=seed, cache_dir=cache_dir)
+
+
+def federate(
+    data: Mapping[str, Any],
+    partition: Mapping[str, Any],
+    *,
+    seed: int,
+    cache_dir: Path | None,
+    content: str | None = None,
+) -> FederatedData:
+    """Do as `prepare` does, where another process may have read the data already.
+
+    Args:
+        data: See `prepare`.
+        partition: See `prepare`.
+        seed: See `prepare`.
+        cache_dir: See `prepare`.
+        content: See `Recipe`.
+    """
+    data, source = _made(dataset_factory, data, "name")
+    partition, division = _made(partition_factory, partition, "kind")
     root = default_root() if cache_dir is None else Path(cache_dir).absolute()
-    return source.federate(division, Recipe(data, partition, seed, root))
+    return source.federate(division, Recipe(data, partition, seed, root, content))
+
+
+def dataset_factory(name: str) -> Callable[..., PooledSource | SyntheticSource]:
+    """Return the factory of a data set; its keyword arguments are scenario keys.
+
+    Args:
+        name: One of `DATASETS`, or the import path of a function that returns a `DataSet`.
+
+    Raises:
+        ScenarioError: If there is none of that name, or what the path names cannot be called.
+    """
+    if is_import_path(name):
+        return user_factory(name)
+    if name not in DATASETS:
+        raise ScenarioError(
+            f"[data] name: {unknown(name, 'a data set', DATASETS)}, or 'package.module:function'"
+        )
+    return DATASETS[name]
 
 
 def _made(
-    factories: Mapping[str, Callable[..., Made]],
-    table: Mapping[str, Any],
-    key: str,
-    where: str,
-    what: str,
+    find: Callable[[str], Callable[..., Made]], table: Mapping[str, Any], key: str
 ) -> tuple[dict[str, Any], Made]:
     """Return the table, completed by the factory's defaults, and what the factory makes of it."""
     arguments = dict(table)
-    name = arguments.pop(key, None)
-    if name not in factories:
-        raise ScenarioError(f"[{where}] {key}: {unknown(str(name), what, factories)}")
-    factory = factories[name]
+    name = str(arguments.pop(key, None))
+    factory = find(name)
     if arguments.get("path") is not None:
         # the recipe travels to processes with other working directories
         arguments["path"] = str(Path(arguments["path"]).expanduser().absolute())
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(factory).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
     }
     return {key: name, **defaults, **arguments}, factory(**arguments)

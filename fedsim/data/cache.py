@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fedsim.data.source import json_sha256
 from fedsim.errors import RunError
 
-FORMAT = 2  # counts changes of what is stored, or of how it is drawn
+FORMAT = 3  # counts changes of what is stored, or of how it is drawn
 _INDEX = "index.json"
 _MAPPED_FROM = 64 * 1024  # bytes; mapping less saves nothing, and an empty array cannot be mapped
 

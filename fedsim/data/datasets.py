@@ -4,259 +4,201 @@ A function checks what it can without reading data, so that a scenario is refuse
 are read when they are first needed on a machine.
 """
 
-import contextlib
-import io
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from fedsim.data.pooled import Loaded, PooledSource
-from fedsim.data.source import Arrays, Features, Ints
+from fedsim.data.bundled import breast_cancer, check_fraction, diabetes, digits
+from fedsim.data.columns import read
+from fedsim.data.files import find_files
+from fedsim.data.images import Channels, ImageFormat
+from fedsim.data.mapping import Columns, TargetType
+from fedsim.data.origins import HubRepository, Origin
+from fedsim.data.pooled import PooledSource
+from fedsim.data.presets import PRESETS
 from fedsim.data.synthetic import SyntheticSource, synthetic
-from fedsim.errors import RunError, ScenarioError, nearest
-from fedsim.samples import SampleSpec
+from fedsim.errors import ScenarioError
 
 
-def digits(*, test_fraction: float = 0.2) -> PooledSource:
-    """Scikit-learn's bundled 8x8 digits: 1,797 images of 10 classes, scaled to [0, 1].
+def folder(
+    *,
+    path: str,
+    format: Literal["parquet", "csv", "tsv", "json", "images"] | None = None,  # noqa: A002
+    features: str | Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
+    group: str | None = None,
+    target_type: TargetType = "auto",
+    train: str | None = None,
+    test: str | None = None,
+    test_fraction: float = 0.2,
+    standardise: bool | None = None,
+    standardise_target: bool = False,
+    resize: Sequence[int] | None = None,
+    channels: Channels = "auto",
+) -> PooledSource:
+    """Any data of your own: a file or folder of parquet, CSV, TSV or JSON lines, or of images.
+
+    Tables lie in `path` (or `path/data`, or a folder per split), images in folders named after
+    their classes, these in `path` or in a folder per split. A file belongs to the split that its
+    name begins with (`train.csv`, `test-00000-of-00001.parquet`).
 
     Args:
-        test_fraction: Share that the server holds out, stratified by class; in (0, 1).
+        path: The file or folder.
+        format: Format of the files; None takes the only one that is there.
+        features: Column of images, lists or text, or columns of numbers; None takes the only column
+            of images, else all that are left.
+        target: Column of the target; several for several numbers. None takes the only column of
+            named classes, or the one called label, labels, target, class or y.
+        group: Column of the natural owner, for `[partition] kind = "natural"`.
+        target_type: "classes", "numbers", "characters" (text, and the character that follows);
+            "auto" takes fractional numbers as numbers; text, booleans, named classes and whole
+            numbers 0 to C-1 as classes, and refuses other whole numbers.
+        train: The split to train on; None takes "train" if it is there, else every file.
+        test: The split that the server holds out; None takes "test" if it is there.
+        test_fraction: Share that the server holds out where there is no test split, stratified by
+            class; in (0, 1).
+        standardise: Whether features get mean 0 and deviation 1 over the training samples (images:
+            per channel); None does so for columns of numbers. Images are always scaled to [0, 1].
+        standardise_target: Whether a target of numbers does too.
+        resize: [height, width] that images are resized to; None refuses images of unequal sizes.
+        channels: "grey" (1), "rgb" (3), "auto": as the first image is.
 
     Raises:
-        ScenarioError: If `test_fraction` is outside its range.
+        ScenarioError: If the folder, a split or a value is impossible.
     """
-    if not 0 < test_fraction < 1:
-        raise ScenarioError(f"[data] test_fraction = {test_fraction}: must be in (0, 1)")
-    from importlib.metadata import version
-
-    return PooledSource(
-        name="digits",
-        test_fraction=test_fraction,
-        identity={"scikit-learn": version("scikit-learn")},
-        description={"name": "digits", "test_fraction": test_fraction},
-        load=_load_digits,
+    origin = find_files(path, format_=format, train=train, test=test)
+    columns = _columns(
+        features,
+        target,
+        group,
+        target_type,
+        standardise,
+        standardise_target,
+        resize,
+        channels,
     )
+    check_fraction(test_fraction)
+    return _source("folder", origin, columns, 0.0 if "test" in origin.files else test_fraction)
 
 
-def _load_digits() -> Loaded:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    features = (bunch.images[:, None] / 16).astype(np.float32)
-    return Loaded(Arrays(features, bunch.target.astype(np.int64)), None, SampleSpec((1, 8, 8), 10))
-
-
-class ImagePreset(NamedTuple):
-    """An image data set in the Hugging Face layout.
-
-    Attributes:
-        name: Its name in a scenario.
-        hub: Its repository on the Hugging Face Hub.
-        image: Column of the images.
-        label: Column of the class labels.
-        num_classes: Classes.
-        shape: (channels, height, width); 1 channel is grey, 3 are red, green and blue.
-        mean: Per channel, subtracted after scaling to [0, 1].
-        std: Per channel, divided by.
-    """
-
-    name: str
-    hub: str
-    image: str
-    label: str
-    num_classes: int
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-MNIST = ImagePreset(
-    name="mnist",
-    hub="ylecun/mnist",
-    image="image",
-    label="label",
-    num_classes=10,
-    shape=(1, 28, 28),
-    mean=(0.1307,),
-    std=(0.3081,),
-)
-
-
-def mnist(*, path: str | None = None) -> PooledSource:
-    """MNIST: 28x28 handwritten digits of 10 classes, with its official test split held out.
+def hub(
+    *,
+    repository: str,
+    config: str | None = None,
+    revision: str | None = None,
+    features: str | Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
+    group: str | None = None,
+    target_type: TargetType = "auto",
+    train: str = "train",
+    test: str | None = None,
+    test_fraction: float = 0.2,
+    standardise: bool | None = None,
+    standardise_target: bool = False,
+    resize: Sequence[int] | None = None,
+    channels: Channels = "auto",
+) -> PooledSource:
+    """Any data set of the Hugging Face Hub that needs no script to load.
 
     Args:
-        path: Folder with `train-*.parquet` and `test-*.parquet` in the Hugging Face layout; None
-            loads from the Hugging Face Hub.
+        repository: Its name, "owner/name".
+        config: Which of its configurations; None takes the only or default one.
+        revision: Branch, tag or commit; None takes the newest at the first download.
+        features: Column of images, lists or text, or columns of numbers, as for folder.
+        target: Column of the target; several for several numbers, as for folder.
+        group: Column of the natural owner, for `[partition] kind = "natural"`.
+        target_type: "classes", "numbers", "characters" or "auto", as for folder.
+        train: The split to train on.
+        test: The split that the server holds out; None draws `test_fraction` of the training split.
+        test_fraction: Share that the server holds out without a test split, stratified by class;
+            in (0, 1).
+        standardise: Whether features get mean 0 and deviation 1, as for folder.
+        standardise_target: Whether a target of numbers does too.
+        resize: [height, width] that images are resized to; None refuses images of unequal sizes.
+        channels: "grey" (1), "rgb" (3), "auto": as the first image is.
 
     Raises:
-        ScenarioError: If the folder does not hold these files.
+        ScenarioError: If a value is impossible.
     """
-    return _images(MNIST, path)
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ScenarioError(f"[data] repository = '{repository}': must be 'owner/name'")
+    origin = HubRepository("hub", repository, config, revision, train, test)
+    columns = _columns(
+        features,
+        target,
+        group,
+        target_type,
+        standardise,
+        standardise_target,
+        resize,
+        channels,
+    )
+    check_fraction(test_fraction)
+    return _source("hub", origin, columns, test_fraction if test is None else 0.0)
 
 
 DATASETS: dict[str, Callable[..., PooledSource | SyntheticSource]] = {
     "digits": digits,
-    "mnist": mnist,
+    "breast_cancer": breast_cancer,
+    "diabetes": diabetes,
+    **PRESETS,
+    "folder": folder,
+    "hub": hub,
     "synthetic": synthetic,
 }
 
 
-def _images(preset: ImagePreset, path: str | None) -> PooledSource:
-    if path is None:
-        files = None
-        origin: dict[str, Any] = {"hub": preset.hub}
-        identity = origin
-    else:
-        files = _parquet_files(Path(path).expanduser().absolute(), preset)
-        names = [file.name for split in files.values() for file in split]
-        origin = {"files": names}
-        stats = [file.stat() for split in files.values() for file in split]
-        identity = {
-            "files": [
-                [name, stat.st_size, stat.st_mtime_ns]
-                for name, stat in zip(names, stats, strict=True)
-            ]
-        }
-    return PooledSource(
-        name=preset.name,
-        test_fraction=0.0,
-        identity={**identity, "preset": list(preset)},
-        description={"name": preset.name, **origin},
-        load=lambda: _load_images(preset, files),
+def _columns(
+    features: str | Sequence[str] | None,
+    target: str | Sequence[str] | None,
+    group: str | None,
+    target_type: TargetType,
+    standardise: bool | None,
+    standardise_target: bool,
+    resize: Sequence[int] | None,
+    channels: Channels,
+) -> Columns:
+    size = None
+    if resize is not None:
+        if len(resize) != 2 or min(resize) < 1:
+            raise ScenarioError(
+                f"[data] resize = {list(resize)}: must be [height, width], each >= 1"
+            )
+        size = (resize[0], resize[1])
+    return Columns(
+        features=_names("features", features),
+        target=_names("target", target),
+        group=group,
+        target_type=target_type,
+        images=ImageFormat(channels, size, resize=size is not None),
+        standardise=standardise,
+        standardise_target=standardise_target,
     )
 
 
-def _parquet_files(folder: Path, preset: ImagePreset) -> dict[str, list[Path]]:
-    if not folder.is_dir():
+def _names(key: str, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or len(set(names)) < len(names):
         raise ScenarioError(
-            f"[data] path = '{folder}': no such folder; give the one that holds {preset.name}'s "
-            f"train-*.parquet and test-*.parquet, or leave path out to load {preset.hub} from the "
-            "Hugging Face Hub"
+            f"[data] {key} = {list(names)}: must name one column or more, each once"
         )
-    files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in ("train", "test")}
-    for split, found in files.items():
-        if not found:
-            below = sorted(folder.rglob(f"{split}-*.parquet"))
-            hint = f"; did you mean '{below[0].parent}'?" if below else ""
-            raise ScenarioError(f"[data] path = '{folder}': holds no {split}-*.parquet{hint}")
-    return files
+    return names
 
 
-def _load_images(preset: ImagePreset, files: dict[str, list[Path]] | None) -> Loaded:
-    # datasets converts what it reads to arrow files: needed only until the images are decoded
-    with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
-        splits = _from_hub(preset) if files is None else _from_parquet(files, scratch)
-        train, test = (_decode(preset, splits[split], split) for split in ("train", "test"))
-    return Loaded(train, test, SampleSpec(preset.shape, preset.num_classes))
+def _source(name: str, origin: Origin, columns: Columns, test_fraction: float) -> PooledSource:
+    drawn = {"test_fraction": test_fraction} if test_fraction else {}
+    return PooledSource(
+        name=name,
+        test_fraction=test_fraction,
+        identity={**origin.identity, "columns": repr(columns)},
+        description={"name": name, **origin.description, **drawn},
+        load=partial(read, origin, columns, _where(name, origin)),
+        test_origin="the test split of the data set",
+    )
 
 
-def _from_hub(preset: ImagePreset) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(preset.hub)
-    except OSError as error:
-        raise RunError(
-            f"[data] name = '{preset.name}': {preset.hub} cannot be had from the Hugging Face Hub "
-            f"({error}); connect to the network, or set [data] path to a folder with its "
-            "train-*.parquet and test-*.parquet"
-        ) from error
-
-
-def _from_parquet(files: dict[str, list[Path]], scratch: str) -> Any:
-    import datasets
-
-    names = {split: [str(file) for file in found] for split, found in files.items()}
-    try:
-        with _no_progress_bars():
-            # the parquet reader by name: whatever else lies in the folder, no script is run
-            return datasets.load_dataset("parquet", data_files=names, cache_dir=scratch)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        raise ScenarioError(
-            f"[data] path = '{files['train'][0].parent}': its parquet files cannot be read: "
-            f"{error.__cause__ or error}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def _decode(preset: ImagePreset, split: Any, name: str) -> Arrays:
-    import datasets
-
-    where = f"[data] name = '{preset.name}', split '{name}'"
-    for column in (preset.image, preset.label):
-        if column not in split.column_names:
-            guess = nearest(column, split.column_names)
-            hint = f"; is it '{guess}'?" if guess else ""
-            columns = ", ".join(split.column_names)
-            raise ScenarioError(f"{where}: no column '{column}' among {columns}{hint}")
-    # the encoded bytes, decoded below: a third of the time that datasets needs to do it
-    encoded = split.cast_column(preset.image, datasets.Image(decode=False))
-    pixels = np.empty((len(split), *preset.shape), dtype=np.uint8)
-    row = 0
-    for batch in encoded.select_columns([preset.image]).iter(batch_size=1000):
-        for image in batch[preset.image]:
-            pixels[row] = _pixels(image["bytes"], preset, f"{where}, row {row}")
-            row += 1
-    return Arrays(_normalised(pixels, preset), _labels(split, preset, where))
-
-
-def _pixels(encoded: bytes | None, preset: ImagePreset, where: str) -> npt.NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
-    channels, height, width = preset.shape
-    if encoded is None:
-        raise ScenarioError(f"{where}: the image is missing")
-    try:
-        image = Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ScenarioError(f"{where}: the image cannot be decoded: {error}") from error
-    if image.size != (width, height):
-        raise ScenarioError(
-            f"{where}: the image is {image.width}x{image.height}, expected {width}x{height}"
-        )
-    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _normalised(pixels: npt.NDArray[np.uint8], preset: ImagePreset) -> Features:
-    shape = (len(preset.mean), 1, 1)
-    mean = np.array(preset.mean, dtype=np.float32).reshape(shape)
-    std = np.array(preset.std, dtype=np.float32).reshape(shape)
-    features = pixels.astype(np.float32)
-    features /= np.float32(255)
-    features -= mean
-    features /= std
-    return features
-
-
-def _labels(split: Any, preset: ImagePreset, where: str) -> Ints:
-    labels = np.asarray(split[preset.label][:])
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ScenarioError(
-            f"{where}: column '{preset.label}' holds {labels.dtype}, expected integers from 0 to "
-            f"{preset.num_classes - 1}"
-        )
-    wrong = np.flatnonzero((labels < 0) | (labels >= preset.num_classes))
-    if wrong.size:
-        raise ScenarioError(
-            f"{where}, row {wrong[0]}: {preset.label} = {labels[wrong[0]]}, expected 0 to "
-            f"{preset.num_classes - 1}"
-        )
-    return labels.astype(np.int64)
+def _where(name: str, origin: Origin) -> str:
+    repository = origin.description.get("hub")
+    return f"[data] name = '{name}'" + (f", {repository}" if repository else "")

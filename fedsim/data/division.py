@@ -1,19 +1,16 @@
 """Who holds what: a data set held out, divided among clients and split, once per seed and rule."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
 from fedsim.data import cache
-from fedsim.data.partition import (
-    Partition,
-    add_label_noise,
-    choose,
-    local_test_counts,
-    stratified_counts,
-)
+from fedsim.data.drawing import add_label_noise, choose, local_test_counts, stratified_counts
+from fedsim.data.partition import DROPPED, Assignment, Partition
+from fedsim.data.skew import skewed
 from fedsim.data.source import (
     TENTHS,
     Ints,
@@ -23,11 +20,25 @@ from fedsim.data.source import (
     json_sha256,
     size_summary,
 )
+from fedsim.data.standardise import standardised
 from fedsim.errors import ScenarioError
 from fedsim.samples import SampleSpec
 
 if TYPE_CHECKING:
     from fedsim.data.pooled import PooledSource
+
+NAMED_CLIENTS = 100  # whose natural owners are named in the manifest
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class _HeldOut(NamedTuple):
+    """The server's test set: its arrays if they were drawn, their hashes, and what is left."""
+
+    arrays: Arrays
+    hashes: dict[str, str]
+    labels: Ints
+    available: Ints
 
 
 def divide(
@@ -43,91 +54,153 @@ def divide(
 
     Returns:
         What the cache keeps of the division: each split's rows in client order with offsets, the
-        held-out samples when they were drawn, and the manifest.
+        held-out samples when they were drawn, targets with noise and features with skew when there
+        are any (copies of the pool), the number of clients, and the manifest.
 
     Raises:
         ScenarioError: If the rule cannot divide this data set.
     """
     spec = read_spec(loaded)
+    _check(partition, spec)
     features, targets = loaded.arrays["features"], loaded.arrays["targets"]
     labels = targets if spec.has_classes else tenths(targets)
     classes = spec.num_classes or TENTHS
-    class_sizes = np.bincount(labels, minlength=classes)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if source.test_fraction:
-        held_out_counts = stratified_counts(class_sizes, source.test_fraction)
-        if held_out_counts.sum() in (0, len(targets)):
-            raise ScenarioError(
-                f"[data] test_fraction = {source.test_fraction}: of {len(targets)} samples it "
-                "holds "
-                f"out {held_out_counts.sum()}; some must be held out and some left to train on"
-            )
-        held_out = choose(labels, held_out_counts, rng.generator(recipe.seed, "held-out"))
-        arrays |= {"test_features": features[held_out], "test_targets": targets[held_out]}
-        test_hashes = {name: array_sha256(array) for name, array in arrays.items()}
-        test_labels, available = labels[held_out], np.flatnonzero(~held_out)
-    else:
-        test_hashes = {
-            name: loaded.info["sha256"][name] for name in ("test_features", "test_targets")
-        }
-        test_targets = loaded.arrays["test_targets"]
-        test_labels = test_targets if spec.has_classes else tenths(test_targets)
-        available = np.arange(len(targets))
+    held_out = _hold_out(source, recipe.seed, loaded, labels, classes)
+    arrays = dict(held_out.arrays)
 
-    groups = loaded.arrays.get("groups")
-    samples = Samples(labels[available], None if groups is None else groups[available])
-    owners, notes = partition.owners(samples, recipe.seed)
-    sizes = np.bincount(owners, minlength=partition.clients)
+    available, groups = held_out.available, loaded.arrays.get("groups")
+    in_training = None if groups is None else groups[available]
+    samples = Samples(labels[available], in_training, available, len(targets))
+    assignment = partition.assign(samples, recipe.seed)
+    clients = assignment.clients
+    assert clients is not None
+    owned = assignment.owners != DROPPED
+    owners, rows = assignment.owners[owned], available[owned]
+    sizes = np.bincount(owners, minlength=clients)
     test_counts = local_test_counts(sizes, partition.test_fraction)
     local_test = choose(owners, test_counts, rng.generator(recipe.seed, "local-test"))
     for name, part in (("train", ~local_test), ("local_test", local_test)):
         arrays[f"{name}_offsets"], arrays[f"{name}_rows"] = _by_client(
-            owners[part], available[part], partition.clients
+            owners[part], rows[part], clients
         )
+    if not spec.has_classes:
+        arrays["labels"] = labels
 
-    noisy: dict[str, Any] = {}
+    notes, changed = dict(assignment.notes), Arrays()
+    statistics: dict[str, Any] = {}
+    if fields := loaded.info["standardise"]:
+        pool = {**loaded.arrays, **held_out.arrays}
+        changed, statistics = standardised(pool, fields, arrays["train_rows"])
+        features, targets = (changed.get(n, loaded.arrays[n]) for n in ("features", "targets"))
     if np.any(partition.label_noise):
         train = ~local_test
-        arrays["train_targets"] = np.array(targets)
-        arrays["train_targets"][available[train]] = add_label_noise(
-            targets[available][train],
+        changed["train_targets"] = np.array(targets)
+        changed["train_targets"][rows[train]] = add_label_noise(
+            targets[rows][train],
             owners[train],
             np.broadcast_to(np.asarray(partition.label_noise, dtype=np.float64), sizes.shape),
             spec.num_classes,
             recipe.seed,
         )
-        notes = {**notes, "labels_changed": int((arrays["train_targets"] != targets).sum())}
-        noisy = {"train_targets": array_sha256(arrays["train_targets"])}
+        notes["labels_changed"] = int((changed["train_targets"] != targets).sum())
+    if partition.skew.active:
+        changed["client_features"] = skewed(
+            features, *_by_client(owners, rows, clients), partition.skew, recipe.seed
+        )
+    arrays |= changed
+
     hashes = loaded.info["sha256"]
-    content = {name: hashes[name] for name in ("features", "targets")} | test_hashes | noisy
-    if not spec.has_classes:
-        arrays["labels"] = labels
-    assignment = {
+    content = {name: hashes[name] for name in ("features", "targets")} | held_out.hashes
+    content |= {name: array_sha256(array) for name, array in changed.items()}
+    content |= {
         name: array_sha256(arrays[name])
         for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
     }
+    stratum = "class" if spec.has_classes else "tenth of the targets"
+    dropped = int((~owned).sum())
     manifest = {
         "data": {
             **source.description,
             "classes": spec.num_classes,
             "feature_shape": list(features.shape[1:]),
             "samples": len(targets),
-            "samples_per_class": class_sizes.tolist(),
+            "samples_per_class": np.bincount(labels, minlength=classes).tolist(),
+            **({"standardised": statistics} if statistics else {}),
         },
         "held_out": {
-            "samples": len(test_labels),
-            "samples_per_class": np.bincount(test_labels, minlength=classes).tolist(),
-            "drawn": "stratified by class" if source.test_fraction else "official test split",
+            "samples": len(held_out.labels),
+            "samples_per_class": np.bincount(held_out.labels, minlength=classes).tolist(),
+            "drawn": f"stratified by {stratum}" if source.test_fraction else source.test_origin,
         },
-        "partition": {**recipe.partition, "seed": recipe.seed, **notes},
+        "partition": {**_without_folder(recipe.partition), "seed": recipe.seed, **notes},
+        "clients": clients,
         "sizes": size_summary(sizes - test_counts),
         "local_test": {"samples": int(test_counts.sum()), "sizes": size_summary(test_counts)},
-        "dropped": {"samples": 0, "reason": None},
-        "sha256": content | assignment,
+        "dropped": {"samples": dropped, "reason": assignment.why_dropped if dropped else None},
+        "sha256": content,
     }
+    if assignment.keeps_groups:
+        manifest["owners"] = _named(assignment, samples, loaded.info["group_names"])
     # who holds what is decided by these arrays alone, wherever they came from
-    info = {"manifest": manifest, "manifest_sha256": json_sha256(content | assignment)}
+    info = {
+        "manifest": manifest, "manifest_sha256": json_sha256(content), "clients": clients
+    }  # fmt: skip
     return cache.Content(arrays, info)
+
+
+def _check(partition: Partition, spec: SampleSpec) -> None:
+    if np.any(partition.label_noise) and not spec.has_classes:
+        raise ScenarioError(
+            "[partition] label_noise: the targets are numbers, and only classes can be drawn anew; "
+            "leave it out"
+        )
+    partition.skew.check_samples(spec)
+
+
+def _hold_out(
+    source: "PooledSource", seed: int, loaded: cache.Content, labels: Ints, classes: int
+) -> _HeldOut:
+    if not source.test_fraction:
+        names = ("test_features", "test_targets")
+        hashes = {name: loaded.info["sha256"][name] for name in names}
+        targets = loaded.arrays["test_targets"]
+        test_labels = targets if read_spec(loaded).has_classes else tenths(targets)
+        return _HeldOut({}, hashes, test_labels, np.arange(len(labels)))
+    counts = stratified_counts(np.bincount(labels, minlength=classes), source.test_fraction)
+    if counts.sum() in (0, len(labels)):
+        raise ScenarioError(
+            f"[data] test_fraction = {source.test_fraction}: of {len(labels)} samples it holds "
+            f"out {counts.sum()}; some must be held out and some left to train on"
+        )
+    drawn = choose(labels, counts, rng.generator(seed, "held-out"))
+    arrays = {f"test_{name}": loaded.arrays[name][drawn] for name in ("features", "targets")}
+    hashes = {name: array_sha256(array) for name, array in arrays.items()}
+    return _HeldOut(arrays, hashes, labels[drawn], np.flatnonzero(~drawn))
+
+
+def _without_folder(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table whose path names the file and not where this machine has it."""
+    path = table.get("path")
+    return table if path is None else {**table, "path": Path(path).name}
+
+
+def _named(assignment: Assignment, samples: Samples, names: list[str]) -> dict[str, Any]:
+    """Say how many natural owners have a client, and who are those of the first clients."""
+    assert samples.groups is not None
+    owned = assignment.owners != DROPPED
+    pairs = np.unique(np.stack([assignment.owners[owned], samples.groups[owned]]), axis=1)
+    shown = []
+    for client_id in range(min(assignment.clients or 0, NAMED_CLIENTS)):
+        mine = pairs[1, pairs[0] == client_id].tolist()
+        first = [names[owner] if names else str(owner) for owner in mine[:3]]
+        more = [f"{len(mine) - 3} more"] if len(mine) > 3 else []
+        shown.append(", ".join(first + more))
+    return {
+        "in_data": len(names) or len(np.unique(samples.groups)),
+        "in_training": len(np.unique(samples.groups)),
+        "with_a_client": pairs.shape[1],
+        "of_first_clients": shown,
+    }
 
 
 def _by_client(owners: Ints, rows: Ints, clients: int) -> tuple[Ints, Ints]:

@@ -4,8 +4,9 @@ The cache holds two kinds of entries: a data set's arrays, and a partition of it
 seed, and is small).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -21,7 +22,9 @@ from fedsim.data.source import (
     Ints,
     Recipe,
     array_sha256,
+    json_sha256,
 )
+from fedsim.errors import RunError
 from fedsim.samples import SampleSpec
 
 
@@ -34,6 +37,11 @@ class Loaded(NamedTuple):
         spec: What one sample looks like.
         groups: The number of each training sample's natural owner, `[n]`, if the data set says so.
         group_names: What the data set calls these owners, by number.
+        test_fraction: Share of `train` that the server holds out when there is no `test`; None
+            leaves it to the source.
+        standardise: Which of "features" and "targets" get mean 0 and deviation 1 over the samples
+            that are trained on; see `standardise`.
+        notes: What the manifest says of what was read (names of classes, say), as JSON.
     """
 
     train: Arrays
@@ -41,6 +49,9 @@ class Loaded(NamedTuple):
     spec: SampleSpec
     groups: Ints | None = None
     group_names: tuple[str, ...] = ()
+    test_fraction: float | None = None
+    standardise: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,16 +62,19 @@ class PooledSource:
         name: The data set's name.
         test_fraction: Stratified share of the samples that the server holds out; 0 when the data
             set has an official test split.
-        identity: What decides the arrays (files, package versions), as JSON: the cache's key.
+        identity: What decides the arrays (files, package versions), as JSON: the cache's key. None
+            when only the arrays themselves can tell, so that they are loaded to be found.
         description: What the manifest says of the data set; no machine paths.
         load: Reads the arrays.
+        test_origin: Where the test samples are from that are not drawn, for the manifest.
     """
 
     name: str
     test_fraction: float
-    identity: dict[str, Any]
+    identity: dict[str, Any] | None
     description: dict[str, Any]
     load: Callable[[], Loaded]
+    test_origin: str = "official test split"
 
     def federate(self, partition: Partition, recipe: Recipe) -> FederatedData:
         """Divide the data set among the partition's clients."""
@@ -71,32 +85,35 @@ class PooledData(FederatedData):
     """Clients as rows of one mapped pool of samples."""
 
     def __init__(self, source: PooledSource, partition: Partition, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        key = {"name": source.name, "identity": source.identity}
-        loaded = cache.entry(recipe.cache_dir, "data", key, lambda: _load(source))
-        self._pool = Arrays(loaded.arrays["features"], loaded.arrays["targets"])
+        loaded, content = _pool(source, recipe)
+        super().__init__(recipe._replace(content=content))
+        source = _completed(source, loaded)
         division = cache.entry(
             recipe.cache_dir,
             "partition",
             {
                 "sha256": loaded.info["sha256"],
                 "description": source.description,
-                "partition": recipe.partition,
+                "standardise": loaded.info["standardise"],
+                "partition": {**recipe.partition, **partition.rule.identity},
                 "seed": recipe.seed,
             },
             lambda: divide(source, partition, recipe, loaded),
         )
-        if "train_targets" in division.arrays:  # with noise in the labels, which differs by seed
-            self._pool = self._pool._replace(targets=division.arrays["train_targets"])
-        # an official test split lies with the data set, a drawn one with the partition
-        held_out = division.arrays if source.test_fraction else loaded.arrays
-        self._test = Arrays(held_out["test_features"], held_out["test_targets"])
+        # what differs by seed and partition lies with the division: a test set that was drawn,
+        # standardised features, labels with noise, features of clients' own
+        arrays = {**loaded.arrays, **division.arrays}
+        self._pool = Arrays(
+            arrays.get("client_features", arrays["features"]),
+            arrays.get("train_targets", arrays["targets"]),
+        )
+        self._test = Arrays(arrays["test_features"], arrays["test_targets"])
         self._parts = {
             split: (division.arrays[f"{split}_offsets"], division.arrays[f"{split}_rows"])
             for split in ("train", "local_test")
         }
         self._labels = division.arrays.get("labels")
-        self.num_clients = partition.clients
+        self.num_clients = division.info["clients"]
         self.spec = read_spec(loaded)
         self.manifest = division.info["manifest"]
         self.manifest_sha256 = division.info["manifest_sha256"]
@@ -129,6 +146,37 @@ class PooledData(FederatedData):
         return self._test
 
 
+def _pool(source: PooledSource, recipe: Recipe) -> tuple[cache.Content, str | None]:
+    """Return the data set's arrays from the cache, and what their content is called, if it is."""
+    if source.identity is not None:
+        key: dict[str, Any] = {"name": source.name, "identity": source.identity}
+        return cache.entry(recipe.cache_dir, "data", key, lambda: _load(source)), None
+    loaded = None if recipe.content else _load(source)
+    content = recipe.content if loaded is None else json_sha256(loaded.info)
+
+    def make() -> cache.Content:
+        made = _load(source) if loaded is None else loaded
+        if json_sha256(made.info) != content:  # this is another machine than the one that knows
+            raise RunError(
+                f"[data] name = '{source.name}': gives other data here than where the run was "
+                "started: give every machine the same files, and draw nothing without a seed"
+            )
+        return made
+
+    key = {"name": source.name, "content": content}
+    return cache.entry(recipe.cache_dir, "data", key, make), content
+
+
+def _completed(source: PooledSource, loaded: cache.Content) -> PooledSource:
+    """Add to a source what is known of it once it was read."""
+    fraction = loaded.info["test_fraction"]
+    return replace(
+        source,
+        test_fraction=source.test_fraction if fraction is None else fraction,
+        description={**source.description, **loaded.info["notes"]},
+    )
+
+
 def _load(source: PooledSource) -> cache.Content:
     loaded = source.load()
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -139,8 +187,12 @@ def _load(source: PooledSource) -> cache.Content:
         arrays |= {"test_features": loaded.test.features, "test_targets": loaded.test.targets}
     if loaded.groups is not None:
         arrays["groups"] = loaded.groups
-    hashes = {name: array_sha256(array) for name, array in arrays.items()}
-    names = list(loaded.group_names)
-    return cache.Content(
-        arrays, {"sha256": hashes, "spec": list(loaded.spec), "group_names": names}
-    )
+    info = {
+        "sha256": {name: array_sha256(array) for name, array in arrays.items()},
+        "spec": list(loaded.spec),
+        "group_names": list(loaded.group_names),
+        "test_fraction": loaded.test_fraction,
+        "standardise": list(loaded.standardise),
+        "notes": dict(loaded.notes),
+    }
+    return cache.Content(arrays, info)

@@ -43,10 +43,15 @@ class Samples(NamedTuple):
             distribution that each lies in, 0 to 9.
         groups: The number of each sample's natural owner (a writer, a role), `[n]`; None when the
             data set does not say.
+        rows: The number of each sample in the data set, ascending, `[n]`; None means 0 to n-1.
+        in_dataset: How many samples the data set has, those that the server holds out included;
+            None means n.
     """
 
     labels: Ints
     groups: Ints | None = None
+    rows: Ints | None = None
+    in_dataset: int | None = None
 
 
 class ClientRows(NamedTuple):
@@ -64,12 +69,22 @@ class ClientRows(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What `prepare` was called with: enough to have the same data again, here or elsewhere."""
+    """What `prepare` was called with: enough to have the same data again, here or elsewhere.
+
+    Attributes:
+        data: The [data] table, complete.
+        partition: The [partition] table, complete.
+        seed: The scenario's seed.
+        cache_dir: Where arrays are mapped from.
+        content: What the data set's content is called in the cache, once it was read and when
+            nothing but the content can tell.
+    """
 
     data: dict[str, Any]
     partition: dict[str, Any]
     seed: int
     cache_dir: Path
+    content: str | None = None
 
 
 class FederatedData(abc.ABC):
@@ -158,12 +173,12 @@ class FederatedData(abc.ABC):
 
 
 def _reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
-    from fedsim.data import prepare
+    from fedsim.data import federate
 
-    data, partition, seed, cache_dir = recipe
+    data, partition, seed, cache_dir, content = recipe
     # another machine need not have that folder: there the default one serves
     here = cache_dir if cache_dir.is_dir() else None
-    federated = prepare(data, partition, seed=seed, cache_dir=here)
+    federated = federate(data, partition, seed=seed, cache_dir=here, content=content)
     if federated.manifest_sha256 != manifest_sha256:
         raise RunError(
             f"the data of [data] name = '{data['name']}' prepared here differ from those of the "

@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
-from fedsim.data.partition import Partition, local_test_counts
+from fedsim.data.drawing import local_test_counts
+from fedsim.data.partition import DEFAULT_CLIENTS, Partition
 from fedsim.data.source import (
     Arrays,
     ClientIds,
@@ -139,15 +140,21 @@ class SyntheticData(FederatedData):
 
     def __init__(self, source: SyntheticSource, partition: Partition, recipe: Recipe) -> None:
         super().__init__(recipe)
-        if not partition.natural:
+        if not partition.rule.natural:
             raise ScenarioError(
                 f"[partition] kind = '{recipe.partition['kind']}': synthetic makes each client's "
                 "samples itself; use kind = 'natural'"
             )
+        for key in ("label_noise", *partition.skew.active):
+            if key != "label_noise" or np.any(partition.label_noise):
+                raise ScenarioError(
+                    f'[partition] {key} with [data] name = "synthetic": its alpha and beta say how '
+                    "clients differ, and its samples are made on demand; leave it out"
+                )
         self._source = source
         self._test_fraction = partition.test_fraction
         self._seed = recipe.seed
-        self.num_clients = partition.clients
+        self.num_clients = partition.clients or DEFAULT_CLIENTS
         self.spec = SampleSpec((source.dimension,), source.classes)
         self._describe(recipe)
 
@@ -243,7 +250,7 @@ class SyntheticData(FederatedData):
                 "samples": int(held_out.sum()),
                 "drawn": f"in addition, from the laws of the first {len(test_clients)} clients",
             },
-            "partition": {**recipe.partition, "seed": recipe.seed},
+            "partition": {**recipe.partition, "clients": self.num_clients, "seed": recipe.seed},
             "sizes": {"clients_counted": len(counted), **size_summary(totals - test_counts)},
             "local_test": {"clients_counted": len(counted), "sizes": size_summary(test_counts)},
             "dropped": {"samples": 0, "reason": None},

@@ -6,6 +6,7 @@ does pieces of work and says how each ended.
 
 import abc
 import logging
+import math
 import pickle
 import threading
 import time
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fedsim import flower_internals as internals
 from fedsim.client_app import CohortApp
+from fedsim.clipping import bound_of
 from fedsim.cohort import SETUP, Cohort, Failure, Replies
 from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
@@ -172,6 +174,7 @@ class LocalGrid(Grid, abc.ABC):
         # servers of old Flower apps send from a pool of threads; calls follow one another here
         self._lock = threading.RLock()
         self._seen_reasons: set[str] = set()
+        self._suspects: dict[int, int] = {}  # who cost a worker when it ran alone, and the round
         self._run_config = dict(run_config or {})
         self._contexts: dict[int, bytes] = {}
         self._pushed: dict[str, Message] = {}
@@ -309,6 +312,8 @@ class LocalGrid(Grid, abc.ABC):
     def _answer_cohort(self, cohort: Cohort, deadline: float | None) -> Replies:
         if not len(cohort):
             return Replies.empty(cohort)
+        for message in cohort._built.values():
+            self._number(message)
         trains = cohort.message_type.partition(".")[0] == "train"
         layout = cohort.layout
         rows = self._allocate(len(cohort), layout.dim, layout.dtype) if trains else None
@@ -346,6 +351,7 @@ class LocalGrid(Grid, abc.ABC):
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
         assert isinstance(self.client_app, CohortApp)
         size = self.client_app.plan.chunk_size
+        bound = bound_of(cohort.config) if trains else None
         works: list[ChunkWork] = []
         for first in range(0, len(cohort), size):
             span = slice(first, first + size)
@@ -353,7 +359,8 @@ class LocalGrid(Grid, abc.ABC):
             absent = tuple(cohort.is_absent[span].tolist())
             if all(absent):
                 continue
-            state, has_state = self.store.rows(ids) if trains else ({}, ())
+            remembers = trains or self.client_app.executor.evaluates_with_memory
+            state, has_state = self.store.rows(ids) if remembers else ({}, ())
             job = ChunkJob(
                 action="train" if trains else "evaluate",
                 server_round=cohort.server_round,
@@ -364,6 +371,8 @@ class LocalGrid(Grid, abc.ABC):
                 personal=cohort.personal.rows(span),
                 state=state,
                 has_state=has_state,
+                work=() if cohort.work is None else tuple(cohort.work[span].tolist()),
+                clipping_norm=bound,
             )
             limit = None if self.client_timeout_s is None else self.client_timeout_s * len(ids)
             works.append(ChunkWork(len(works), job, first, False, limit))
@@ -380,7 +389,8 @@ class LocalGrid(Grid, abc.ABC):
     ) -> None:
         """Do all chunks, naming culprits and running their chunks again without them."""
         attempts = dict.fromkeys((work.index for work in works), 0)
-        pending: list[ChunkWork] = list(works)
+        pending = [self._without_suspects(cohort, work, failures, deadline) for work in works]
+        pending = [work for work in pending if not all(work.job.absent)]
         while pending:
             again: list[ChunkWork] = []
             for work, outcome in list(self._perform(pending, cohort.shared, rows, deadline)):
@@ -413,7 +423,7 @@ class LocalGrid(Grid, abc.ABC):
                 f"{where}: {outcome.reason}; the chunk runs again on another worker"
             )
             return work
-        culprits = self._find_culprits(cohort, work, failures, deadline)
+        culprits = self._find_culprits(cohort, work, set(work.clients), failures, deadline)
         if not culprits:
             if attempts[work.index] >= _ATTEMPTS:
                 raise RunError(
@@ -425,23 +435,35 @@ class LocalGrid(Grid, abc.ABC):
                 f"{where}: {outcome.reason}; no member fails alone, so it runs again"
             )
             return work
-        absent = tuple(
-            gone or client in culprits
-            for client, gone in zip(work.job.client_ids, work.job.absent, strict=True)
-        )
-        return replace(work, job=replace(work.job, absent=absent))
+        return _with_neutral(work, culprits)
 
-    def _find_culprits(
+    def _without_suspects(
         self,
         cohort: Cohort,
         work: ChunkWork,
         failures: dict[int, Failure],
         deadline: float | None,
+    ) -> ChunkWork:
+        """Try members that cost a worker in an earlier round alone first, so that it costs one."""
+        suspects = {
+            c for c in work.clients if self._suspects.get(c, math.inf) < cohort.server_round
+        }
+        if not suspects:
+            return work
+        return _with_neutral(work, self._find_culprits(cohort, work, suspects, failures, deadline))
+
+    def _find_culprits(
+        self,
+        cohort: Cohort,
+        work: ChunkWork,
+        members: set[int],
+        failures: dict[int, Failure],
+        deadline: float | None,
     ) -> set[int]:
-        """Run a failed chunk's members one at a time; those that fail again are named."""
+        """Run some of a chunk's members one at a time; those that fail alone are named."""
         singles: list[ChunkWork] = []
         for place, client in enumerate(work.job.client_ids):
-            if not work.job.absent[place]:
+            if client in members and not work.job.absent[place]:
                 job = replace(
                     work.job,
                     client_ids=(client,),
@@ -449,12 +471,16 @@ class LocalGrid(Grid, abc.ABC):
                     personal=work.job.personal.rows([place]),
                     state={name: tensor[[place]] for name, tensor in work.job.state.items()},
                     has_state=work.job.has_state[place : place + 1],
+                    work=work.job.work[place : place + 1],
                 )
                 singles.append(ChunkWork(len(singles), job, 0, True, self.client_timeout_s))
         culprits = set()
         for single, outcome in list(self._perform(singles, cohort.shared, None, deadline)):
+            client = single.clients[0]
+            self._suspects.pop(client, None)
+            if outcome.fault in ("died", "hung"):
+                self._suspects[client] = cohort.server_round
             if outcome.fault is not None:
-                client = single.clients[0]
                 culprits.add(client)
                 self._fail(cohort, (client,), outcome.fault, outcome.reason, failures)
         return culprits
@@ -607,6 +633,15 @@ class LocalGrid(Grid, abc.ABC):
         if not message.metadata.message_id:
             internals.set_message_id(message, f"{self._next_number():064x}")
         return message.metadata.message_id
+
+
+def _with_neutral(work: ChunkWork, clients: set[int]) -> ChunkWork:
+    """The chunk with neutral slots for these clients."""
+    job = work.job
+    absent = tuple(
+        gone or client in clients for client, gone in zip(job.client_ids, job.absent, strict=True)
+    )
+    return replace(work, job=replace(job, absent=absent))
 
 
 def _waves(batch: Sequence[Message]) -> list[list[Message]]:

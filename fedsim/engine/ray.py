@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import threading
 import time
 import traceback
 from collections import deque
@@ -26,6 +27,7 @@ from fedsim.engine.arena import Arena, ArenaName, ArenaView, Place, payload_size
 from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
+from fedsim.imports import folders_beside
 from fedsim.layout import Payload
 
 try:
@@ -38,6 +40,7 @@ except ImportError as error:  # pragma: no cover - exercised in an environment w
     ) from error
 
 _POLL_S = 0.25  # how long a wait for workers lasts before limits are looked at
+_SLOW_START_S = 5.0  # after which a start may be waiting for a place that is gone
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ class RayGrid(LocalGrid):
         self._startup_timeout_s = startup_timeout_s
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _start_ray(address, workers, self._resources, init_args)
+            with _own_handler():
+                _start_ray(address, workers, self._resources, init_args)
         self._probe = _probe_arena()
         self._pool: list[_Worker] = []
         self._broadcasts = 0
@@ -214,8 +218,8 @@ class RayGrid(LocalGrid):
                 self._await_start(worker)
         return [worker.pid for worker in self._pool]
 
-    def _count_workers(self, cap: int | None) -> int:
-        """How many workers fit, node by node, as Flower counts them."""
+    def _room(self) -> int:
+        """How many workers fit into the cluster, node by node, as Flower counts them."""
         cpus, gpus = float(self._resources["num_cpus"]), float(self._resources["num_gpus"])
         total = 0
         for node in ray.nodes():
@@ -224,6 +228,11 @@ class RayGrid(LocalGrid):
                 fits = [int(has.get("CPU", 0) / cpus)] if cpus else []
                 fits += [int(has.get("GPU", 0) / gpus)] if gpus else []
                 total += min(fits, default=0)
+        return total
+
+    def _count_workers(self, cap: int | None) -> int:
+        cpus, gpus = float(self._resources["num_cpus"]), float(self._resources["num_gpus"])
+        total = self._room()
         if total < 1:
             raise RunError(
                 f"the Ray cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs and "
@@ -240,6 +249,7 @@ class RayGrid(LocalGrid):
             num_gpus=self._resources["num_gpus"],
             max_restarts=0,
             max_task_retries=0,
+            runtime_env=_runtime_env(),
         ).remote(self._app_reference, self.num_clients, self._run_config)
         name = None if self._probe is None else self._probe.name
         return _Worker(number, actor, actor.ready.remote(name), time.monotonic())
@@ -285,9 +295,26 @@ class RayGrid(LocalGrid):
             # a native call that hangs does not hear Ray; it is our own child's process
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
+        if self._gave_up(worker):
+            return
         fresh = self._start_worker(worker.number)
         worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
         worker.pid, worker.near = 0, False
+
+    def _gave_up(self, worker: _Worker) -> bool:
+        """Go on without a worker for which the cluster has lost its place, if others are left."""
+        room = self._room()
+        if len(self._pool) < 2 or room >= len(self._pool):
+            return False
+        with contextlib.suppress(Exception):
+            ray.kill(worker.actor, no_restart=True)
+        self._pool.remove(worker)
+        self.num_workers = len(self._pool)
+        self.incidents.append(
+            f"worker {worker.number} is not replaced: the Ray cluster has room for {room} since a "
+            f"node has left; {self.num_workers} go on"
+        )
+        return True
 
     # --- shared memory --------------------------------------------------------------------
 
@@ -357,7 +384,9 @@ class RayGrid(LocalGrid):
                     worker, work, _ = running.pop(reference)
                     yield work, self._collect(worker, work, reference, rows)
             for worker in starting.values():
-                if worker.starting is not None:
+                waits = worker.starting is not None
+                slow = time.monotonic() - worker.since > _SLOW_START_S
+                if waits and not (slow and self._gave_up(worker)):
                     self._check_start(worker, self._startup_timeout_s)
             for reference, (worker, work, begun) in list(running.items()):
                 if work.limit_s is not None and time.monotonic() - begun > work.limit_s:
@@ -416,6 +445,27 @@ class RayGrid(LocalGrid):
         ends = [begun + w.limit_s for _, w, begun in running.values() if w.limit_s is not None]
         ends += [] if deadline is None else [deadline]
         return max(0.0, min([_POLL_S, *(end - now for end in ends)]))
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Where worker processes find what the scenario names, before they read their app."""
+    beside = folders_beside()
+    if not beside:
+        return None
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), *beside]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep this process's way to end on SIGTERM, which Ray replaces when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        ours = callable(before) and threading.current_thread() is threading.main_thread()
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start_ray(

@@ -52,7 +52,8 @@ def _around(owner: Any, name: str, hook: Callable[..., None], *, after: bool = F
 def arm(point: str, turn: int) -> None:
     """Let this process kill itself when it reaches a point for the n-th time.
 
-    At "a client raises" it lives on, and the client whose number is the turn raises.
+    At "a client raises" it lives on, and the client whose number is the turn raises; at "it is
+    asked to end" it gets SIGTERM.
     """
     import fedsim.data.synthetic
     import fedsim.executor
@@ -111,6 +112,8 @@ def arm(point: str, turn: int) -> None:
             _around(
                 fedsim.run, "write_json_atomic", when(lambda path, _: path.name == "summary.json")
             )
+        case "it is asked to end":
+            _around(fedsim.executor.CohortExecutor, "train", _asking_at(turn))
         case "a client raises":
             _around(fedsim.data.synthetic.SyntheticData, "clients", _raising_for(turn))
         case _:
@@ -123,6 +126,16 @@ def _raising_for(client: int) -> Callable[..., None]:
             raise OSError("its flash memory is worn out")
 
     return raise_for_it
+
+
+def _asking_at(turn: int) -> Callable[..., None]:
+    calls = iter(range(1, turn + 1))
+
+    def ask(*_: Any, **__: Any) -> None:
+        if next(calls, None) == turn:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
 
 
 def _tear_lines(countdown: _Countdown) -> None:
@@ -158,12 +171,17 @@ def _tear_checkpoints(countdown: _Countdown) -> None:
 
 
 class Killer:
-    """A process from which runs are forked, used by the tests."""
+    """A process from which runs are forked, used by the tests.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The project.
+        prefix: A command that starts the one after it, such as `unshare`.
+    """
+
+    def __init__(self, root: Path, *prefix: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-u", __file__],
+            [*prefix, sys.executable, "-u", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -186,6 +204,11 @@ class Killer:
         answer = self._process.stdout.readline()
         output = (folder / "output.txt").read_text()
         return os.waitstatus_to_exitcode(int(answer)), output
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
 
     def close(self) -> None:
         """End the process."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from faults.worlds import CULPRIT, finish, is_alive, small_world
+from faults.worlds import CULPRIT, Misshapen, finish, is_alive, small_world
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
 from fedsim.loop import Policy
@@ -42,7 +42,7 @@ def dropped_out_once(world, tmp_path_factory):
 def engine(ray_cluster, world):
     from fedsim.engine.ray import RayGrid
 
-    with RayGrid(world.app, world.data.num_clients, workers=2) as grid:
+    with RayGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         yield grid
         pids = grid.worker_pids
     _wait_until(lambda: not any(map(is_alive, pids)), "the workers outlive the grid")
@@ -80,7 +80,7 @@ def test_a_drop_out_changes_the_result(undisturbed, dropped_out, dropped_out_onc
     [
         ("raise", "raised", "ValueError: sample 3 is corrupt"),
         ("raise what cannot be unpickled", "raised", "sensor s1 gave 4.0"),
-        pytest.param("kill", "died", "ended unexpectedly", marks=pytest.mark.slow),
+        ("kill", "died", "ended unexpectedly"),
         pytest.param("os._exit", "died", "ended unexpectedly", marks=pytest.mark.slow),
         ("sys.exit", "raised", "SystemExit: 0"),
         ("allocate", "raised", "memory"),
@@ -101,6 +101,8 @@ def test_a_client_that_fails_in_every_round_counts_as_dropped_out(
         assert len(lines) == 1
         assert words in lines[0]
     assert found.params == dropped_out.params
+    if cause == "died":  # with its chunk, with it again, alone; from then on alone first
+        assert trouble.happened == 3 + 1 + 1
 
 
 def test_a_client_that_returns_nan_in_every_round_counts_as_dropped_out(
@@ -111,6 +113,53 @@ def test_a_client_that_returns_nan_in_every_round_counts_as_dropped_out(
     assert found.failed == [{str(CULPRIT): "not finite"}] * 3
     assert f"client {CULPRIT}, round 3: not finite: " in found.log
     assert found.params == dropped_out.params
+
+
+def test_a_client_that_hangs_in_native_code_in_round_1_counts_as_dropped_out_then(
+    world, whole_pool, trouble, dropped_out_once, tmp_path
+):
+    trouble.plan("hang", times=2)  # with its chunk, and alone
+    whole_pool.client_timeout_s = 0.3
+    try:
+        found = finish(world, tmp_path, whole_pool)
+    finally:
+        whole_pool.client_timeout_s = None
+    assert found.failed == [{str(CULPRIT): "hung"}, {}, {}]
+    assert f"client {CULPRIT}, round 1: hung: no answer within 0.3 s of its start" in found.log
+    assert found.params == dropped_out_once.params
+
+
+@pytest.mark.slow
+def test_a_client_that_hangs_in_native_code_in_every_round_counts_as_dropped_out(
+    world, whole_pool, trouble, dropped_out, tmp_path
+):
+    trouble.plan("hang")
+    whole_pool.client_timeout_s = 0.3
+    try:
+        found = finish(world, tmp_path, whole_pool)
+    finally:
+        whole_pool.client_timeout_s = None
+    assert found.failed == [{str(CULPRIT): "hung"}] * 3
+    assert f"client {CULPRIT}, round 3: hung: no answer within 0.3 s of its start" in found.log
+    assert found.params == dropped_out.params
+    assert trouble.happened == 2 + 1 + 1  # with its chunk, alone; from then on alone first
+
+
+def test_a_client_that_returns_wrong_shapes_in_every_round_counts_as_dropped_out(
+    world, ray_cluster, tmp_path
+):
+    """Of a vectorised chunk all replies have one shape; ordinary clients answer as they like."""
+    from fedsim.engine.ray import RayGrid
+
+    app, half = Misshapen(world.app, CULPRIT), {"num_cpus": 0.5}
+    with RayGrid(app, 24, workers=1, client_resources=half) as grid:
+        found = finish(world, tmp_path, grid)
+        grid._contexts.clear()  # what clients remember of the first run
+        dropped = finish(world, tmp_path, grid, lambda _: [CULPRIT])
+    assert found.failed == [{str(CULPRIT): "shape"}] * 3
+    assert f"client {CULPRIT}, round 3: shape: " in found.log
+    assert dropped.failed == [{str(CULPRIT): "absent"}] * 3
+    assert found.params == dropped.params
 
 
 def test_failures_are_counted_by_cause_beside_those_who_replied(
@@ -128,6 +177,7 @@ def test_failures_are_counted_by_cause_beside_those_who_replied(
     }
 
 
+@pytest.mark.slow
 def test_a_client_that_kills_its_workers_in_round_1_counts_as_dropped_out_then(
     world, whole_pool, trouble, dropped_out_once, tmp_path
 ):

@@ -1,5 +1,6 @@
 """Runs killed with SIGKILL and resumed end with the undisturbed run's bits (law 2)."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -230,6 +231,39 @@ def test_a_run_that_may_not_fail_ends_with_exit_code_1_naming_who_did_and_goes_o
     assert rounds == list(range(ROUNDS + 1))
 
 
+def test_a_run_that_is_asked_to_end_says_how_to_go_on(killer, folder, undisturbed):
+    arguments = ("run", "kill.toml", "--out", "run", "--quiet")
+    code, output = killer.run(folder, *arguments, point="it is asked to end", turn=8)
+    assert code == 143, output
+    assert output.splitlines() == [
+        "fedsim: terminated",
+        "fedsim: `fedsim resume run` goes on from the last checkpoint",
+    ]
+    assert "interrupted" in (folder / "run" / "log.txt").read_text()
+    code, output = killer.run(folder, "resume", "run", "--quiet")
+    assert code == 0, output
+    _check(folder / "run", undisturbed)
+
+
+def test_how_to_go_on_is_not_said_where_it_would_not_help(killer, folder):
+    arguments = ("run", "kill.toml", "--out", "run", "--quiet")
+    killer.run(folder, *arguments, point="clients train", turn=8)
+    newest = max((folder / "run" / "checkpoints").iterdir())
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:-50])
+    code, output = killer.run(folder, "resume", "run", "--quiet")
+    assert code == 1
+    assert f"{newest.name}: is torn or not a checkpoint" in output
+    assert "goes on from the last checkpoint" not in output
+    newest.write_bytes(whole)
+    with (folder / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = killer.run(folder, "resume", "run", "--quiet")
+    assert code == 1
+    assert "this run is still going on in another process" in output
+    assert "goes on from the last checkpoint" not in output
+
+
 # Real processes, from the start of the interpreter on, killed by others at random times.
 
 
@@ -335,6 +369,27 @@ def test_a_run_killed_while_ray_starts_leaves_no_process(folder, started):
         time.sleep(0.02)
     process.kill()
     process.wait()
+    assert _left_after(token, 30) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_on_ray_that_is_asked_to_end_says_how_to_go_on_and_leaves_no_process(folder):
+    token = uuid.uuid4().hex
+    sets = ("--set", "rounds=100000", "--set", "engine.kind=ray", "--workers", "1")
+    process = _start(folder, "run", "kill.toml", "--out", "run", *sets, token=token)
+    until = time.monotonic() + 120
+    metrics = folder / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None, (folder / "output.txt").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert (folder / "output.txt").read_text().splitlines() == [
+        "fedsim: terminated",
+        "fedsim: `fedsim resume run` goes on from the last checkpoint",
+    ]
     assert _left_after(token, 30) == []
 
 

@@ -66,7 +66,8 @@ def same_memories(grid, memories):
     )
 
 
-@pytest.mark.parametrize("kind", ["sleep", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sleep", "loop"])
 def test_a_client_that_hangs_is_named_and_the_rest_of_its_chunk_is_done(world, grid, trouble, kind):
     clients = [3, 5, CULPRIT, 22]
     params, memories = expected(world, clients, absent=[CULPRIT])

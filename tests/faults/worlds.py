@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from flwr.app import Array, Context, Message
+from flwr.clientapp import ClientApp
 
 from fedsim import run_folder
 from fedsim.data.source import ClientRows, FederatedData
@@ -149,6 +152,8 @@ def _strike(kind: str, place: int, rows: ClientRows) -> ClientRows:
         case "loop":
             while True:
                 pass
+        case "hang":
+            re.match(r"(a+)+$", 64 * "a" + "b")  # native code that keeps the interpreter's lock
         case "pause":
             time.sleep(2)
         case "allocate":
@@ -274,6 +279,22 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+class Misshapen(ClientApp):
+    """Answers message by message, as nodes do; one client's arrays have a shape too many."""
+
+    def __init__(self, inner: ClientApp, client: int) -> None:
+        super().__init__()
+        self.inner, self.client = inner, client
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = self.inner(message, context)
+        if context.node_config["partition-id"] == self.client:
+            arrays = reply.content["arrays"]
+            for name, array in list(arrays.items()):
+                arrays[name] = Array(array.numpy()[None])
+        return reply
 
 
 class SlowBuild:

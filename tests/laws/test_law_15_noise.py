@@ -3,10 +3,12 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
 from fedsim.engine.inline import InlineGrid
+from fedsim.errors import RunError
 from fedsim.records import array_record, named_tensors
 from laws import federations as fed
 
@@ -99,9 +101,7 @@ def test_the_callers_generators_are_put_back_when_a_strategy_fails():
     seed_the_caller(1)
     expected = callers_next_draws()
     seed_the_caller(1)
-    try:
+    with pytest.raises(RunError) as failed:
         outcome(7, Failing(fraction_evaluate=0.0))
-    except ArithmeticError:
-        assert callers_next_draws() == expected
-    else:
-        raise AssertionError("the strategy's own error was swallowed")
+    assert isinstance(failed.value.__cause__, ArithmeticError)
+    assert callers_next_draws() == expected

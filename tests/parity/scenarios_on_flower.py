@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedsim import discovery
+from fedsim.cohort import Cohort
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid, PartitionGrid
 from fedsim.loop import RoundLoop
@@ -25,6 +26,12 @@ MODELS = ("logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm")
 OPTIMIZERS = {"sgd": "local_lr=0.05", "adam": 'optimizer="adam", local_lr=0.002'}
 CASES = [f"{model}-{optimizer}" for model in MODELS for optimizer in OPTIMIZERS]
 CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
+WRAPPED = {
+    "private": 'name="flower:DifferentialPrivacyClientSideAdaptiveClipping", noise_multiplier=0.1',
+    "prox": 'name="flower:FedProx", proximal_mu=0.5',
+}
+WRAPPED["private_ours"] = WRAPPED["private"] + ', strategy={name="fedvarp"}'
+CASES += [f"strategy-{name}" for name in WRAPPED]
 FOUND: dict[str, np.ndarray] = {}
 
 
@@ -32,6 +39,7 @@ def world_of(case: str) -> World:
     """The scenario of a case, in float64, built."""
     model, choice = case.split("-")
     strategy = choice if model == "strategy" else "fedavg"
+    named = WRAPPED.get(strategy, f'name="{strategy}"')
     optimizer = "sgd" if model == "strategy" else choice
     model = "mlp" if model == "strategy" else model
     return build(
@@ -39,7 +47,7 @@ def world_of(case: str) -> World:
             "quickstart",
             [
                 f'task={{model="{model}", dtype="float64"}}',
-                f'strategy={{name="{strategy}"}}',
+                f"strategy={{{named}}}",
                 "partition.clients=4",
                 'participation={kind="full"}',
                 f'client={{name="local_sgd", batch_size=64, {OPTIMIZERS[optimizer]}}}',
@@ -57,8 +65,14 @@ class Case(GridWrapper):
         self.case = case
 
     def send_and_receive(self, messages, *, timeout=None):
-        """Send a cohort under the case's name."""
-        return self.inner.send_and_receive(messages.altered(group=self.case), timeout=timeout)
+        """Send a cohort, or a foreign strategy's messages, under the case's name."""
+        if isinstance(messages, Cohort):
+            return self.inner.send_and_receive(messages.altered(group=self.case), timeout=timeout)
+        named = [
+            Message(m.content, m.metadata.dst_node_id, m.metadata.message_type, group_id=self.case)
+            for m in messages
+        ]
+        return self.inner.send_and_receive(named, timeout=timeout)
 
 
 class Cases(ClientApp):

@@ -16,6 +16,7 @@ CASES = [
     for optimizer in ("sgd", "adam")
 ]
 CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
+CASES += ["strategy-private", "strategy-private_ours", "strategy-prox"]
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,14 @@
-"""The models that a scenario can name: functions from a data set's shapes to a `torch.nn.Module`.
+"""Regressions, perceptrons and convolutional networks. Needs torch alone."""
 
-A factory's keyword arguments are its scenario keys, except `feature_shape` and `num_classes`, which
-come from the data. A model gives logits; initialisation is torch's own, drawn from torch's CPU
-generator, which `Task.build_model` seeds. A user's own factory or module class is named by import
-path and gets the two shape arguments when it takes them.
-"""
-
-import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
 
-from fedsim.errors import ScenarioError, unknown
-from fedsim.imports import is_import_path, resolve
-
-SHAPE_ARGUMENTS = ("feature_shape", "num_classes")
+from fedsim.errors import ScenarioError
+from fedsim.models.shapes import image_shape
 
 Init = Literal["torch", "xavier"]
 
@@ -30,6 +21,11 @@ def logistic(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
             output=nn.Linear(math.prod(feature_shape), num_classes),
         )
     )
+
+
+def linear(*, feature_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Linear regression: one linear layer, the same as `logistic` under a name for numbers."""
+    return logistic(feature_shape=feature_shape, num_classes=num_classes)
 
 
 def mlp(
@@ -133,12 +129,7 @@ def _perceptron(
 def _convolutional(
     name: str, batchnorm: bool, feature_shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
-    if len(feature_shape) != 3 or min(feature_shape[1:]) < 4:
-        raise ScenarioError(
-            f"[task] model = '{name}': needs images (channels, height, width) of at least 4x4, "
-            f"the data set's features have shape {feature_shape}"
-        )
-    channels, height, width = feature_shape
+    channels, height, width = image_shape(name, feature_shape, 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, filters in enumerate((16, 32), start=1):
         layers[f"conv{number}"] = nn.Conv2d(channels, filters, kernel_size=3, padding=1)
@@ -152,42 +143,3 @@ def _convolutional(
     layers["relu3"] = nn.ReLU()
     layers["output"] = nn.Linear(64, num_classes)
     return nn.Sequential(layers)
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "logistic": logistic,
-    "mlp": mlp,
-    "cnn": cnn,
-    "mlp_dropout": mlp_dropout,
-    "cnn_batchnorm": cnn_batchnorm,
-}
-
-
-def model_factory(name: str) -> Callable[..., nn.Module]:
-    """Return the factory that a scenario names: one of `MODELS`, or an import path.
-
-    Raises:
-        ScenarioError: If there is none of that name, or what the path names cannot be called.
-    """
-    if is_import_path(name):
-        factory = resolve(name, what="[task] model")
-        if not callable(factory):
-            raise ScenarioError(
-                f"[task] model = '{name}': names a {type(factory).__name__}, expected a function "
-                "or class that returns a torch.nn.Module"
-            )
-        return factory
-    if name not in MODELS:
-        raise ScenarioError(
-            f"[task] model: {unknown(name, 'a model', MODELS)}, or 'package.module:name'"
-        )
-    return MODELS[name]
-
-
-def shape_arguments(
-    factory: Callable[..., nn.Module], *, feature_shape: tuple[int, ...], num_classes: int
-) -> dict[str, object]:
-    """Return those of the data's two shape arguments that a factory takes."""
-    given = {"feature_shape": feature_shape, "num_classes": num_classes}
-    parameters = inspect.signature(factory).parameters
-    return {name: value for name, value in given.items() if name in parameters}

@@ -1,0 +1,128 @@
+"""Columns of tables as features, targets and owners.
+
+What a column may hold is decided by its type: images, text (characters), numbers, lists of numbers.
+Rows are read in bounded batches; a value that cannot be used is refused with file, row and column.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedsim.data import characters
+from fedsim.data.checks import Unfit
+from fedsim.data.images import decode
+from fedsim.data.mapping import Columns, Roles, find_roles
+from fedsim.data.origins import Origin, Split
+from fedsim.data.pooled import Loaded
+from fedsim.data.source import Arrays, Features, Ints
+from fedsim.data.targets import read_groups, read_targets
+from fedsim.data.values import Column, read_lists, to_numbers, to_texts
+from fedsim.errors import ScenarioError
+from fedsim.samples import SampleSpec
+
+
+def read(origin: Origin, columns: Columns, where: str) -> Loaded:
+    """Read a data set.
+
+    Args:
+        origin: Where from.
+        columns: Which columns are what.
+        where: Begins every message.
+
+    Raises:
+        ScenarioError: If a column is missing, ambiguous or holds what cannot be used.
+    """
+    with origin.opened() as splits:
+        for name, split in splits.items():
+            if len(split.rows) < (2 if name == "train" else 1):
+                raise ScenarioError(f"{where}: its {name} split has {len(split.rows)} samples")
+        try:
+            return _read(splits, columns)
+        except ScenarioError as error:
+            raise ScenarioError(f"{where}: {error}") from error
+
+
+def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
+    roles = find_roles(splits, columns)
+    notes: dict[str, Any] = {"columns": {"features": list(roles.features)}}
+    target_names = list(roles.target)
+    notes["columns"]["target"] = target_names[0] if len(target_names) == 1 else target_names
+    if columns.group is not None:
+        notes["columns"]["group"] = columns.group
+    features, preprocessing = _features(splits, roles, columns)
+    targets, num_classes, label_names = read_targets(splits, roles, columns)
+    if label_names:
+        notes["label_names"] = label_names
+    vocabulary = 0
+    if roles.kind == "text":
+        vocabulary = characters.VOCABULARY
+        unknown = sum(int((part == characters.UNKNOWN).sum()) for part in features.values())
+        notes |= {"vocabulary": vocabulary, "unknown_characters": unknown}
+    standard = []
+    if columns.standardise or (columns.standardise is None and roles.kind == "numbers"):
+        standard.append("features")
+    if columns.standardise_target and not num_classes:
+        standard.append("targets")
+    notes["preprocessing"] = preprocessing
+    groups, group_names = None, tuple[str, ...]()
+    if columns.group is not None:
+        groups, group_names = read_groups(Column(splits["train"], columns.group))
+    arrays = {name: Arrays(features[name], targets[name]) for name in splits}
+    train = arrays["train"]
+    shape = () if num_classes else train.targets.shape[1:]
+    spec = SampleSpec(train.features.shape[1:], num_classes, shape, vocabulary)
+    return Loaded(
+        train,
+        arrays.get("test"),
+        spec,
+        groups,
+        group_names,
+        notes=notes,
+        standardise=tuple(standard),
+    )
+
+
+def _features(
+    splits: Mapping[str, Split], roles: Roles, columns: Columns
+) -> tuple[dict[str, Features], dict[str, Any]]:
+    found: dict[str, Features] = {}
+    if roles.kind == "image":
+        wanted = columns.images
+        for name, split in splits.items():
+            column = Column(split, roles.features[0])
+            try:
+                found[name], wanted = decode(split.rows, column.name, wanted)
+            except Unfit as unfit:
+                place = "" if unfit.row is None else f"{split.place(unfit.row)}: "
+                raise ScenarioError(f"{place}{unfit}") from unfit
+        how: dict[str, Any] = {"scaled_to": [0, 1], "channels": wanted.channels}
+        if wanted.mean:
+            how |= {"mean": list(wanted.mean), "std": list(wanted.std)}
+        if wanted.resize:
+            how["resized_to"] = list(wanted.size or ())
+        return found, how
+    shape: tuple[int, ...] | None = None
+    for name, split in splits.items():
+        parts = [Column(split, column) for column in roles.features]
+        if roles.kind == "text":
+            found[name] = _text(parts[0], shape)
+        elif roles.kind == "list":
+            found[name] = read_lists(parts[0], shape)
+        else:
+            found[name] = np.stack([np.concatenate(p.blocks(to_numbers)) for p in parts], axis=1)
+        shape = found[name].shape[1:]
+    return found, {}
+
+
+def _text(column: Column, shape: tuple[int, ...] | None) -> Ints:
+    length = [shape[0] if shape else 0]
+
+    def convert(values: Any) -> Ints:
+        texts = to_texts(values)
+        length[0] = length[0] or len(texts[0])
+        if not length[0]:
+            raise Unfit("holds no character", 0)
+        return characters.tokens(texts, length[0])
+
+    return np.concatenate(column.blocks(convert))

@@ -1,0 +1,134 @@
+"""Which columns of a table are features, target and owner: as the scenario says, else found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from fedsim.data.images import ImageFormat
+from fedsim.data.origins import Split, library
+from fedsim.data.values import kind_of
+from fedsim.errors import ScenarioError, nearest
+
+TargetType = Literal["auto", "classes", "numbers", "characters"]
+
+_LISTED = 20  # columns that a message names
+_TARGET_NAMES = ("label", "labels", "target", "class", "y")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are what.
+
+    Attributes:
+        features: The columns of the features; None finds them.
+        target: The columns of the target; None finds it.
+        group: The column of the natural owner, if there is one.
+        target_type: What the target is; "auto" decides by its column's type.
+        images: What images become.
+        num_classes: C, where it is known; 0 finds it.
+        standardise: Whether features get mean 0 and deviation 1; None: columns of numbers do.
+        standardise_target: Whether targets of numbers do.
+    """
+
+    features: tuple[str, ...] | None = None
+    target: tuple[str, ...] | None = None
+    group: str | None = None
+    target_type: TargetType = "auto"
+    images: ImageFormat = field(default_factory=ImageFormat)
+    num_classes: int = 0
+    standardise: bool | None = None
+    standardise_target: bool = False
+
+
+class Roles(NamedTuple):
+    """Which columns are read.
+
+    Attributes:
+        features: The columns of the features.
+        target: The columns of the target.
+        kind: What the features are: "image", "text", "numbers" or "list".
+    """
+
+    features: tuple[str, ...]
+    target: tuple[str, ...]
+    kind: str
+
+
+def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
+    """Find the columns that are not named, and hold all of them against what they must be.
+
+    Args:
+        splits: The data set's splits, with "train".
+        columns: What the scenario says of its columns.
+
+    Raises:
+        ScenarioError: If a column is not there, not to be found, or of no use.
+    """
+    types = splits["train"].rows.features
+    target = columns.target or (_find_target(types, columns),)
+    features = columns.features or _find_features(types, target, columns)
+    group = () if columns.group is None else (columns.group,)
+    for key, names in (("features", features), ("target", target), ("group", group)):
+        for split_name, split in splits.items():
+            for name in names:
+                _require_column(key, name, split_name, split.rows.column_names)
+    if both := set(features) & set(target):
+        raise ScenarioError(f"column '{min(both)}' is named as a feature and as the target")
+    kinds = {kind_of(types[name]) for name in features}
+    for name in features:
+        if kind_of(types[name]) == "text" and columns.target_type != "characters":
+            raise ScenarioError(
+                f"column '{name}' holds text, which is no number: leave it out of [data] features, "
+                "or say [data] target_type = 'characters' to learn the next character"
+            )
+        if kind_of(types[name]) not in ("image", "text", "numbers", "list"):
+            raise ScenarioError(f"column '{name}' holds {types[name]}, expected numbers or images")
+    if len(features) > 1 and kinds != {"numbers"}:
+        raise ScenarioError(
+            f"[data] features = {list(features)}: several columns must each hold one number; name "
+            "one column of images, lists or text alone"
+        )
+    if columns.target_type == "characters" and kinds != {"text"}:
+        raise ScenarioError(
+            f"column '{features[0]}' holds {types[features[0]]}, expected text for [data] "
+            "target_type = 'characters'"
+        )
+    return Roles(tuple(features), tuple(target), kinds.pop())
+
+
+def _require_column(key: str, name: str, split: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    guess = nearest(name, known)
+    hint = f"did you mean '{guess}'? " if guess else ""
+    listed = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+    raise ScenarioError(
+        f"{key}: '{name}' is not a column of the {split} split; {hint}allowed: {listed}"
+    )
+
+
+def _find_target(types: Mapping[str, Any], columns: Columns) -> str:
+    taken = {*(columns.features or ()), columns.group}
+    datasets = library()
+    found = [n for n, t in types.items() if isinstance(t, datasets.ClassLabel) and n not in taken]
+    found = found or [n for n in types if n.lower() in _TARGET_NAMES and n not in taken]
+    if len(found) != 1:
+        which = f"{' and '.join(found)} could each be it" if found else "no name or type tells it"
+        listed = ", ".join([*types][:_LISTED])
+        raise ScenarioError(
+            f"[data] target is missing, and {which}: name one of the columns {listed}"
+        )
+    return found[0]
+
+
+def _find_features(
+    types: Mapping[str, Any], target: Sequence[str], columns: Columns
+) -> tuple[str, ...]:
+    rest = [name for name in types if name not in target and name != columns.group]
+    images = [name for name in rest if kind_of(types[name]) == "image"]
+    if len(images) == 1:
+        return (images[0],)
+    if not rest or len(images) > 1:
+        which = f"{' and '.join(images)} all hold images" if images else "no column is left"
+        raise ScenarioError(f"[data] features is missing, and {which}: name its column")
+    return tuple(rest)

@@ -1,0 +1,129 @@
+"""What a task is: a model with its loss and metrics. Needs torch alone."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim import rng
+from fedsim.errors import ScenarioError
+from fedsim.samples import SampleSpec
+
+
+class Task(abc.ABC):
+    """A model with its loss and metrics.
+
+    A task of the user's own subclasses this, implements `sample_losses`, `statistics` and `metrics`
+    and is named by import path, `[task] kind = "package.module:Class"`; the keyword-only arguments
+    that its constructor adds are its scenario keys. The functions are written for one batch without
+    a client dimension and run under `torch.func.vmap`; statistics are sums, so that batches add up.
+
+    Args:
+        build: Makes the model, drawing from torch's global CPU generator.
+        spec: What one sample looks like.
+        dtype: dtype of the model's floating-point tensors.
+
+    Attributes:
+        dtype: The dtype of the model's floating-point tensors and of the features given to it.
+        spec: What one sample looks like.
+        wants_outputs: Whether `metrics_of_outputs` is to be called, with all outputs of a whole
+            evaluation at once.
+    """
+
+    wants_outputs: bool = False
+
+    def __init__(
+        self, build: Callable[[], nn.Module], spec: SampleSpec, dtype: torch.dtype
+    ) -> None:
+        self._build, self.spec, self.dtype = build, spec, dtype
+
+    @abc.abstractmethod
+    def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each sample's loss `[batch]`."""
+
+    @abc.abstractmethod
+    def statistics(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Return sums over the batch from which `metrics` is computed once they are added up.
+
+        Args:
+            outputs: The model's outputs, `[batch, ...]`.
+            targets: `[batch]` classes, or `[batch, *target_shape]` numbers.
+            weights: `[batch]`, 1 for a sample and 0 for padding, whatever the padding row holds.
+
+        Returns:
+            Scalars or tensors of a fixed shape in float64, additive over batches.
+        """
+
+    @abc.abstractmethod
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Return metrics by name from summed statistics, always of the same names.
+
+        Args:
+            sums: A statistic that is a scalar as a float, any other as a float64 tensor.
+
+        Returns:
+            The metrics. What the samples do not define (anything over no sample at all) is nan; a
+            client's "loss" must be a finite number.
+        """
+
+    def metrics_of_outputs(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return metrics which need all outputs of an evaluation at once; see `wants_outputs`.
+
+        Args:
+            outputs: The model's outputs of every sample, `[n, ...]` on the CPU; n may be 0.
+            targets: Their targets.
+        """
+        return {}
+
+    def output_shape(self) -> tuple[int, ...] | None:
+        """Return the shape that the model must give for one sample; None leaves it unchecked."""
+        return None
+
+    def build_model(self, seed: int) -> nn.Module:
+        """Return a freshly initialised model on the CPU, in training mode.
+
+        Equal seeds give equal bits, whatever was drawn before; torch's global generator is left
+        as it was.
+
+        Raises:
+            ScenarioError: If the factory does not give a trainable module whose outputs fit.
+        """
+        # only the CPU generator is forked and seeded: forking CUDA's would start CUDA
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(rng.derived_seed(seed, "model"))
+            model = self._build()
+            if not isinstance(model, nn.Module):
+                raise ScenarioError(
+                    f"[task] model: the factory gave a {type(model).__name__}, "
+                    "expected a torch.nn.Module"
+                )
+            model = model.to(self.dtype)
+            self._check(model)
+        return model.train()
+
+    def _check(self, model: nn.Module) -> None:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ScenarioError("[task] model: the model has no trainable parameter")
+        shape = (2, *self.spec.feature_shape)
+        features = torch.zeros(shape, dtype=torch.int64 if self.spec.vocabulary else self.dtype)
+        try:
+            with torch.no_grad():
+                outputs = model.eval()(features)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            kind = "tokens" if self.spec.vocabulary else "features"
+            raise ScenarioError(
+                f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}: "
+                f"{error}"
+            ) from error
+        wanted = self.output_shape()
+        fits = isinstance(outputs, Tensor)
+        if fits and wanted is not None:
+            fits = tuple(outputs.shape) == (2, *wanted)
+        if not fits:
+            found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            expected = "a tensor" if wanted is None else f"outputs of shape {(2, *wanted)}"
+            raise ScenarioError(
+                f"[task] model: for two samples the model gives {found}, expected {expected}"
+            )
