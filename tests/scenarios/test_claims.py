@@ -70,10 +70,10 @@ def test_they_hold_on_other_seeds_too(name, seed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", SLOW)
-def test_the_slow_scenarios_claims_hold(name, tmp_path):
+@pytest.mark.parametrize(("name", "seed"), [*((name, 1) for name in SLOW), ("fedavg_mnist_cnn", 2)])
+def test_the_slow_scenarios_claims_hold(name, seed, tmp_path):
     folder = TEST_DATA / SCENARIOS[name].data["name"]
     if not folder.is_dir():
         pytest.skip(f"no parquet folder at {folder}; set FEDSIM_TEST_DATA")
-    code, claims = run(name, tmp_path / "run", f"data.path={folder}")
+    code, claims = run(name, tmp_path / "run", f"data.path={folder}", f"seed={seed}")
     assert code == 0, claims
