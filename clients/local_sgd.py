@@ -22,7 +22,16 @@ from torch import Tensor
 
 from fedsim.errors import require_choice
 from fedsim.objectives import Reduction, Space, margin_penalty
-from fedsim.procedure import GUIDANCE, Batch, Carry, ClientProcedure, Gradient, Named, Work
+from fedsim.procedure import (
+    GUIDANCE,
+    Batch,
+    Carry,
+    ClientProcedure,
+    Descent,
+    Gradient,
+    Named,
+    Work,
+)
 
 _log = logging.getLogger("fedsim")
 
@@ -59,6 +68,7 @@ class LocalSGD(ClientProcedure):
     """
 
     takes = (GUIDANCE,)
+    stacks = True
 
     def __init__(
         self,
@@ -150,6 +160,13 @@ class LocalSGD(ClientProcedure):
         """The margin penalty, which compares the logits of classes."""
         return f"margin = {self._margin}" if self._margin else None
 
+    def descent(self, server_round: int) -> Descent | None:
+        """Return the step of plain SGD; None with momentum, Adam, clipping or a penalty."""
+        if self._adam or self._momentum or self._clip_norm or self._proximal or self._margin:
+            return None
+        lr = self._step_size(server_round)
+        return Descent(lr, 1 - lr * self._weight_decay)
+
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, else nothing."""
         return self._moments(params) if self._keep_optimizer else {}
@@ -167,7 +184,7 @@ class LocalSGD(ClientProcedure):
     def step(
         self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
     ) -> tuple[Carry, Tensor]:
-        """One step of the optimiser on one batch."""
+        """One step of the optimiser on one batch, of one client or of several."""
         params, moments = carry["params"], carry["moments"]
         penalty = self._margin_penalty if self._margin else None
         loss, grads, buffers = gradient(params, carry["buffers"], batch, penalty=penalty)
@@ -176,20 +193,17 @@ class LocalSGD(ClientProcedure):
                 n: g + self._proximal * (params[n] - carry["received"][n]) for n, g in grads.items()
             }
         if self._clip_norm is not None:
-            norm = torch.stack([(g * g).sum() for g in grads.values()]).sum().sqrt()
+            clients = loss.shape  # [] or [clients]
+            squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
+            norm = torch.stack(squares).sum(0).sqrt()
             scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
-            grads = {n: g * scale for n, g in grads.items()}
+            grads = {n: g * _along(scale, g) for n, g in grads.items()}
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
         guidance = carry.get("guidance")
         if guidance is not None and not self._guides_step:
             grads = {n: g * guidance[n] for n, g in grads.items()}
-        # a set-up exchange is round 0
-        lr = (
-            self._local_lr * self._lr_decay ** (server_round - 1)
-            if server_round
-            else self._setup_lr
-        )
+        lr = self._step_size(server_round)
         if self._adam:
             steps, moments = self._adam_step(grads, moments, lr)
         else:
@@ -205,6 +219,12 @@ class LocalSGD(ClientProcedure):
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Keep the moments when asked to."""
         return {}, carry["moments"] if self._keep_optimizer else state
+
+    def _step_size(self, server_round: int) -> float:
+        # a set-up exchange is round 0
+        if not server_round:
+            return self._setup_lr
+        return self._local_lr * self._lr_decay ** (server_round - 1)
 
     def _margin_penalty(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         return self._margin * margin_penalty(
@@ -233,7 +253,12 @@ class LocalSGD(ClientProcedure):
         for name, grad in grads.items():
             first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
             second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
-            denominator = torch.sqrt(second / second_scale) + self._epsilon
-            taken[name] = lr * (first / first_scale) / denominator
+            denominator = torch.sqrt(second / _along(second_scale, grad)) + self._epsilon
+            taken[name] = lr * (first / _along(first_scale, grad)) / denominator
             updated[f"first.{name}"], updated[f"second.{name}"] = first, second
         return taken, updated
+
+
+def _along(scale: Tensor, tensor: Tensor) -> Tensor:
+    """A number per client, or one, as a factor of that client's tensor."""
+    return scale.reshape(scale.shape + (1,) * (tensor.dim() - scale.dim()))

@@ -1,13 +1,15 @@
 """The cohort executor: trains and evaluates a chunk of clients as one batch. Needs torch alone.
 
-Two executors give the same numbers up to rounding. `vmap` runs every step of the whole chunk as one
-batched call under `torch.func.vmap`: clients of unequal size are padded, padding steps are undone
-exactly, and padding samples carry weight 0. `loop` takes the clients one after another with batches
-of their true sizes, for models that cannot be vectorised.
+Three executors give the same numbers up to rounding. `batched` is for models that are chains of
+known layers (`fedsim.chains`), whose passes are written out: dense chains train a whole chunk by
+batched products, chains with convolutions one client after another. `vmap` runs every step of the
+whole chunk as one batched call under `torch.func.vmap`: clients of unequal size are padded, padding
+steps are undone exactly, and padding samples carry weight 0. `loop` takes the clients one after
+another with batches of their true sizes, for models that cannot be vectorised.
 
-The bits of a client's result depend on the number of slots in its chunk (torch picks kernels by
-shape), never on its neighbours or its place among them. A chunk has at least two slots: a lone
-client is doubled.
+The bits of a client's result depend at most on the number of slots in its chunk (torch picks
+kernels by shape), never on its neighbours or its place among them. Where clients train together
+there are at least two slots: a lone client is doubled.
 """
 
 import contextlib
@@ -24,15 +26,18 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from fedsim.augmentation import Augmentation
+from fedsim.batched import ChainTraining
+from fedsim.batches import Batches
+from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.evaluation import Evaluation
 from fedsim.layout import Layout, Payload
-from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
+from fedsim.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Objective
 from fedsim.rng import derived_seed
 from fedsim.samples import SampleSpec
-from fedsim.schedule import Schedule
+from fedsim.schedule import Schedule, steps_taken
 
-ExecutorKind = Literal["vmap", "loop"]
+ExecutorKind = Literal["batched", "vmap", "loop"]
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
@@ -146,7 +151,7 @@ class CohortExecutor:
         procedure: Local training.
         data: The clients' samples.
         seed: The scenario's seed.
-        kind: "vmap" or "loop" (see the module's text).
+        kind: "batched", "vmap" or "loop" (see the module's text).
         threads: Threads of torch's kernels; part of the bits, hence pinned.
         device: Where to compute.
         deterministic: Whether a GPU is held to kernels that give the same bits every time.
@@ -194,6 +199,18 @@ class CohortExecutor:
         self._dropouts = dropout_layers(self.model)
         self._noise_shapes: dict[str, tuple[int, ...]] | None = None
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
+        self._chain_training: ChainTraining | None = None
+        if kind == "batched":
+            chain = chain_of(self.model, data.spec.feature_shape)
+            if chain is None:
+                raise ValueError('kind = "batched": the model is no chain of known layers')
+            if not (procedure.stacks or chain.convolves):
+                raise ValueError('kind = "batched": the procedure steps one client at a time')
+            self._chain_training = ChainTraining(chain, task, procedure, self._loss)
+        # one client after another, with batches of their true sizes
+        self._one_by_one = kind == "loop" or (
+            self._chain_training is not None and self._chain_training.chain.convolves
+        )
 
     @property
     def evaluates_with_memory(self) -> bool:
@@ -213,7 +230,11 @@ class CohortExecutor:
         self._check(job)
         with _threads(self.threads):
             self.model.train()
-            return self._train_loop(job, out) if self.kind == "loop" else self._train_vmap(job, out)
+            if self._one_by_one:
+                return self._train_one_by_one(job, out)
+            if self._chain_training is not None:
+                return self._train_together(job, out, self._chain_training)
+            return self._train_vmap(job, out)
 
     def evaluate(self, job: ChunkJob) -> ChunkResult:
         """Evaluate the model received on each member's local test split.
@@ -251,10 +272,61 @@ class CohortExecutor:
 
     # --- training -------------------------------------------------------------------------
 
+    def _train_together(
+        self, job: ChunkJob, out: Tensor | None, training: ChainTraining
+    ) -> ChunkResult:
+        """Train a dense chain: clients in descending order of their steps, one product for all."""
+        members = list(range(len(job.client_ids)))
+        doubled = members if len(members) > 1 else members * 2
+        descent = self._descent(job)
+        slots, batches = self._batches(job, doubled, longest_first=True, reuse=descent is not None)
+        row_of = np.argsort(slots, kind="stable")[: len(members)]  # of each member
+        in_order = slots == doubled
+        with torch.no_grad():
+            if descent is not None:
+                flat = out if out is not None and slots == members else None
+                flat = self._received_flat(job, slots, flat)
+                losses = training.descend_together(self.layout.unflatten(flat), batches, descent)
+                extra: Named = {}
+                state: Named = {}
+                if flat is not out:
+                    picked = flat[: len(members)] if in_order else flat[row_of]
+                    flat = picked if out is None else out.copy_(picked)
+            else:
+                params, buffers, sent = self._received(job, slots)
+                memory = self._state(job, slots, params)
+                carry = vmap(self.procedure.begin)(params, buffers, sent, memory)
+                carry = pytree.tree_map(Tensor.contiguous, carry)
+                carry, losses = training.step_together(carry, batches, job.server_round)
+                extra, state = vmap(self.procedure.finish)(carry, memory)
+                # whoever takes no step hands back exactly what it received
+                idle = torch.from_numpy(batches.schedule.steps == 0)
+                trained = _select(idle, params, carry["params"])
+                picks = slice(0, len(members)) if in_order else row_of
+                flat = self.layout.flatten({n: t[picks] for n, t in trained.items()}, out)
+                extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
+        every = slice(0, len(members))
+        schedule = batches.schedule
+        return ChunkResult(
+            params=flat,
+            buffers=_rows(self._received(job, members)[1], every),
+            extra=_rows(extra, every),
+            state=_rows(state, every),
+            num_examples=schedule.num_examples[row_of],
+            metrics={"loss": _mean(torch.from_numpy(losses), schedule.seen)[row_of]},
+        )
+
+    def _descent(self, job: ChunkJob) -> Descent | None:
+        """What steps do that the executor may take itself."""
+        if job.shared.extra or job.personal.extra:
+            return None
+        return self.procedure.descent(job.server_round)
+
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         slots = members if len(members) > 1 else members * 2
-        plan, pool = self._schedule(job, slots)
+        _, batches = self._batches(job, slots)
+        plan = batches.schedule
         params, received, extra = self._received(job, slots)
         state = self._state(job, slots, params)
         buffers = self._own_statistics(job, slots, received)
@@ -265,8 +337,7 @@ class CohortExecutor:
             return self.procedure.step(carry, batch, self._gradient, server_round=job.server_round)
 
         for step in range(plan.num_steps):
-            batch = self._batch(plan, pool, step)
-            moved, loss = vmap(one_step)(carry, batch)
+            moved, loss = vmap(one_step)(carry, batches.together(step))
             counts = plan.samples(step)
             active = counts > 0
             carry = moved if plan.all_active(step) else _select(active, moved, carry)
@@ -286,24 +357,36 @@ class CohortExecutor:
             metrics={"loss": _mean(losses.cpu(), plan.seen)[keep]},
         )
 
-    def _train_loop(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
+    def _train_one_by_one(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
-        plan, pool = self._schedule(job, members)
+        training = self._chain_training
+        descent = None if training is None else self._descent(job)
+        gradient = self._gradient_single if training is None else training.gradient
+        _, batches = self._batches(job, members, reuse=descent is not None)
+        plan = batches.schedule
         params, received, extra = self._received(job, members)
         state = self._state(job, members, params)
         buffers = self._own_statistics(job, members, received)
-        results: list[tuple[Named, Named, Named, Named]] = []
         losses = torch.zeros(len(members), dtype=torch.float64)
+        results: list[tuple[Named, Named, Named, Named]] = []
         for slot in members:
             memory = _row(state, slot)
             mine = {n: b.clone() for n, b in _row(buffers, slot).items()}
+            if training is not None and descent is not None:
+                with torch.no_grad():
+                    trained, total = training.descend_alone(
+                        _row(params, slot), batches, slot, descent
+                    )
+                losses[slot] = total
+                results.append((trained, mine, {}, memory))
+                continue
             with self._seeded_layers(job.server_round, job.client_ids[slot]):
                 carry = self.procedure.begin(_row(params, slot), mine, _row(extra, slot), memory)
                 for step in range(int(plan.steps[slot])):
                     carry, loss = self.procedure.step(
                         carry,
-                        self._single_batch(plan, pool, slot, step),
-                        self._gradient_single,
+                        batches.single(slot, step),
+                        gradient,
                         server_round=job.server_round,
                     )
                     losses[slot] += float(loss) * int(plan.counts[slot, step])
@@ -422,10 +505,10 @@ class CohortExecutor:
         for slot, chosen in zip(present, drawn.rows, strict=True):
             rows[slot] = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
         # a lone member is doubled, as in training
-        slots = members if self.kind == "loop" or len(members) > 1 else [0, 0]
+        slots = members if self._one_by_one or len(members) > 1 else [0, 0]
         params, buffers, _ = self._received(job, slots)
         named = {**params, **self._own_statistics(job, slots, buffers)}
-        if self.kind == "loop":
+        if self._one_by_one:
             metrics = [
                 self._evaluation.one(_row(named, slot), pool, rows[slot].to(self.device))
                 for slot in slots
@@ -470,48 +553,47 @@ class CohortExecutor:
         }
         return params, buffers, stack(job.shared.extra, job.personal.extra)
 
-    def _schedule(self, job: ChunkJob, slots: list[int]) -> tuple[Schedule, tuple[Tensor, Tensor]]:
-        """The chunk's steps, and its samples on the device."""
+    def _received_flat(self, job: ChunkJob, slots: list[int], out: Tensor | None) -> Tensor:
+        """The parameters that each slot starts from, `[slots, dim]`, written to `out` if given."""
+        sent = job.shared.params if job.personal.params is None else job.personal.params[slots]
+        assert sent is not None
+        flat = torch.empty((len(slots), self.layout.dim), dtype=sent.dtype) if out is None else out
+        return flat.copy_(sent)
+
+    def _batches(
+        self, job: ChunkJob, slots: list[int], *, longest_first: bool = False, reuse: bool = False
+    ) -> tuple[list[int], Batches]:
+        """Return (the slots in their order, their batches)."""
         present = sorted({slot for slot in slots if not job.absent[slot]})
         drawn = self.data.clients([job.client_ids[slot] for slot in present])
         rows = dict(zip(present, drawn.rows, strict=True))
         nothing = np.zeros(0, dtype=np.int64)
+        work = self.procedure.work if job.server_round else self.procedure.setup_work
+
+        def shares(slots: list[int]) -> list[float] | None:
+            return [job.work[slot] for slot in slots] if job.work else None
+
+        if longest_first:
+            steps = steps_taken([rows.get(slot, nothing) for slot in slots], work, shares(slots))
+            slots = [slots[place] for place in np.argsort(-steps, kind="stable")]
         schedule = Schedule(
             [rows.get(slot, nothing) for slot in slots],
             [job.client_ids[slot] for slot in slots],
-            shares=[job.work[slot] for slot in slots] if job.work else None,
-            work=self.procedure.work if job.server_round else self.procedure.setup_work,
+            shares=shares(slots),
+            work=work,
             seed=self.seed,
             server_round=job.server_round,
             device=self.device,
         )
-        return schedule, (self._pool(drawn.features), self._pool(drawn.targets))
-
-    def _batch(self, plan: Schedule, pool: tuple[Tensor, Tensor], step: int) -> Batch:
-        """All slots' samples of one step, `[slots, batch, ...]`."""
-        index = plan.index(step)
-        features = self._cast(pool[0][index])
-        if self._augmentation is not None:
-            draws = plan.augmentation(self._augmentation, tuple(features.shape[2:]), step)
-            features = self._augmentation.apply(features, draws)
-        noise = plan.noise(self._noise_shape(features[0]), step)
-        return Batch(features, pool[1][index], plan.mask(step).to(self.task.dtype), noise)
-
-    def _single_batch(
-        self, plan: Schedule, pool: tuple[Tensor, Tensor], slot: int, step: int
-    ) -> Batch:
-        """One slot's samples of one step, without padding."""
-        count = int(plan.counts[slot, step])
-        index = plan.index(step)[slot, :count]
-        features = self._cast(pool[0][index])
-        if self._augmentation is not None:
-            shape = tuple(features.shape[1:])
-            draws = plan.augmentation(self._augmentation, shape, step, only=slot)
-            features = self._augmentation.apply(features, draws.of(slice(0, count)))
-        drawn = plan.noise(self._noise_shape(features), step, only=slot)
-        noise = {name: values[slot, :count] for name, values in drawn.items()}
-        ones = torch.ones(count, dtype=self.task.dtype, device=self.device)
-        return Batch(features, pool[1][index], ones, noise)
+        return slots, Batches(
+            schedule,
+            self._pool(drawn.features),
+            self._pool(drawn.targets),
+            dtype=self.task.dtype,
+            augmentation=self._augmentation,
+            noise_shapes=self._noise_shape,
+            reuse=reuse,
+        )
 
     def _noise_shape(self, features: Tensor) -> dict[str, tuple[int, ...]]:
         if self._noise_shapes is None:
@@ -539,9 +621,6 @@ class CohortExecutor:
         while len(self._pools) > _POOLS_KEPT:
             self._pools.pop(next(iter(self._pools)))
         return held[1]
-
-    def _cast(self, features: Tensor) -> Tensor:
-        return features.to(self.task.dtype) if features.is_floating_point() else features
 
     def _to_device(self, named: Mapping[str, Tensor]) -> Named:
         return {name: tensor.to(self.device) for name, tensor in named.items()}

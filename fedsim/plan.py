@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
 from fedsim.executor import ExecutorKind, TaskLike, loop_reason
@@ -33,7 +34,8 @@ class ExecutionPlan:
     """How a run computes.
 
     Attributes:
-        executor: "vmap" trains a chunk as one batch, "loop" one client after another.
+        executor: "batched" trains a model whose passes are written out, "vmap" a chunk as one
+            batch, "loop" one client after another.
         reason: Why that executor.
         chunk_size: Clients per chunk, at least 2.
         threads: Threads of torch's kernels.
@@ -62,7 +64,8 @@ def make_plan(
     *,
     spec: SampleSpec,
     expected_cohort: int,
-    executor: Literal["auto", "vmap", "loop"] = "auto",
+    executor: Literal["auto", "batched", "vmap", "loop"] = "auto",
+    stacks: bool = False,
     chunk_size: int | None = None,
     device: str = "cpu",
     deterministic: bool = True,
@@ -74,7 +77,8 @@ def make_plan(
         task: The task; its model decides whether clients can be vectorised.
         spec: What one sample looks like.
         expected_cohort: Clients per round as the scenario states them.
-        executor: "auto" vectorises what can be vectorised.
+        executor: "auto" vectorises what can be vectorised; "batched" must be asked for.
+        stacks: Whether the client procedure's step takes several clients at once.
         chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
             what fits a fixed number of bytes, so that two workers have work in every round.
         device: Where to compute.
@@ -82,15 +86,22 @@ def make_plan(
         evaluation_batch: Samples per forward pass of the server's evaluation.
 
     Raises:
-        ScenarioError: If "vmap" is asked for and the model cannot be vectorised.
+        ScenarioError: If "batched" or "vmap" is asked for and the model does not allow it.
     """
-    reason = why_loop(task, spec)
+    batched = executor == "batched"
+    if batched and (unknown := why_not_batched(task, spec, stacks=stacks, device=device)):
+        raise ScenarioError(
+            f"[engine] executor = 'batched': {unknown}; use executor = 'auto', 'vmap' or 'loop'"
+        )
+    reason = None if batched else why_loop(task, spec)
     if executor == "vmap" and reason:
         raise ScenarioError(
             f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another "
             "model"
         )
     kind: ExecutorKind = "loop" if reason or executor == "loop" else "vmap"
+    if batched:
+        kind = "batched"
     why = reason or ("asked for" if executor != "auto" else "the model vectorises over clients")
     if chunk_size is None:
         model = task.build_model(0)
@@ -98,6 +109,21 @@ def make_plan(
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = max(2, min(-(-expected_cohort // 2), _MAX_CHUNK, fits))
     return ExecutionPlan(kind, why, chunk_size, 1, device, deterministic, evaluation_batch)
+
+
+def why_not_batched(
+    task: TaskLike, spec: SampleSpec, *, stacks: bool, device: str = "cpu"
+) -> str | None:
+    """Say why training cannot be written out layer by layer, or None: by the model's layers."""
+    if device != "cpu":
+        # products on a GPU may differ by how many there are, and clients leave as they finish
+        return f"it computes on the cpu, not on {device}"
+    chain = chain_of(task.build_model(0), spec.feature_shape)
+    if chain is None:
+        return "the model is not a chain of layers that it knows"
+    if not stacks and not chain.convolves:
+        return "the client procedure's step takes one client at a time"
+    return None
 
 
 def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:

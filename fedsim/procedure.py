@@ -59,6 +59,18 @@ class Gradient(Protocol):
         """
 
 
+class Descent(NamedTuple):
+    """A step of gradient descent: p <- decay * p - step_size * gradient.
+
+    Attributes:
+        step_size: eta; >= 0.
+        decay: 1 - eta * weight decay.
+    """
+
+    step_size: float
+    decay: float = 1.0
+
+
 class Work(NamedTuple):
     """How much a client trains in one round.
 
@@ -90,9 +102,14 @@ class ClientProcedure(abc.ABC):
     Attributes:
         takes: What it uses of what a strategy sends besides the model, by the first part of the
             tensors' names.
+        stacks: Whether `step` also takes several clients' tensors at once, one row each, and gives
+            a loss per client; `gradient` then does, too, and takes objectives of one client that
+            use nothing of the carry. Such a step needs no vmap, whose dispatch costs more than the
+            arithmetic of small models.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -107,6 +124,15 @@ class ClientProcedure(abc.ABC):
     @property
     def needs_classes(self) -> str | None:
         """What in its hyperparameters makes sense of classes alone ("margin = 0.1"), or None."""
+        return None
+
+    def descent(self, server_round: int) -> Descent | None:
+        """Return what a step does when it is plain gradient descent on the task's loss, else None.
+
+        The executor may then take the steps itself, inside of the backward pass, for clients that
+        receive nothing but the model: `begin` must only carry what it is given and `finish` add
+        nothing.
+        """
         return None
 
     def initial_state(self, params: Named) -> Named:

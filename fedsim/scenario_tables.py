@@ -35,7 +35,7 @@ class Engine(Table):
     kind: Literal["ray", "inline"] = "ray"
     workers: int | None = Field(default=None, ge=1)
     chunk_size: int | None = None
-    executor: Literal["auto", "vmap", "loop"] = "auto"
+    executor: Literal["auto", "batched", "vmap", "loop"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
     deterministic: bool = True
     client_resources: ClientResources = ClientResources()

@@ -31,6 +31,9 @@ class Schedule:
         num_steps: Steps of the chunk, the most that any client takes.
         counts: int64 `[slots, num_steps]`, samples per step that are not padding.
         seen: int64 `[slots]`, samples over all steps.
+        indices: int64 `[num_steps, slots, batch]` on the device, rows of the pool; padding repeats
+            a sample.
+        masks: bool, likewise: which of them are no padding.
     """
 
     def __init__(
@@ -46,11 +49,9 @@ class Schedule:
     ) -> None:
         self._batch, self._device = work.batch_size, device
         self.num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
-        whole = [work.num_steps(len(r)) for r in rows]
-        taken = whole if shares is None else map(steps_of, shares, whole)
-        self.steps = np.array(list(taken), dtype=np.int64)
+        self.steps = steps_taken(rows, work, shares)
         self.num_steps = int(self.steps.max(initial=0))
-        indices = np.zeros((len(rows), self.num_steps, self._batch), dtype=np.int64)
+        indices = np.zeros((self.num_steps, len(rows), self._batch), dtype=np.int64)
         self.counts = np.zeros((len(rows), self.num_steps), dtype=np.int64)
         drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for slot, client in enumerate(client_ids):
@@ -59,14 +60,14 @@ class Schedule:
                 if client not in drawn:
                     random = generator(seed, "batches", server_round, client)
                     drawn[client] = _batches(rows[slot], self._batch, steps, random)
-                indices[slot, :steps], self.counts[slot, :steps] = drawn[client]
+                indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
-        self._indices = torch.from_numpy(indices).to(device)
+        self.indices = torch.from_numpy(indices).to(device)
         self._counts = torch.from_numpy(self.counts).to(device)
-        self._position = torch.arange(self._batch, device=device)
-        self._noise_sources = [generator(seed, "dropout", server_round, c) for c in client_ids]
-        self._augmentation_sources: list[np.random.Generator] = []
-        self._key, self._client_ids = (seed, "augmentation", server_round), client_ids
+        position = torch.arange(self._batch, device=device)
+        self.masks = position < self._counts.T[:, :, None]
+        self._key, self._client_ids = (seed, server_round), client_ids
+        self._sources: dict[tuple[str, int], np.random.Generator] = {}
 
     def all_active(self, step: int) -> bool:
         """Whether every slot takes this step."""
@@ -76,67 +77,89 @@ class Schedule:
         """Samples per slot in this step, int64 `[slots]` on the device."""
         return self._counts[:, step]
 
-    def index(self, step: int) -> Tensor:
-        """Rows of the pool, int64 `[slots, batch]`; padding repeats a sample."""
-        return self._indices[:, step]
-
-    def mask(self, step: int) -> Tensor:
-        """Which of them are not padding, bool `[slots, batch]`."""
-        return self._position < self._counts[:, step, None]
-
     def noise(
-        self, shapes: Mapping[str, tuple[int, ...]], step: int, only: int | None = None
+        self, shapes: Mapping[str, tuple[int, ...]], step: int, slots: Sequence[int]
     ) -> dict[str, Tensor]:
         """Draw the uniform numbers of a step's dropout layers, `[slots, batch, *shape]` float32.
 
-        Steps must be drawn in order: each client's numbers come from one stream.
+        Steps must be drawn in order: each slot's numbers come from one stream. A slot that does not
+        take the step draws nothing and gets zeros.
 
         Args:
             shapes: Shape per sample by layer.
             step: The step.
-            only: Draw for this slot alone; None draws for every slot that takes the step.
+            slots: Whom to draw for.
         """
-        slots = len(self.steps)
         noise = {
-            name: np.zeros((slots, self._batch, *shape), dtype=np.float32)
+            name: np.zeros((len(slots), self._batch, *shape), dtype=np.float32)
             for name, shape in shapes.items()
         }
-        for slot in range(slots) if only is None else (only,):
+        for row, slot in enumerate(slots):
             if step < self.steps[slot]:
+                source = self._source("dropout", slot)
                 for values in noise.values():
-                    self._noise_sources[slot].random(out=values[slot], dtype=np.float32)
+                    source.random(out=values[row], dtype=np.float32)
         return {name: torch.from_numpy(values).to(self._device) for name, values in noise.items()}
 
     def augmentation(
-        self, drawn_by: Augmentation, shape: tuple[int, ...], step: int, only: int | None = None
+        self, drawn_by: Augmentation, shape: tuple[int, ...], step: int, slots: Sequence[int]
     ) -> Draws:
-        """Draw a step's augmentation, `[slots, batch]`; with `only` that slot's, `[batch]`.
+        """Draw a step's augmentation, `[slots, batch]`.
 
-        Steps must be drawn in order: each client's numbers come from one stream.
+        Steps must be drawn in order: each slot's numbers come from one stream. What a slot that
+        does not take the step is given is undone with it.
 
         Args:
             drawn_by: What is drawn.
             shape: Shape of one sample.
             step: The step.
-            only: Draw for this slot alone; None draws for every slot (what a slot that does not
-                take the step is given is undone with it).
+            slots: Whom to draw for.
         """
-        if not self._augmentation_sources:
-            seed, purpose, server_round = self._key
-            self._augmentation_sources = [
-                generator(seed, purpose, server_round, client) for client in self._client_ids
-            ]
-        slots = range(len(self.steps)) if only is None else (only,)
         draws = [
-            drawn_by.draw(self._augmentation_sources[slot], self._batch, shape) for slot in slots
+            drawn_by.draw(self._source("augmentation", slot), self._batch, shape) for slot in slots
         ]
         noise = [d.noise for d in draws if d.noise is not None]
-        stacked = Draws(
+        return Draws(
             torch.stack([d.shift for d in draws]).to(self._device),
             torch.stack([d.mirrored for d in draws]).to(self._device),
             torch.stack(noise).to(self._device) if noise else None,
         )
-        return stacked if only is None else stacked.of(0)
+
+    def _source(self, purpose: str, slot: int) -> np.random.Generator:
+        """The stream of a slot; a doubled client's slots have equal ones."""
+        if (purpose, slot) not in self._sources:
+            seed, server_round = self._key
+            self._sources[purpose, slot] = generator(
+                seed, purpose, server_round, self._client_ids[slot]
+            )
+        return self._sources[purpose, slot]
+
+
+def steps_taken(
+    rows: Sequence[np.ndarray], work: Work, shares: Sequence[float] | None
+) -> np.ndarray:
+    """Return how many steps clients take, int64 `[slots]`; see `Schedule` for the arguments."""
+    whole = [work.num_steps(len(r)) for r in rows]
+    taken = whole if shares is None else map(steps_of, shares, whole)
+    return np.array(list(taken), dtype=np.int64)
+
+
+def phases(steps: np.ndarray) -> list[tuple[int, int, int]]:
+    """Cut a chunk's steps into stretches of equally many active slots: (first, end, active).
+
+    Args:
+        steps: Steps of each slot, in descending order.
+
+    Example:
+        >>> phases(np.array([5, 2, 2, 0]))
+        [(0, 2, 3), (2, 5, 1)]
+    """
+    ends = sorted({int(n) for n in steps if n})
+    firsts = [0, *ends][: len(ends)]
+    return [
+        (first, end, int((steps >= end).sum()))
+        for first, end in zip(firsts, ends, strict=True)
+    ]  # fmt: skip
 
 
 def steps_of(share: float, steps: int) -> int:

@@ -113,7 +113,8 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     _check_batch(scenario, data)
     task = _task(scenario.task, data, scenario.data["name"])
     augmentation_of(scenario.task.get("augment"), data.spec)  # or refused here
-    needs = discovery.make_procedure(scenario.client).needs_classes
+    procedure = discovery.make_procedure(scenario.client)
+    needs = procedure.needs_classes
     if needs and not data.spec.has_classes:
         raise ScenarioError(
             f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs targets that '
@@ -132,6 +133,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         spec=data.spec,
         expected_cohort=selected.expected_cohort(data.num_clients),
         executor=engine.executor,
+        stacks=procedure.stacks,
         chunk_size=engine.chunk_size,
         device=engine.device,
         deterministic=engine.deterministic,
@@ -152,6 +154,14 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         pretrained = Pretrained(options.weights, strict=options.strict_weights)
         weights = pretrained.put_into(model)
     check_model(strategy, layout)
+    sent = getattr(type(strategy), "sends", ())
+    if plan.executor == "batched" and sent:
+        # steps inside of the backward pass do not have the bits of steps that are guided
+        raise ScenarioError(
+            "[engine] executor = 'batched' with [strategy] name = "
+            f'"{scenario.strategy["name"]}": '
+            f"clients also take its {sent[0]}; use executor = 'auto', 'vmap' or 'loop'"
+        )
     for each in nested(strategy):
         if isinstance(each, FederatedStrategy):
             each.declare_buffers([spec.name for spec in layout.buffers])

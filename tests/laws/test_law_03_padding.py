@@ -36,9 +36,10 @@ def executor_of(options, model="mlp", *, dtype="float32", **arguments):
     return fed.make_executor(model, procedure, InMemoryData(SIZES), dtype=dtype, **arguments)
 
 
+@pytest.mark.parametrize("kind", ["batched", "vmap"])
 @pytest.mark.parametrize("options", PROCEDURES.values(), ids=PROCEDURES)
-def test_beside_fifty_batches_every_size_has_the_bits_of_itself_among_neutral_slots(options):
-    executor = executor_of(options)
+def test_beside_fifty_batches_every_size_has_the_bits_of_itself_among_neutral_slots(options, kind):
+    executor = executor_of(options, kind=kind)
     everybody = range(len(SIZES))
     together = executor.train(job(executor, everybody))
     for client in SMALL:
@@ -47,18 +48,20 @@ def test_beside_fifty_batches_every_size_has_the_bits_of_itself_among_neutral_sl
         assert result_bits(together, client) == result_bits(alone, client)
 
 
-@pytest.mark.parametrize("name", ["everything", "kept moments"])
-def test_in_a_pair_with_fifty_batches_every_size_has_the_bits_of_itself_alone(name):
-    executor = executor_of(PROCEDURES[name])
+@pytest.mark.parametrize("kind", ["batched", "vmap"])
+@pytest.mark.parametrize("name", ["sgd", "everything", "kept moments"])
+def test_in_a_pair_with_fifty_batches_every_size_has_the_bits_of_itself_alone(name, kind):
+    executor = executor_of(PROCEDURES[name], kind=kind)
     for client in SMALL:
         together = executor.train(job(executor, (client, BIG)))
         alone = executor.train(job(executor, (client,)))
         assert result_bits(together, 0) == result_bits(alone, 0)
 
 
+@pytest.mark.parametrize("kind", ["batched", "vmap"])
 @pytest.mark.parametrize("model", ["logistic", "cnn", "mlp_dropout"])
-def test_padding_changes_no_bit_of_any_model(model):
-    executor = executor_of(PROCEDURES["everything"], model)
+def test_padding_changes_no_bit_of_any_model(model, kind):
+    executor = executor_of(PROCEDURES["everything"], model, kind=kind)
     for client in (1, BATCH):
         together = executor.train(job(executor, (client, BIG)))
         alone = executor.train(job(executor, (client,)))
@@ -101,7 +104,7 @@ def batches(data, client):
         yield found.features[rows].reshape(len(rows), -1).astype(np.float64), found.targets[rows]
 
 
-@pytest.mark.parametrize("kind", ["vmap", "loop"])
+@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
 @pytest.mark.parametrize("options", PROCEDURES.values(), ids=PROCEDURES)
 def test_every_size_beside_fifty_batches_equals_the_numpy_oracle(options, kind):
     executor = executor_of(options, "logistic", dtype="float64", kind=kind)

@@ -5,6 +5,7 @@ import pytest
 from laws import federations as fed
 from laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
 
+KINDS = ("loop", "batched", "vmap")
 OPTIONS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
@@ -66,8 +67,11 @@ def assert_alike(one, other, tolerance):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_is_vectorised_exactly_over_three_rounds_in_float64(options):
     procedure = make_procedure("local_sgd", **options)
-    outcomes = [outcome(k, "mlp", procedure, rounds=3, dtype="float64") for k in ("vmap", "loop")]
-    assert_alike(*outcomes, 1e-9)
+    one_by_one, *others = [
+        outcome(kind, "mlp", procedure, rounds=3, dtype="float64") for kind in KINDS
+    ]
+    for other in others:
+        assert_alike(one_by_one, other, 1e-9)
 
 
 @pytest.mark.parametrize("strategy", fed.strategies())
@@ -79,19 +83,21 @@ def test_every_model_is_vectorised_exactly_over_three_rounds_in_float64(
     model, name, arguments, strategy
 ):
     procedure = make_procedure(name, **arguments)
-    outcomes = [
-        outcome(k, model, procedure, rounds=3, dtype="float64", strategy=strategy)
-        for k in ("vmap", "loop")
+    one_by_one, *others = [
+        outcome(kind, model, procedure, rounds=3, dtype="float64", strategy=strategy)
+        for kind in KINDS
     ]
-    assert_alike(*outcomes, 1e-9)
+    for other in others:
+        assert_alike(one_by_one, other, 1e-9)
 
 
 @pytest.mark.parametrize("model", VECTORISED)
 def test_one_round_in_float32_agrees_to_five_digits(model):
-    outcomes = [
-        outcome(k, model, make_procedure(), rounds=1, dtype="float32") for k in ("vmap", "loop")
+    one_by_one, *others = [
+        outcome(kind, model, make_procedure(), rounds=1, dtype="float32") for kind in KINDS
     ]
-    assert_alike(*outcomes, 1e-5)
+    for other in others:
+        assert_alike(one_by_one, other, 1e-5)
 
 
 @pytest.mark.parametrize("model", VECTORISED)

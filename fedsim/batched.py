@@ -1,0 +1,223 @@
+"""Training of a chunk whose model is a chain of known layers, without autograd or `torch.func`.
+
+Dense chains train all clients of a chunk together, each layer one batched product. The clients are
+in descending order of their steps, and whoever has finished leaves the products: there is no
+padding but that of a client's own last batch. Chains with convolutions train one client after
+another, in the memory format in which convolutions are fastest.
+
+The bits of a product of at least two matrices depend neither on how many there are nor on their
+place (a test holds torch to it), so a client's bits depend on nothing but itself; a last client
+that goes on alone is doubled.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from fedsim.batches import Batches
+from fedsim.chains import Chain
+from fedsim.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Objective
+from fedsim.schedule import phases
+
+Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
+
+
+class SampleLosses(Protocol):
+    """The losses of a task, as `fedsim.tasks.Task` offers them."""
+
+    def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one loss per sample."""
+
+
+class ChainTraining:
+    """Trains clients of one model with one procedure.
+
+    Args:
+        chain: The model.
+        task: Its losses.
+        procedure: Local training.
+        loss: Gives (what is minimised, the objective without the penalty) of one client.
+    """
+
+    def __init__(
+        self, chain: Chain, task: SampleLosses, procedure: ClientProcedure, loss: Loss
+    ) -> None:
+        self.chain, self._task, self._procedure, self._loss = chain, task, procedure, loss
+
+    # --- several clients at once ----------------------------------------------------------
+
+    def descend_together(self, params: Named, batches: Batches, descent: Descent) -> np.ndarray:
+        """Train by gradient descent, in place; returns each slot's sum of losses, float64.
+
+        Args:
+            params: `[slots, ...]`, at least two, in descending order of their steps.
+            batches: The slots' batches.
+            descent: What a step does.
+        """
+        schedule = batches.schedule
+        losses = torch.zeros(schedule.counts.T.shape, dtype=torch.float64)
+        for first, end, active in phases(schedule.steps):
+            mine = {name: tensor[:active] for name, tensor in params.items()}
+            if active == 1:
+                mine = {name: tensor.repeat_interleave(2, 0) for name, tensor in mine.items()}
+            for step in range(first, end):
+                batch = _doubled(batches.together(step, active))
+                outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
+                loss, slope = self._slope(outputs, batch, None, None)
+                self.chain.backward(slope, kept, mine, descent)
+                losses[step, :active] = loss[:active]
+            if active == 1:
+                for name, tensor in params.items():
+                    tensor[:1] = mine[name][:1]
+        return _sums(losses, schedule.counts)
+
+    def step_together(
+        self, carry: Carry, batches: Batches, server_round: int
+    ) -> tuple[Carry, np.ndarray]:
+        """Train by the procedure's own steps; returns (carry, each slot's sum of losses).
+
+        Args:
+            carry: From `begin`, `[slots, ...]`, at least two, in descending order of their steps.
+            batches: The slots' batches.
+            server_round: The round.
+        """
+        schedule = batches.schedule
+        losses = torch.zeros(schedule.counts.T.shape, dtype=torch.float64)
+        finished: list[Carry] = []
+        held = len(schedule.steps)
+        for first, end, active in phases(schedule.steps):
+            finished.insert(0, _part(carry, slice(active, held)))
+            carry, held = _part(carry, slice(0, active)), active
+            if active == 1:
+                carry = _part(carry, [0, 0])
+            for step in range(first, end):
+                batch = _doubled(batches.together(step, active))
+                carry, loss = self._procedure.step(
+                    carry, batch, self.gradient, server_round=server_round
+                )
+                losses[step, :active] = loss[:active]
+        carry = _part(carry, slice(0, held))
+        if finished:
+            carry = pytree.tree_map(lambda *parts: torch.cat(parts), carry, *finished)
+        return carry, _sums(losses, schedule.counts)
+
+    # --- one client -----------------------------------------------------------------------
+
+    def descend_alone(
+        self, params: Named, batches: Batches, slot: int, descent: Descent
+    ) -> tuple[Named, float]:
+        """Train one client by gradient descent; returns (params, its sum of losses)."""
+        mine = _own(params)
+        total = 0.0
+        for step in range(int(batches.schedule.steps[slot])):
+            batch = batches.single(slot, step)
+            outputs, kept = self.chain.forward(mine, _fast(batch.features), batch.noise)
+            loss, slope = self._slope(outputs, batch, None, None)
+            self.chain.backward(slope, kept, mine, descent)
+            total += float(loss) * int(batches.schedule.counts[slot, step])
+        return mine, total
+
+    # --- gradients ------------------------------------------------------------------------
+
+    @property
+    def gradient(self) -> Gradient:
+        """The gradient for a procedure's step, of one client or of several."""
+
+        def gradient(
+            params: Named,
+            buffers: Named,
+            batch: Batch,
+            objective: Objective | None = None,
+            penalty: Objective | None = None,
+        ) -> tuple[Tensor, Named, Named]:
+            features = batch.features.clone() if self.chain.spoils else batch.features
+            if self.chain.convolves:
+                features = _fast(features)
+            with torch.no_grad():
+                outputs, kept = self.chain.forward(params, features, batch.noise)
+            loss, slope = self._slope(outputs, batch, objective, penalty)
+            grads: Named = {}
+            with torch.no_grad():
+                self.chain.backward(slope, kept, params, grads)
+            return loss, {name: grads[name] for name in params}, buffers
+
+        return gradient
+
+    def _slope(
+        self,
+        outputs: Tensor,
+        batch: Batch,
+        objective: Objective | None,
+        penalty: Objective | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (the objective, the gradient of what is minimised by the outputs)."""
+        leaf = outputs.detach().requires_grad_()
+        several = batch.weights.dim() == 2
+        if objective is None and penalty is None:
+            with torch.enable_grad():
+                if several:
+                    flat = self._task.sample_losses(leaf.flatten(0, 1), batch.targets.flatten(0, 1))
+                    losses = flat.view(batch.weights.shape)
+                else:
+                    losses = self._task.sample_losses(leaf, batch.targets)
+            shares = batch.weights / batch.weights.sum(-1, keepdim=True).clamp(min=1)
+            (slope,) = torch.autograd.grad(losses, leaf, shares)
+            # `where` and not a product: a padding sample's loss may be anything
+            kept = torch.where(batch.weights > 0, losses.detach(), 0) * shares
+            return kept.sum(-1), slope
+        with torch.enable_grad():
+            if several:
+
+                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor) -> Any:
+                    one = Batch(batch.features, targets, weights, {})
+                    return self._loss(outputs, one, objective, penalty)
+
+                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights)
+            else:
+                minimised, loss = self._loss(leaf, batch, objective, penalty)
+            (slope,) = torch.autograd.grad(minimised.sum(), leaf)
+        return loss.detach(), slope
+
+
+def _doubled(batch: Batch) -> Batch:
+    """The batch of two equal clients where there is one."""
+    if len(batch.weights) > 1:
+        return batch
+    twice = [tensor.repeat_interleave(2, 0) for tensor in batch[:3]]
+    noise: Mapping[str, Tensor] = {n: t.repeat_interleave(2, 0) for n, t in batch.noise.items()}
+    return Batch(twice[0], twice[1], twice[2], noise)
+
+
+def _part(carry: Carry, rows: slice | list[int]) -> Carry:
+    part: Carry = pytree.tree_map(lambda tensor: tensor[rows], carry)
+    return part
+
+
+def _own(params: Named) -> Named:
+    """Copies that may be changed, in the memory format in which they are fastest."""
+    return {
+        name: torch.empty_like(
+            tensor,
+            memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format,
+        ).copy_(tensor)
+        for name, tensor in params.items()
+    }
+
+
+def _fast(features: Tensor) -> Tensor:
+    if features.dim() == 4:
+        return features.contiguous(memory_format=torch.channels_last)
+    return features
+
+
+def _sums(losses: Tensor, counts: np.ndarray) -> np.ndarray:
+    """Sum `[steps, slots]` losses times samples in order of the steps: trailing zeros are exact."""
+    if not len(losses):
+        return np.zeros(len(counts))
+    total: np.ndarray = np.cumsum(losses.numpy() * counts.T, axis=0)[-1]
+    return total
