@@ -51,9 +51,10 @@ _NO_MATTER_ENGINE = (
 # keys of [engine] that decide results and came later: at these values a scenario has its old hash
 _LATER_ENGINE = {"retries": 2, "quorum": None}
 _LATER_EVALUATION = {"per_client": False, "pooled": False}  # likewise of [evaluation]
-_LATER_PARTITION = dict.fromkeys(  # likewise of [partition]
-    ("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0
-)
+_LATER_PARTITION = {  # likewise of [partition]
+    **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
+    "parts": None,
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import ndimage
 from fedsim import world
 from fedsim.data import DataSet, prepare
 from fedsim.data.skew import FeatureSkew, rotated, rotation_angles, skewed
+from fedsim.data.statistics import label_counts
 from fedsim.errors import ScenarioError
 from fedsim.rng import generator
 from fedsim.samples import SampleSpec
@@ -157,6 +159,80 @@ def test_a_scenario_that_leaves_the_number_of_clients_to_the_data_is_built(tmp_p
     (tmp_path / "mine.toml").write_text(SCENARIO)
     made = world.build(load(tmp_path / "mine.toml", ["evaluation.clients=5"]))
     assert made.data.num_clients == 5
+
+
+# --- clients that share parts ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "natural"])
+def test_clients_that_share_parts_hold_what_the_part_holds_and_the_manifest_counts_shares(
+    build, kind
+):
+    data = DIGITS if kind != "natural" else mine(hospitals)
+    keys = {"kind": kind, "test_fraction": 0.2}
+    parts = build(data, clients=4, **keys)
+    shared = build(data, clients=1_000_003, parts=4, **keys)
+    ids = np.array([0, 1, 2, 3, 4, 7, 999_999, 1_000_002])
+    for split in ("train", "test"):
+        own, theirs = parts.clients(ids % 4, split=split), shared.clients(ids, split=split)
+        for one, other in zip(own.rows, theirs.rows, strict=True):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(shared.sizes(ids), parts.sizes(ids % 4))
+    assert ids.tolist() == [0, 1, 2, 3, 4, 7, 999_999, 1_000_002]  # the caller's, untouched
+    assert shared.num_clients == shared.manifest["clients"] == 1_000_003
+    sizes = parts.sizes(range(4)) + [len(r) for r in parts.clients(range(4), split="test").rows]
+    said = shared.manifest["shared"]
+    assert said["parts"] == 4
+    assert said["clients_per_part"] == {"min": 250_000, "max": 250_001}
+    assert said["samples_held_by_several_clients"] == sizes.sum()
+    assert said["shares"] == sum(sizes[c % 4] for c in range(1_000_003))
+    assert shared.manifest["local_test"]["samples"] == sum(
+        len(parts.clients([p], split="test").rows[0]) * (250_001 if p < 3 else 250_000)
+        for p in range(4)
+    )
+    assert shared.manifest_sha256 != parts.manifest_sha256
+    assert "shared" not in parts.manifest
+    again = pickle.loads(pickle.dumps(shared))
+    assert (again.num_clients, again.sizes([999_999])) == (1_000_003, parts.sizes([3]))
+
+
+def test_as_many_parts_as_clients_share_nothing(build):
+    plain, parts = (build(DIGITS, kind="iid", clients=5, **k) for k in ({}, {"parts": 5}))
+    assert parts.manifest["shared"]["samples_held_by_several_clients"] == 0
+    assert parts.manifest["sizes"] == plain.manifest["sizes"]
+
+
+def test_labels_of_shared_parts_are_counted_for_every_client(build):
+    shared = build(DIGITS, kind="dirichlet", clients=1000, parts=7)
+    counts = label_counts(shared, whole=True).counts
+    np.testing.assert_array_equal(counts[7:], counts[:-7])
+    np.testing.assert_array_equal(counts.sum(axis=1), shared.sizes(range(1000)))
+
+
+@pytest.mark.parametrize(
+    ("data", "keys", "message"),
+    [
+        (DIGITS, {"kind": "iid", "clients": 5, "parts": 6}, "parts = 6: must be from 1 to clients"),
+        (DIGITS, {"kind": "iid", "parts": 0}, "parts = 0: must be from 1 to clients = 10"),
+        (DIGITS, {"kind": "iid", "clients": 9999, "parts": 5000}, "use at most"),
+        (None, {"kind": "natural", "parts": 2}, "parts = 2: says who shares samples"),
+        (None, {"kind": "natural", "parts": 9, "clients": 99}, "use at most"),
+        ({"name": "synthetic"}, {"kind": "natural", "clients": 9, "parts": 3}, "made on demand"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(build, data, keys, message):
+    with pytest.raises(ScenarioError, match=re.escape(message)):
+        build(data or mine(hospitals), **keys)
+
+
+def test_a_scenario_without_parts_keeps_its_hash_and_one_with_parts_has_another(tmp_path):
+    (tmp_path / "mine.toml").write_text(SCENARIO)
+    plain = load(tmp_path / "mine.toml")
+    document = plain.resolved()
+    del document["partition"]["parts"]
+    assert plain.from_resolved(document, "x").sha256 == plain.sha256
+    shared = load(tmp_path / "mine.toml", ["partition.clients=50", "partition.parts=5"])
+    assert shared.sha256 != load(tmp_path / "mine.toml", ["partition.clients=50"]).sha256
 
 
 # --- skew of features --------------------------------------------------------------------------

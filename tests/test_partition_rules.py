@@ -23,7 +23,8 @@ from fedsim.rng import generator
 LAWS = ("equal", "linear", "square", "exponential", "log_normal", "power")
 MODES = ("random", "deterministic", "first-deterministic")
 COMMON = {
-    "test_fraction", "label_noise", "rotation", "feature_noise", "feature_shift", "feature_scale",
+    "parts", "test_fraction", "label_noise",
+    "rotation", "feature_noise", "feature_shift", "feature_scale",
 }  # fmt: skip
 
 

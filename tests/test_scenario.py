@@ -60,7 +60,7 @@ def test_minimal_scenario_is_completed_with_every_default(write: Any) -> None:
     assert scenario.task == {"kind": "auto", "model": "logistic", "dtype": "float32"}
     assert scenario.data == {"name": "digits", "test_fraction": 0.2}
     assert scenario.partition == {
-        "kind": "iid", "clients": 5, "label_noise": 0.0, "test_fraction": 0.0,
+        "kind": "iid", "clients": 5, "parts": None, "label_noise": 0.0, "test_fraction": 0.0,
         "rotation": 0.0, "feature_noise": 0.0, "feature_shift": 0.0, "feature_scale": 0.0,
     }  # fmt: skip
     assert scenario.participation == {"kind": "full"}

@@ -55,7 +55,8 @@ def divide(
     Returns:
         What the cache keeps of the division: each split's rows in client order with offsets, the
         held-out samples when they were drawn, targets with noise and features with skew when there
-        are any (copies of the pool), the number of clients, and the manifest.
+        are any (copies of the pool), the number of clients, and the manifest. Where clients share
+        parts, "client" stands for a part in all of this but the number of clients.
 
     Raises:
         ScenarioError: If the rule cannot divide this data set.
@@ -116,6 +117,14 @@ def divide(
         name: array_sha256(arrays[name])
         for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
     }
+    registered = partition.clients if partition.parts else clients
+    assert registered is not None
+    decisive: dict[str, Any] = dict(content)
+    shared: dict[str, Any] = {}
+    if partition.parts:
+        decisive["shared"] = {"clients": registered, "parts": clients}
+        shared = {"shared": _shared(sizes, registered)}
+        sizes, test_counts = (a[np.arange(registered) % clients] for a in (sizes, test_counts))
     stratum = "class" if spec.has_classes else "tenth of the targets"
     dropped = int((~owned).sum())
     manifest = {
@@ -133,7 +142,8 @@ def divide(
             "drawn": f"stratified by {stratum}" if source.test_fraction else source.test_origin,
         },
         "partition": {**_without_folder(recipe.partition), "seed": recipe.seed, **notes},
-        "clients": clients,
+        "clients": registered,
+        **shared,
         "sizes": size_summary(sizes - test_counts),
         "local_test": {"samples": int(test_counts.sum()), "sizes": size_summary(test_counts)},
         "dropped": {"samples": dropped, "reason": assignment.why_dropped if dropped else None},
@@ -143,9 +153,26 @@ def divide(
         manifest["owners"] = _named(assignment, samples, loaded.info["group_names"])
     # who holds what is decided by these arrays alone, wherever they came from
     info = {
-        "manifest": manifest, "manifest_sha256": json_sha256(content), "clients": clients
-    }  # fmt: skip
+        "manifest": manifest,
+        "manifest_sha256": json_sha256(decisive),
+        "clients": registered,
+        "parts": clients,
+    }
     return cache.Content(arrays, info)
+
+
+def _shared(sizes: Ints, clients: int) -> dict[str, Any]:
+    """Say how many clients hold each sample where client c holds part c mod `len(sizes)`."""
+    parts = len(sizes)
+    holders = np.full(parts, clients // parts)
+    holders[: clients % parts] += 1
+    return {
+        "parts": parts,
+        "rule": f"client c holds part c mod {parts}",
+        "clients_per_part": {"min": int(holders.min()), "max": int(holders.max())},
+        "samples_held_by_several_clients": int(sizes[holders > 1].sum()),
+        "shares": int((sizes * holders).sum()),  # samples, each counted once per holder
+    }
 
 
 def _check(partition: Partition, spec: SampleSpec) -> None:

@@ -62,14 +62,17 @@ class Partition:
     Attributes:
         rule: Who owns which sample.
         clients: Number of clients; None leaves it to the rule.
+        parts: Parts that the rule divides the samples among where clients share them: client c
+            holds part c mod `parts`; None gives each client a part of its own.
         test_fraction: Share of each client's samples in its local test split.
         label_noise: Share of a client's training labels that are drawn anew, uniformly over all
-            classes: one for all clients, or one for each.
-        skew: How the features of clients differ.
+            classes: one for all clients, or one for each (of shared parts: for each part).
+        skew: How the features of clients (of shared parts: parts) differ.
     """
 
     rule: Rule
     clients: int | None = DEFAULT_CLIENTS
+    parts: int | None = None
     test_fraction: float = 0.0
     label_noise: float | tuple[float, ...] = 0.0
     skew: FeatureSkew = NO_SKEW
@@ -77,6 +80,7 @@ class Partition:
     def __post_init__(self) -> None:
         if self.clients is not None and self.clients < 1:
             raise ScenarioError(f"[partition] clients = {self.clients}: must be >= 1")
+        self._check_parts()
         if not 0 <= self.test_fraction < 1:
             raise ScenarioError(
                 f"[partition] test_fraction = {self.test_fraction}: must be in [0, 1)"
@@ -84,16 +88,17 @@ class Partition:
         for share in self._shares():
             if not 0 <= share <= 1:
                 raise ScenarioError(f"[partition] label_noise = {share}: must be in [0, 1]")
-        self._check_lists(self.clients)
+        self._check_lists(self.parts or self.clients)
 
     def assign(self, samples: Samples, seed: int) -> Assignment:
-        """Return who owns which sample, with the number of clients filled in.
+        """Return who owns which sample, with the number of clients (or parts) filled in.
 
         Raises:
             ScenarioError: If the rule cannot divide these samples.
         """
-        made = self.rule.assign(samples, self.clients, seed)
-        clients = made.clients if made.clients is not None else self.clients
+        wanted = self.parts or self.clients
+        made = self.rule.assign(samples, wanted, seed)
+        clients = made.clients if made.clients is not None else wanted
         assert clients is not None
         assert made.owners.shape == samples.labels.shape
         if not (made.owners >= 0).any():
@@ -101,6 +106,19 @@ class Partition:
             raise ScenarioError(f"[partition] no sample has an owner: {why}")
         self._check_lists(clients)
         return made._replace(clients=clients)
+
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            return
+        if self.clients is None:
+            raise ScenarioError(
+                f"[partition] parts = {self.parts}: says who shares samples among a given number "
+                "of clients, and this rule takes it from the data; set clients, or leave parts out"
+            )
+        if not 1 <= self.parts <= self.clients:
+            raise ScenarioError(
+                f"[partition] parts = {self.parts}: must be from 1 to clients = {self.clients}"
+            )
 
     def _shares(self) -> tuple[float, ...]:
         return self.label_noise if isinstance(self.label_noise, tuple) else (self.label_noise,)
@@ -138,6 +156,7 @@ def _no_clients() -> dict[str, Any]:
 
 def _common(
     *,
+    parts: int | None = None,
     test_fraction: float = 0.0,
     label_noise: float | Sequence[float] = 0.0,
     rotation: float | Sequence[float] = 0.0,
@@ -148,6 +167,9 @@ def _common(
     """The keys that every rule has besides `clients`.
 
     Args:
+        parts: Lets clients share samples, so that there may be more clients than samples: the rule
+            divides them among so many parts, and client c holds part c mod `parts`; from 1 to
+            `clients`. Left out, every client has a part of its own.
         test_fraction: Share of each client's samples in its local test split, in [0, 1).
         label_noise: Share of training labels redrawn uniformly over the classes, in [0, 1]; one, or
             one per client.
@@ -161,6 +183,7 @@ def _common(
             each feature's (channel's) distance from its mean; >= 0.
     """
     return {
+        "parts": parts,
         "test_fraction": test_fraction,
         "label_noise": _as_tuple(label_noise),
         "skew": FeatureSkew(_as_tuple(rotation), feature_noise, feature_shift, feature_scale),

@@ -114,13 +114,20 @@ class PooledData(FederatedData):
         }
         self._labels = division.arrays.get("labels")
         self.num_clients = division.info["clients"]
+        self._num_parts: int = division.info["parts"]
         self.spec = read_spec(loaded)
         self.manifest = division.info["manifest"]
         self.manifest_sha256 = division.info["manifest_sha256"]
 
+    @property
+    def num_parts(self) -> int:
+        """Parts that clients share, or the number of clients."""
+        return self._num_parts
+
     def sizes(self, client_ids: ClientIds) -> Ints:
         """Return each client's number of training samples."""
         ids = self._checked(client_ids)
+        ids = ids % self._num_parts
         offsets, _ = self._parts["train"]
         sizes: Ints = offsets[ids + 1] - offsets[ids]
         return sizes
@@ -130,6 +137,7 @@ class PooledData(FederatedData):
         ids = self._checked(client_ids, split)
         offsets, rows = self._parts["train" if split == "train" else "local_test"]
         self.clients_read += len(ids)
+        ids = ids % self._num_parts
         # copies: torch warns of arrays that cannot be written, and these are small
         mine = [rows[offsets[i] : offsets[i + 1]].copy() for i in ids]
         return ClientRows(*self._pool, mine)

@@ -111,6 +111,11 @@ class FederatedData(abc.ABC):
         self.clients_read = 0
 
     @property
+    def num_parts(self) -> int:
+        """M where client c holds what client c mod M holds; N when no samples are shared."""
+        return self.num_clients
+
+    @property
     def num_classes(self) -> int:
         """Classes of the targets; 0 when they are numbers."""
         return self.spec.num_classes

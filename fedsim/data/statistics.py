@@ -42,11 +42,14 @@ def label_counts(data: FederatedData, *, whole: bool = False) -> LabelCounts:
     """
     complete = whole or data.num_clients <= COUNTED_WHOLE
     clients = data.num_clients if complete else SAMPLED
-    counts = np.zeros((clients, data.num_labels), dtype=np.int64)
-    for start in range(0, clients, _CHUNK):
-        ids = np.arange(start, min(start + _CHUNK, clients))
+    distinct = min(clients, data.num_parts)
+    counts = np.zeros((distinct, data.num_labels), dtype=np.int64)
+    for start in range(0, distinct, _CHUNK):
+        ids = np.arange(start, min(start + _CHUNK, distinct))
         for client_id, labels in zip(ids, data.labels(ids), strict=True):
             counts[client_id] = np.bincount(labels, minlength=data.num_labels)
+    if clients > distinct:  # the others hold what these hold
+        counts = counts[np.arange(clients) % distinct]
     return LabelCounts(counts, complete)
 
 

@@ -145,6 +145,11 @@ class SyntheticData(FederatedData):
                 f"[partition] kind = '{recipe.partition['kind']}': synthetic makes each client's "
                 "samples itself; use kind = 'natural'"
             )
+        if partition.parts is not None:
+            raise ScenarioError(
+                f'[partition] parts = {partition.parts} with [data] name = "synthetic": every '
+                "client's samples are made on demand, however many clients there are; leave it out"
+            )
         for key in ("label_noise", *partition.skew.active):
             if key != "label_noise" or np.any(partition.label_noise):
                 raise ScenarioError(
