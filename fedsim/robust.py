@@ -1,44 +1,181 @@
-"""What robust aggregation rules share: rows that are finite, and their lengths set apart."""
+"""What rules on stacked updates share: the finite ones, read in blocks, and their Gram matrix.
 
-from typing import NamedTuple
+Whatever a rule learns from distances, lengths or directions lies in the inner products of the
+updates. They are summed up in float64 in one pass over `[K, dim]`, the rest is K x K algebra, and a
+second pass makes the combination; memory is a block of columns at a time, never a copy of the rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_COLUMNS = 2**16  # at a time where a rule needs a copy of the rows
+from fedsim.strategy import weighted_sum
+
+_COLUMNS = 2**13  # of a block; fixed, for it decides in which order inner products are summed
+_NEAR = 1e-6  # of the squared lengths: a squared distance below has lost 6 digits to them
+_SQUARABLE = 2.0**400  # the square of a float64 up to here, and of its inverse, is one too
 
 
-class UnitRows(NamedTuple):
-    """Updates as directions and lengths; neither overflows, however long or short they are.
+def finite(stack: Tensor) -> Tensor:
+    """Tell which rows of `[K, dim]` hold neither NaN nor infinity, bool `[K]`."""
+    # a finite sum has finite terms; only where it is not are they looked at
+    mask = torch.isfinite(stack.sum(dim=1))
+    for place in torch.nonzero(~mask).flatten().tolist():
+        mask[place] = torch.isfinite(stack[place]).all()
+    return mask
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Finite updates of clients, in float64 a block of columns at a time.
 
     Attributes:
-        rows: `[K, dim]`, the finite updates, each divided by a power of two, which is exact.
-        factors: float64 `[K]` on the CPU; row times factor is a unit vector, or zero.
-        lengths: float64 `[K]` on the CPU, of the updates as they were given.
+        rows: `[K, dim]`.
+        reference: What to subtract from them, `[dim]` or `[K, dim]`; None if they are updates.
     """
 
     rows: Tensor
-    factors: Tensor
-    lengths: Tensor
+    reference: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Tensor, reference: Tensor | None = None) -> "Updates":
+        """Return the updates whose rows are finite; nothing is copied when all are."""
+        keep = finite(rows)
+        if not keep.all():
+            rows = rows[keep]
+            if reference is not None and reference.dim() == 2:  # every client has its own
+                reference = reference[keep]
+        return cls(rows, reference)
+
+    def __len__(self) -> int:
+        """K, how many there are."""
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """Their dimension."""
+        return self.rows.shape[1]
+
+    def columns(self, part: slice) -> "Updates":
+        """Return a part of every update."""
+        reference = None if self.reference is None else self.reference[..., part]
+        return Updates(self.rows[:, part], reference)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield float64 `[K, columns]`, to be used before the next: the memory is used again."""
+        rows, reference = self.rows, self.reference
+        if not rows.numel():
+            return
+        memory = torch.empty(
+            len(rows) * min(_COLUMNS, self.dim), dtype=torch.float64, device=rows.device
+        )
+        for first in range(0, self.dim, _COLUMNS):
+            part = rows[:, first : first + _COLUMNS]
+            block = memory[: part.numel()].view(part.shape)
+            if reference is None:
+                block.copy_(part)
+            else:
+                torch.sub(part, reference[..., first : first + _COLUMNS].double(), out=block)
+            yield block
+
+    def transposed(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield columns and what they hold, `[columns, K]` in the rows' dtype."""
+        for first in range(0, self.dim, _COLUMNS):
+            span = slice(first, first + _COLUMNS)
+            part = self.rows[:, span]
+            if self.reference is not None:
+                part = part - self.reference[..., span]
+            yield span, part.T.contiguous()
+
+    def gram(self) -> Tensor:
+        """Return their inner products, float64 `[K, K]` on the CPU."""
+        products = torch.zeros(len(self), len(self), dtype=torch.float64, device=self.rows.device)
+        for block in self.blocks():
+            products.addmm_(block, block.T)
+        return products.cpu()
+
+    def lengths(self) -> Tensor:
+        """Return their lengths, float64 `[K]` on the CPU."""
+        squares = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
+        for block in self.blocks():
+            squares += torch.linalg.vecdot(block, block)
+        return squares.sqrt().cpu()
+
+    def squared_distances(self) -> Tensor:
+        """Return the squares of their distances, float64 `[K, K]` on the CPU.
+
+        They come of the Gram matrix, or where rounding would tell in them (updates that are long
+        beside their distance, or too long to be squared) of the differences.
+        """
+        gram = self.gram()
+        squares = gram.diagonal()[:, None] + gram.diagonal()
+        found = squares - gram - gram.T
+        doubtful = ~(found > _NEAR * squares)
+        doubtful.fill_diagonal_(False)
+        found.fill_diagonal_(0.0)
+        pairs = [torch.nonzero(row).flatten().to(self.rows.device) for row in doubtful.triu()]
+        if any(len(others) for others in pairs):
+            exact = torch.zeros(gram.shape, dtype=torch.float64, device=self.rows.device)
+            for block in self.blocks():
+                for one, others in enumerate(pairs):
+                    if len(others):
+                        apart = block[others].sub_(block[one])
+                        exact[one, others] += torch.linalg.vecdot(apart, apart)
+            found = torch.where(doubtful, (exact + exact.T).cpu(), found)
+        return found
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Return the sum of coefficient times update, float64 `[dim]`.
+
+        Args:
+            coefficients: float64 `[K]`; an update whose coefficient is zero is not looked at.
+        """
+        return weighted_sum(coefficients, self.rows, self.reference)
 
 
-def finite_rows(updates: Tensor) -> Tensor:
-    """Return a copy of the rows of `[clients, dim]` that hold neither NaN nor infinity."""
-    return updates[torch.isfinite(updates).all(dim=1)]
+@dataclass(frozen=True)
+class Directions:
+    """Updates as directions and lengths; neither overflows, however long or short they are.
 
+    Attributes:
+        updates: The updates, each divided by a power of two, which is exact.
+        powers: Those powers, float64 `[K]` on the CPU.
+    """
 
-def unit_rows(updates: Tensor) -> UnitRows:
-    """Set the directions and the lengths of the finite rows of `[clients, dim]` apart."""
-    rows = finite_rows(updates)
-    peaks = torch.linalg.vector_norm(rows, torch.inf, dim=1)
-    powers = torch.where(peaks > 0, peaks / (2 * torch.frexp(peaks).mantissa), 1)
-    rows = rows / powers[:, None]
-    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu()
-    factors = torch.where(lengths > 0, 1 / lengths, 0)
-    return UnitRows(rows, factors, lengths * powers.double().cpu())
+    updates: Updates
+    powers: Tensor
 
+    @classmethod
+    def of(cls, rows: Tensor, reference: Tensor | None = None) -> "Directions":
+        """Return the directions of the updates whose rows are finite.
 
-def column_blocks(rows: Tensor) -> tuple[Tensor, ...]:
-    """Cut `[clients, dim]` into views of few columns, so that a copy of one takes little memory."""
-    blocks: tuple[Tensor, ...] = rows.split(_COLUMNS, dim=1)
-    return blocks
+        They are copied only in float64, when the square of one would leave the range of numbers.
+        """
+        updates = Updates.of(rows, reference)
+        ones = torch.ones(len(updates), dtype=torch.float64)
+        if updates.rows.dtype != torch.float64 or not updates.rows.numel():
+            return cls(updates, ones)
+        peaks = torch.stack([block.abs().amax(dim=1) for block in updates.blocks()]).amax(dim=0)
+        inside = (peaks < _SQUARABLE) & (peaks > 1 / _SQUARABLE) | (peaks == 0)
+        if inside.all():
+            return cls(updates, ones)
+        powers = torch.where(peaks > 0, peaks / (2 * torch.frexp(peaks).mantissa), 1)
+        whole = updates.rows if updates.reference is None else updates.rows - updates.reference
+        return cls(Updates(whole / powers[:, None]), powers.cpu())
+
+    def unit_gram(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the unit updates' inner products, and what `factors` does."""
+        gram = self.updates.gram()
+        factors, lengths = self.factors(gram.diagonal().sqrt())
+        return gram * factors[:, None] * factors, factors, lengths
+
+    def factors(self, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what makes a unit vector of each of `updates`, or zero, and the true lengths.
+
+        Args:
+            lengths: Those of `updates`, float64 `[K]`, if they are known.
+        """
+        lengths = self.updates.lengths() if lengths is None else lengths
+        return torch.where(lengths > 0, 1 / lengths, 0.0), lengths * self.powers

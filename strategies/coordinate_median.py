@@ -13,11 +13,12 @@ may train for several steps, where the paper has one gradient.
 import math
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
-from fedsim.robust import column_blocks, finite_rows
+from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 
@@ -34,15 +35,27 @@ def coordinate_median(updates: Tensor) -> Tensor:
         >>> coordinate_median(torch.tensor([[0.0, 9.0], [1.0, 5.0], [4.0, 6.0], [9.0, 1.0]]))
         tensor([2.5000, 5.5000])
     """
-    rows = finite_rows(updates)
-    if not len(rows):
-        return updates.new_zeros(updates.shape[1])
-    lower, upper = (len(rows) - 1) // 2, len(rows) // 2
-    medians = []
-    for block in column_blocks(rows):
-        ordered = block.sort(dim=0).values
-        medians.append((ordered[lower].double() + ordered[upper].double()) / 2)
-    return torch.cat(medians).to(updates.dtype)
+    return _median(Updates.of(updates))
+
+
+def _median(updates: Updates) -> Tensor:
+    """The median, `[dim]` in the updates' dtype."""
+    clients = len(updates)
+    median = updates.rows.new_zeros(updates.dim)
+    if clients:
+        lower, upper = (clients - 1) // 2, clients // 2
+        for span, block in updates.transposed():
+            ordered = _ordered(block)
+            middle = ordered[:, lower].double() + ordered[:, upper].double()
+            median[span] = (middle / 2).to(median.dtype)
+    return median
+
+
+def _ordered(block: Tensor) -> Tensor:
+    """Its rows sorted; on a processor by NumPy, which sorts short rows ten times as fast."""
+    if block.is_cuda or block.dtype not in (torch.float32, torch.float64):
+        return block.sort(dim=1).values
+    return torch.from_numpy(np.sort(block.numpy(), axis=1))
 
 
 @final
@@ -77,4 +90,6 @@ class CoordinateMedian(FederatedStrategy):
         """Return the model moved by the median; it stays when nobody answered."""
         if not replies.num_clients:
             return params, state, {}
-        return params + self._server_lr * coordinate_median(replies.update), state, {}
+        assert replies.params is not None
+        median = _median(Updates.of(replies.params, replies.reference))
+        return params + self._server_lr * median, state, {}

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from fedsim.cohort import Replies
 from fedsim.objectives import margin_penalty
-from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
+from fedsim.robust import Updates
+from fedsim.strategy import Degenerate, FederatedStrategy, State
 
 __all__ = ["FedLD", "margin_penalty", "principal_gradient_aggregate"]
 
@@ -56,26 +57,34 @@ def principal_gradient_aggregate(updates: Tensor, *, keep: float = 0.8) -> Tenso
         >>> principal_gradient_aggregate(torch.tensor([[2.0, 1.0], [2.0, -1.0]])).tolist()
         [1.7888543605804443, 0.0]
     """
-    rows = updates[torch.isfinite(updates).all(dim=1)].double()
-    clients = len(rows)
-    zero = torch.zeros(updates.shape[1], dtype=torch.float64, device=updates.device)
-    if not clients or not rows.any():
-        return zero.to(updates.dtype)
-    values, vectors = torch.linalg.eigh(rows @ rows.T / clients)
+    return _aggregate(Updates.of(updates), keep)[0].to(updates.dtype)
+
+
+def _aggregate(updates: Updates, keep: float) -> tuple[Tensor, float]:
+    """The revised mean, float64, and the square of the plain mean's length."""
+    gram = updates.gram()
+    coefficients = _coefficients(gram, keep, _NEGLIGIBLE.get(updates.rows.dtype, 1e-6))
+    square = max(0.0, float(gram.sum())) / max(1, len(updates)) ** 2
+    return updates.combined(coefficients), square
+
+
+def _coefficients(gram: Tensor, keep: float, negligible: float) -> Tensor:
+    """What the revised mean is in terms of the updates, float64 `[clients]`."""
+    clients, lengths = len(gram), gram.diagonal().sqrt()
+    if not lengths.any():
+        return lengths
+    values, vectors = torch.linalg.eigh(gram / clients)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    kept = max(1, math.floor(keep * clients + 1e-9))
-    negligible = _NEGLIGIBLE.get(updates.dtype, 1e-6) * values[0]
-    lengths = torch.linalg.vector_norm(rows, dim=1)
-    coefficients = torch.zeros(clients, dtype=torch.float64, device=updates.device)
-    for value, vector in zip(values[:kept], vectors.T[:kept], strict=True):
-        if value <= negligible:
-            break
-        principal = (clients * value).sqrt()  # ||w_j||; <g_i, w_j> = ||w_j||^2 e_ji
-        cosines = principal * vector / lengths.clamp(min=torch.finfo(torch.float64).tiny)
-        signs = torch.where(cosines.abs() > _ZERO_COSINE, cosines.sign(), 0.0)
-        length = (lengths * signs).mean() * value / values.sum()
-        coefficients += length / principal * vector
-    return weighted_sum(coefficients, rows, zero).to(updates.dtype)
+    total = values.sum()
+    kept = torch.arange(clients) < max(1, math.floor(keep * clients + 1e-9))
+    kept &= values > negligible * values[0]
+    values, vectors = values[kept], vectors[:, kept]
+    principal = (clients * values).sqrt()  # ||w_j||; <g_i, w_j> = ||w_j||^2 e_ji
+    cosines = principal * vectors / lengths.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+    signs = torch.where(cosines.abs() > _ZERO_COSINE, cosines.sign(), 0.0)
+    revised = (lengths @ signs) / clients * values / total
+    coefficients: Tensor = vectors @ (revised / principal)
+    return coefficients
 
 
 class Gate(NamedTuple):
@@ -128,17 +137,21 @@ class FedLD(FederatedStrategy):
         if not clients:
             return params, state, {}
         assert replies.params is not None
-        assert replies.reference is not None
+        updates = Updates(replies.params, replies.reference)
         ones = torch.ones(clients, dtype=torch.float64)
-        mean = weighted_sum(ones, replies.params, replies.reference) / clients
-        move, moved = mean.clone(), state.moved.clone()
+        move, moved = torch.zeros_like(params, dtype=torch.float64), state.moved.clone()
+        squares = 0.0  # of the mean's length
         for place, spec in enumerate(replies.layout.trainable):
             part = replies.layout.slices[spec.name]
+            mine = updates.columns(part)
             if state.moved[place] and spec.size > 1:
-                updates = replies.update[:, part]
-                move[part] = principal_gradient_aggregate(updates, keep=self._keep).double()
+                move[part], square = _aggregate(mine, self._keep)
+            else:
+                move[part] = mine.combined(ones) / clients
+                square = float(move[part] @ move[part])
+            squares += square
             moved[place] |= bool(move[part].any())
-        lengths = [float(torch.linalg.vector_norm(vector)) for vector in (move, mean)]
-        metrics = {"norm_ratio": lengths[0] / lengths[1]} if lengths[1] else {}
+        length = float(torch.linalg.vector_norm(move))
+        metrics = {"norm_ratio": length / math.sqrt(squares)} if squares else {}
         after = params.double() + self._server_lr * move
         return after.to(params.dtype), Gate(moved), metrics

@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
-from fedsim.robust import column_blocks, unit_rows
-from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
+from fedsim.robust import Directions
+from fedsim.strategy import Degenerate, FederatedStrategy, State
 
 Scale = Literal["workers", "subspace", "median"]
 _SMOOTHING = 1e-7  # the code's epsilon inside the inverse root
@@ -78,7 +78,9 @@ def flag_aggregate(
         >>> flag_aggregate(torch.tensor([[3.0, 0.0], [9.0, 0.0], [0.0, 1e6]]), subspace_dim=1)
         tensor([0.6667, 0.0000])
     """
-    return _aggregate(gradients, subspace_dim, pair_weight, iterations, tolerance).direction
+    directions = Directions.of(gradients)
+    found = _aggregate(directions, subspace_dim, pair_weight, iterations, tolerance)
+    return found.direction.to(gradients.dtype)
 
 
 def _dimension(subspace_dim: int | None, workers: int) -> int:
@@ -87,7 +89,7 @@ def _dimension(subspace_dim: int | None, workers: int) -> int:
 
 
 class _Aggregate(NamedTuple):
-    """The aggregate `[dim]`, the workers' lengths `[p]`, min(m, rank) and their values `[p]`."""
+    """The aggregate, float64 `[dim]`, workers' lengths `[p]`, min(m, rank), their values `[p]`."""
 
     direction: Tensor
     lengths: Tensor
@@ -96,7 +98,7 @@ class _Aggregate(NamedTuple):
 
 
 def _aggregate(
-    gradients: Tensor,
+    directions: Directions,
     subspace_dim: int | None,
     pair_weight: float,
     iterations: int,
@@ -109,13 +111,9 @@ def _aggregate(
     ):
         if not value >= least:
             raise ValueError(f"{name} = {value!r}: must be >= {least}")
-    rows, factors, lengths = unit_rows(gradients)
-    workers = len(rows)
-    gram = torch.zeros(workers, workers, dtype=torch.float64, device=rows.device)
-    for block in column_blocks(rows):
-        wide = block.double()
-        gram += wide @ wide.T
-    scales, basis = torch.linalg.eigh(gram.cpu() * factors[:, None] * factors)
+    gram, factors, lengths = directions.unit_gram()
+    workers = len(lengths)
+    scales, basis = torch.linalg.eigh(gram)
     kept = scales > _NEGLIGIBLE * scales[-1:]
     roots, basis = scales[kept].sqrt(), basis[:, kept]
     coordinates = roots[:, None] * basis.T  # column i is unit gradient i in its span
@@ -125,9 +123,7 @@ def _aggregate(
     # Y Y^T g is g less its part outside, so that nothing is lost when the subspace holds it all
     total = outside @ (outside.T @ coordinates.sum(dim=1))
     coefficients = (1 - basis @ (total / roots)) * factors / max(1, workers)
-    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    direction = weighted_sum(coefficients, rows, zero).to(gradients.dtype)
-    return _Aggregate(direction, lengths, dim, values)
+    return _Aggregate(directions.updates.combined(coefficients), lengths, dim, values)
 
 
 def _complement(
@@ -274,11 +270,13 @@ class FlagAggregator(FederatedStrategy):
         """Return the model after one SGD step; nothing moves when nobody answered."""
         if not replies.num_clients:
             return params, state, {}
+        assert replies.params is not None
+        directions = Directions.of(replies.params, replies.reference)
         direction, lengths, dim, values = _aggregate(
-            replies.update, self._subspace_dim, self._pair_weight, self._iterations, self._tolerance
+            directions, self._subspace_dim, self._pair_weight, self._iterations, self._tolerance
         )
         workers = len(lengths)
-        step = direction * self._factor(lengths) - self._weight_decay * params
+        step = direction.to(params.dtype) * self._factor(lengths) - self._weight_decay * params
         momentum = self._server_momentum * state.momentum + step
         decays = (replies.server_round - 1) // self._lr_decay_every
         moved = params + self._server_lr * self._lr_decay**decays * momentum

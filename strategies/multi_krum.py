@@ -25,15 +25,16 @@ from torch import Tensor
 
 from fedsim.cohort import Replies
 from fedsim.errors import RunError
-from fedsim.robust import column_blocks, finite_rows
-from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State, weighted_sum
+from fedsim.robust import Updates
+from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 
 def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None = None) -> Tensor:
     """Return the mean of the m updates with the lowest scores.
 
     The score s(i) is the sum of the n - f - 2 smallest squared distances from V_i to the others.
-    They are sums of squared differences in float64, so that close updates are told apart.
+    Distances come of the Gram matrix in float64, and of the differences themselves where updates
+    are much closer than they are long, so that these are told apart.
 
     Args:
         updates: `[clients, dim]`; rows that are not finite are dropped, and n counts the others.
@@ -51,24 +52,23 @@ def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None 
         >>> multi_krum(rows, num_byzantine=1), multi_krum(rows, num_byzantine=1, num_selected=1)
         (tensor([1.5000]), tensor([1.]))
     """
-    rows = finite_rows(updates)
-    clients = len(rows)
+    return _mean(Updates.of(updates), num_byzantine, num_selected).to(updates.dtype)
+
+
+def _mean(updates: Updates, num_byzantine: int, num_selected: int | None) -> Tensor:
+    """The mean of those selected, float64."""
+    clients = len(updates)
     if not clients:
-        return updates.new_zeros(updates.shape[1])
+        return updates.combined(torch.zeros(0))
     _check(clients, num_byzantine, num_selected)
     selected = clients - num_byzantine if num_selected is None else num_selected
-    distances = torch.zeros(clients, clients, dtype=torch.float64, device=rows.device)
-    for block in column_blocks(rows):
-        wide = block.double()
-        exact = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
-        distances += exact.square()
+    distances = updates.squared_distances()
     distances.fill_diagonal_(math.inf)  # a client is not one of its own neighbours
     neighbours = max(0, clients - num_byzantine - 2)
     scores = distances.sort(dim=1).values[:, :neighbours].sum(dim=1)
-    best = scores.argsort(stable=True)[:selected].sort().values
-    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    ones = torch.ones(selected, dtype=torch.float64)
-    return (weighted_sum(ones, rows[best], zero) / selected).to(updates.dtype)
+    chosen = torch.zeros(clients, dtype=torch.float64)
+    chosen[scores.argsort(stable=True)[:selected]] = 1
+    return updates.combined(chosen) / selected
 
 
 def _check(clients: int, num_byzantine: int, num_selected: int | None) -> None:
@@ -150,7 +150,9 @@ class MultiKrum(FederatedStrategy):
         if not replies.num_clients:
             return params, state, {}
         tolerated = self._tolerated(replies.num_clients, f"round {replies.server_round}")
-        mean = multi_krum(replies.update, num_byzantine=tolerated, num_selected=self._num_selected)
+        assert replies.params is not None
+        updates = Updates.of(replies.params, replies.reference)
+        mean = _mean(updates, tolerated, self._num_selected).to(params.dtype)
         return params + self._server_lr * mean, state, {"num_byzantine": tolerated}
 
     def _tolerated(self, clients: int, where: str) -> int:

@@ -13,12 +13,11 @@ Deviations: none. `scale = "median"` is an extension.
 import math
 from typing import ClassVar, Literal, final, get_args
 
-import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
-from fedsim.robust import unit_rows
-from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State, weighted_sum
+from fedsim.robust import Directions
+from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 Scale = Literal["workers", "median"]
 
@@ -36,15 +35,13 @@ def unit_mean(gradients: Tensor) -> Tensor:
         >>> unit_mean(torch.tensor([[3.0, 4.0], [0.0, 1e30]])).tolist()
         [0.30000001192092896, 0.8999999761581421]
     """
-    return _mean(gradients)[0]
+    return _mean(Directions.of(gradients))[0].to(gradients.dtype)
 
 
-def _mean(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, and the gradients' lengths."""
-    rows, factors, lengths = unit_rows(gradients)
-    zero = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    mean = weighted_sum(factors / max(1, len(rows)), rows, zero)
-    return mean.to(gradients.dtype), lengths
+def _mean(directions: Directions) -> tuple[Tensor, Tensor]:
+    """The mean, float64, and the gradients' lengths."""
+    factors, lengths = directions.factors()
+    return directions.updates.combined(factors / max(1, len(lengths))), lengths
 
 
 @final
@@ -84,8 +81,9 @@ class UnitMean(FederatedStrategy):
         self, state: State, params: Tensor, replies: Replies
     ) -> tuple[Tensor, State, dict[str, float]]:
         """Return the model moved by the mean; it stays when nobody answered."""
-        mean, lengths = _mean(replies.update)
-        if not len(lengths):
+        if not replies.num_clients:
             return params, state, {}
+        assert replies.params is not None
+        mean, lengths = _mean(Directions.of(replies.params, replies.reference))
         factor = float(lengths.quantile(0.5)) if self._scale == "median" else 1.0
-        return params + self._server_lr * factor * mean, state, {}
+        return params + self._server_lr * factor * mean.to(params.dtype), state, {}
