@@ -1,0 +1,101 @@
+"""fedsim: what `fedsim run` does with a scenario, every default on, from the file to the end.
+
+The scenario is written out and given to `fedsim.run.start`, which is what the command calls; the
+hook after each round is the progress display, told of a round after everything else has been: so a
+turn holds metrics, records and checkpoints. The engine is the workload's: inline, or Ray with
+so many workers.
+"""
+
+import json
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import baton
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import contextlib
+
+import fedsim
+from benchmarks import pool
+from fedsim import checkpoint
+from fedsim.progress import Progress
+from fedsim.run import start
+from fedsim.scenario import load
+
+FOREVER = 10**9
+CHECKPOINT_EVERY = 10  # the default; the model of a turn that ends on one can be read from it
+
+
+def scenario(work: dict[str, Any]) -> str:
+    """Return the workload as a scenario's text."""
+    shared = work["clients"] > pool.SHARES
+    data = {"name": pool.SHARED} if shared else {"name": "benchmarks.pool:load"}
+    tables: dict[str, dict[str, Any]] = {
+        "task": {"model": work["model"], **work.get("task", {})},
+        "data": {**data, "path": work["pool"], **({} if shared else {"clients": work["clients"]})},
+        "partition": {"kind": "natural", **({"clients": work["clients"]} if shared else {})},
+        "participation": {"kind": "uniform", "cohort_size": work["cohort"]},
+        "strategy": {"name": "fedavg"},
+        "client": {"name": "local_sgd", "local_lr": work["lr"], "batch_size": work["batch"]},
+        "evaluation": {"every": FOREVER},
+        "engine": work["engine"],
+    }
+    if "initial" in work:
+        tables["task"]["weights"] = str(Path(work["initial"]).with_suffix(".safetensors"))
+    lines = [f"rounds = {FOREVER}"]
+    for table, keys in tables.items():
+        lines += [
+            "",
+            f"[{table}]",
+            *(f"{key} = {json.dumps(value)}" for key, value in keys.items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class Turns(Progress):
+    """Hands the baton over after each round, in place of the display."""
+
+    def __init__(self, turns: baton.Baton, folder: Path) -> None:
+        super().__init__(FOREVER, quiet=True)
+        self._turns, self._folder = turns, folder
+
+    def update(self, server_round: int, metrics: Any, **counts: int) -> None:
+        """End the run when there is no further turn."""
+        super().update(server_round, metrics, **counts)
+        if not self._turns.ended(lambda: self._model(server_round)):
+            raise KeyboardInterrupt
+
+    def _model(self, server_round: int) -> dict[str, Any]:
+        assert server_round % CHECKPOINT_EVERY == 0, "only a checkpoint holds the model"
+        place = checkpoint.latest(self._folder / checkpoint.FOLDER)
+        assert place is not None
+        saved = checkpoint.load(place)
+        assert saved.server_round == server_round
+        return {name: tensor.numpy() for name, tensor in saved.model.items()}
+
+
+def main() -> None:
+    """Run rounds as the harness asks for them."""
+    work = baton.workload()
+    pool.register()
+    with tempfile.TemporaryDirectory(prefix="fedsim-benchmark-") as folder:
+        file, out = Path(folder, "benchmark.toml"), Path(folder, "run")
+        file.write_text(scenario(work))
+        turns = baton.Baton(
+            fedsim=fedsim.__version__,
+            torch=version("torch"),
+            ray=version("ray"),
+            flwr=version("flwr"),
+            engine=work["engine"],
+        )
+        if turns.wait():
+            with contextlib.suppress(KeyboardInterrupt):
+                start(load(file), out=out, progress=Turns(turns, out))
+
+
+if __name__ == "__main__":
+    main()

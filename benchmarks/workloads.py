@@ -1,0 +1,135 @@
+"""What is timed, on which systems, and what it has to show."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+RAY = ("fedsim-ray1", "fedsim-ray2")  # a target is for the best of these rows
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One epoch of SGD (batches of 20, step 0.1) per client and round, FedAvg, no evaluation.
+
+    Attributes:
+        title: What it is, for the report.
+        model: One of `benchmarks.systems.torch_models`.
+        clients: N, registered.
+        cohort: K, per round.
+        pool: Which pool the clients share.
+        systems: Who runs it; None is everybody.
+    """
+
+    title: str
+    model: str
+    clients: int = 100
+    cohort: int = 20
+    pool: str = "equal"
+    systems: tuple[str, ...] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a system's script is told of it."""
+        numbers = {"model": self.model, "clients": self.clients, "cohort": self.cohort}
+        return {**numbers, "batch": 20, "lr": 0.1}
+
+
+@dataclass(frozen=True)
+class System:
+    """A script in an environment.
+
+    Attributes:
+        title: What it is, for the report.
+        script: File in `benchmarks/systems`.
+        environment: One of `benchmarks.environments`; None is the one that the harness runs in.
+        arguments: What its script is told besides the workload.
+    """
+
+    title: str
+    script: str
+    environment: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ratio of times that must be reached.
+
+    Attributes:
+        slow: (workload, systems) that is divided: the best of these systems.
+        fast: (workload, systems) that divides: the best of these systems.
+        bound: The ratio's bound.
+        sense: Whether the ratio must be at least or at most that.
+    """
+
+    slow: tuple[str, tuple[str, ...]]
+    fast: tuple[str, tuple[str, ...]]
+    bound: float
+    sense: Literal["at least", "at most"] = "at least"
+
+
+WORKLOADS = {
+    "W1": Workload("logistic regression, N = 100, K = 20", "logistic"),
+    "W2": Workload("MLP 784-200-200-10, N = 100, K = 20", "mlp"),
+    "W3": Workload("CNN 16-32-64, N = 100, K = 20", "cnn"),
+    "W4": Workload("logistic regression, N = 10,000, K = 100", "logistic", 10_000, 100),
+    "W5": Workload(
+        "logistic regression, N = 1,000,000, K = 100", "logistic", 1_000_000, 100,
+        systems=("fedsim-inline", *RAY),
+    ),
+    "W7": Workload(
+        "MLP, N = 100, K = 20, log-normal sizes of 20 to 2,000", "mlp", pool="lognormal"
+    ),
+}  # fmt: skip
+CONTESTS = (("W1",), ("W2",), ("W3",), ("W4", "W5"), ("W7",))  # what is interleaved with what
+
+SYSTEMS = {
+    "fedsim-inline": System(
+        "fedsim, inline", "fedsim_run.py", arguments={"engine": {"kind": "inline"}}
+    ),
+    "fedsim-ray1": System(
+        "fedsim, Ray, 1 worker", "fedsim_run.py",
+        arguments={"engine": {"kind": "ray", "workers": 1}},
+    ),
+    "fedsim-ray2": System(
+        "fedsim, Ray, 2 workers", "fedsim_run.py",
+        arguments={"engine": {"kind": "ray", "workers": 2}},
+    ),
+    "flower": System(
+        "Flower simulation, 2 workers", "flower_sim.py", "flower", arguments={"workers": 2}
+    ),
+    "pfl-1": System("pfl-research, 1 thread", "pfl_research.py", "pfl", arguments={"threads": 1}),
+    "pfl-2": System("pfl-research, 2 threads", "pfl_research.py", "pfl", arguments={"threads": 2}),
+    "fedjax": System("FedJAX", "fedjax_sim.py", "fedjax"),
+    "torch": System("bare torch loop, 1 thread", "torch_loop.py"),
+}  # fmt: skip
+FAMILIES = {  # what a user names with --systems
+    "fedsim": ("fedsim-inline", *RAY),
+    "flower": ("flower",),
+    "pfl": ("pfl-1", "pfl-2"),
+    "fedjax": ("fedjax",),
+    "torch": ("torch",),
+}
+
+_BOUNDS = {
+    "flower": {"W1": 12, "W2": 5, "W3": 2.5, "W4": 50},
+    "pfl": {"W1": 4, "W2": 2, "W3": 2, "W4": 4, "W7": 2},
+    "fedjax": {"W1": 1.3, "W2": 1.2, "W3": 5, "W4": 1.3},
+}
+TARGETS = (
+    *(
+        Target((workload, FAMILIES[peer]), (workload, RAY), bound)
+        for peer, bounds in _BOUNDS.items()
+        for workload, bound in bounds.items()
+    ),
+    Target(("W5", RAY), ("W4", RAY), 1.2, "at most"),
+    Target(("W6", ("flag",)), ("W6", ("gram",)), 3, "at most"),
+    Target(("W6", ("fedld",)), ("W6", ("gram",)), 3, "at most"),
+    Target(("W6", ("median",)), ("W6", ("sort",)), 3, "at most"),
+)
+BYTES_PER_CLIENT = 200  # of a registered client, W5 beside W4
+KERNELS = ("gram", "flag", "fedld", "sort", "median")  # W6
+LOSS_TOLERANCE = 0.10  # of the reference's loss
+REFERENCE = "torch"  # whose loss the others are held to
+PYTHON = sys.executable
