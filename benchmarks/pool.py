@@ -171,5 +171,7 @@ def start_from(folder: Path, model: str) -> Path:
         torch.manual_seed(2026)
         net = torch_models.make(model)
         save_file(dict(net.state_dict()), place.with_suffix(".safetensors"))
-        np.savez(place, **torch_models.named(net))
+        partial = place.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, **torch_models.named(net))
+        partial.rename(place)
     return place

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.statistics import Interval, median_interval, met, paired_ratio
 from benchmarks.workloads import (
     BYTES_PER_CLIENT,
+    FAMILIES,
     RAY,
     SYSTEMS,
     TARGETS,
@@ -71,9 +72,10 @@ class Log:
         Both the timed process (every system draws cohorts of its own) and the check (the same
         clients in every round) count; the check of a model holds wherever the model is used.
         """
-        for kind in ("loss", "check"):
+        for kind in ("loss", "check") if system in SYSTEMS else ():
             losses = {_key(e): e for e in self.of(kind)}
-            mine = losses.get((self._checked(kind, workload), system))
+            row = system if kind == "loss" else FAMILIES[system.partition("-")[0]][0]
+            mine = losses.get((self._checked(kind, workload), row))
             if mine is None:
                 continue
             other = losses.get((mine["workload"], mine["reference"]))

@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environments, report
+import numpy as np
+
+from benchmarks import environments, pool, report
 from benchmarks.contest import (
     SETTLE_S,
     SYSTEMS_FOLDER,
@@ -70,7 +72,9 @@ class Bench:
         for folder in (self._errors, self._models):
             folder.mkdir(parents=True, exist_ok=True)
         self._pythons: dict[str | None, str] = {None: PYTHON}
-        self._refused: dict[str, str] = {}
+        for work in WORKLOADS.values():
+            pool.make(self._cache / "pools", work.pool)
+            pool.start_from(self._models, work.model)
 
     def install(self, names: Sequence[str]) -> None:
         """Make the environments of the systems; what cannot be had is recorded and left out."""
@@ -79,7 +83,6 @@ class Bench:
             try:
                 python = environments.python_of(name, self._options.environments)
             except environments.CannotInstall as error:
-                self._refused[name] = str(error)
                 self._record({"kind": "refused", "environment": name, "reason": str(error)})
                 continue
             self._pythons[name] = str(python)
@@ -87,14 +90,15 @@ class Bench:
             self._record({"kind": "environment", "name": name, "packages": versions})
 
     def check(self, workloads: Sequence[str], names: Sequence[str]) -> None:
-        """Hold all systems to one loss: the same clients, all of them, for ten rounds."""
+        """Hold all families to one loss: the same clients, all of them, for ten rounds."""
+        asked = [rows[0] for rows in FAMILIES.values() if {*rows} & {*names}]
         models = {(WORKLOADS[w].model, WORKLOADS[w].pool): w for w in reversed(workloads)}
         for name in models.values():
             of = WORKLOADS[name]
             work = Workload("", of.model, SAME_COHORT, SAME_COHORT, of.pool)
             log(f"check {name}: {work.model}, {work.pool}")
             with ThreadPoolExecutor(2) as side_by_side:  # nothing is timed
-                list(side_by_side.map(lambda n: self._check(name, work, n), self._there(names)))  # noqa: B023
+                list(side_by_side.map(lambda n: self._check(name, work, n), self._there(asked)))  # noqa: B023
 
     def _check(self, workload: str, work: Workload, name: str) -> None:
         try:
@@ -218,13 +222,11 @@ class Bench:
     def _enter(
         self, workload: str, work: Workload, name: str, more: Mapping[str, Any] | None = None
     ) -> Entrant:
-        from benchmarks import pool
-
         system = SYSTEMS[name]
-        place = pool.make(self._cache / "pools", work.pool)
+        place = self._cache / "pools" / work.pool
         arguments = {**work.arguments(), "pool": str(place), **system.arguments, **(more or {})}
         if more is None:
-            arguments["initial"] = str(pool.start_from(self._models, work.model))
+            arguments["initial"] = str(self._models / f"{work.model}.npz")
         family = name.partition("-")[0]
         environment = _one_thread(family)
         if family == "fedsim":
@@ -237,10 +239,6 @@ class Bench:
         self, kind: str, workload: str, work: Workload, name: str, entrant: Entrant, rounds: int
     ) -> dict[str, Any]:
         """Run rounds and record the loss of the aggregated model over the whole pool."""
-        import numpy as np
-
-        from benchmarks import pool
-
         saved = self._models / f"{kind}-{workload}-{name}.npz"
         took = entrant.turn(rounds, saved)
         with np.load(saved) as params:

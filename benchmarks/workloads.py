@@ -104,7 +104,7 @@ SYSTEMS = {
     "fedjax": System("FedJAX", "fedjax_sim.py", "fedjax"),
     "torch": System("bare torch loop, 1 thread", "torch_loop.py"),
 }  # fmt: skip
-FAMILIES = {  # what a user names with --systems
+FAMILIES = {  # what a user names with --systems; the first row of each stands for it in the check
     "fedsim": ("fedsim-inline", *RAY),
     "flower": ("flower",),
     "pfl": ("pfl-1", "pfl-2"),
