@@ -154,7 +154,7 @@ class Bench:
             entrants[:] = [each for each in entrants if each[:2] != (workload, name)]
             return
         # a fedsim turn is whole tens of rounds: each with its checkpoint
-        unit = 10 if name.startswith("fedsim") else 1
+        unit = 10 if name.startswith("fedsim") else 2
         seconds = warm["seconds"] / warm["rounds"]
         entrant.rounds = turn_length(seconds, self._options.turn_seconds, unit=unit)
         if self._options.rounds:
