@@ -32,6 +32,7 @@ def unit_mean(gradients: Tensor) -> Tensor:
         `[dim]`, at most 1 long, in the dtype and on the device of `gradients`; zero without rows.
 
     Example:
+        >>> import torch
         >>> unit_mean(torch.tensor([[3.0, 4.0], [0.0, 1e30]])).tolist()
         [0.30000001192092896, 0.8999999761581421]
     """

@@ -112,7 +112,7 @@ def elsewhere(tmp_path):
     return build
 
 
-QUICK = dict.fromkeys(("datasets", "sklearn", "matplotlib", "tensorboard"), "")
+QUICK = dict.fromkeys(("datasets", "flwr_datasets", "sklearn", "matplotlib", "tensorboard"), "")
 TORCH = "class version:\n    cuda = hip = None\nclass cuda:\n    is_available = lambda: False\n"
 
 
