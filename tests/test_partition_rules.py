@@ -467,3 +467,20 @@ def test_more_clients_than_owners_are_refused(kind, clients):
 def test_a_list_per_client_must_fit_the_owners_that_are_found(key):
     with pytest.raises(ScenarioError, match=f"{key} has 3 values for 4 clients"):
         assign("natural", np.zeros(10), groups=OWNERS, **{key: [0.1, 0.2, 0.3]})
+
+
+def test_clients_laws_grow_apart_as_alpha_falls_although_classes_run_out():
+    labels = np.repeat(np.arange(10), 140)
+    held = {}
+    for alpha in (1e-7, 0.01, 0.3, 1.0, 10.0):
+        counts = np.zeros(5)
+        for seed in range(5):
+            rule = PARTITIONS["dirichlet_client"](clients=10, alpha=alpha)
+            owners = rule.assign(Samples(labels), seed).owners
+            pairs = np.unique(np.stack([owners, labels]), axis=1)
+            counts[seed] = pairs.shape[1] / 10
+        held[alpha] = counts.mean()
+    # of ten clients of one class's size each a few must share classes that run out
+    assert held[1e-7] < 3
+    assert held[0.01] < 3
+    assert held[0.01] < held[0.3] < held[1.0] < held[10.0]

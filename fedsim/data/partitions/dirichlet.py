@@ -159,7 +159,7 @@ def _dirichlet_client(
     sizes, moved = law_sizes(weights, total, min_size)
     present, classes, stock = np.unique(samples.labels, return_inverse=True, return_counts=True)
     laws = _client_laws(clients, alpha, stock / total, generator)
-    counts = _without_replacement(sizes, laws, stock, generator)
+    counts = _without_replacement(sizes, laws, stock, alpha, generator)
     owners = hand_out(classes.reshape(-1), counts.T, generator)
     return Assignment(owners, {"moved_to_reach_min_size": moved, "classes": len(present)})
 
@@ -178,11 +178,11 @@ def _client_laws(
 
 
 def _without_replacement(
-    sizes: Ints, laws: Floats, stock: Ints, generator: np.random.Generator
+    sizes: Ints, laws: Floats, stock: Ints, alpha: float, generator: np.random.Generator
 ) -> Ints:
     """Return how many samples of each class each client gets, `[clients, classes]`.
 
-    Each turn serves everybody or exhausts a class, so that there are at most as many turns as
+    A client of whose classes nothing is left draws a new law over what is left. Each turn serves everybody or exhausts a class, so that there are at most as many turns as
     classes.
     """
     counts = np.zeros(laws.shape, dtype=np.int64)
@@ -195,7 +195,12 @@ def _without_replacement(
         totals = shares.sum(axis=1, keepdims=True)
         lost = totals[:, 0] < 1e-12  # nothing is left of this client's classes
         totals[lost] = 1
-        shares = np.where(lost[:, None], left / left.sum(), shares / totals)
+        shares = shares / totals
+        if lost.any():
+            some = np.flatnonzero(left)
+            drawn = _client_laws(int(lost.sum()), alpha, left[some] / left.sum(), generator)
+            shares[lost] = 0.0
+            shares[np.ix_(lost, some)] = drawn
         asked = generator.multinomial(sizes[asking] - counts[asking].sum(axis=1), shares)
         for label in np.flatnonzero(asked.sum(axis=0) > left):
             requests = np.repeat(np.arange(len(asking)), asked[:, label])
