@@ -1,13 +1,15 @@
 """Training of a chunk whose model is a chain of known layers, without autograd or `torch.func`.
 
 Dense chains train all clients of a chunk together, each layer one batched product. The clients are
-in descending order of their steps, and whoever has finished leaves the products: there is no
-padding but that of a client's own last batch. Chains with convolutions train one client after
-another, in the memory format in which convolutions are fastest.
+in descending order of their steps. Under plain descent whoever has finished leaves the products:
+there is no padding but that of a client's own last batch; other steps keep the chunk's shape.
+Chains with convolutions train one client after another, in the memory format in which convolutions
+are fastest.
 
 The bits of a product of at least two matrices depend neither on how many there are nor on their
-place (a test holds torch to it), so a client's bits depend on nothing but itself; a last client
-that goes on alone is doubled.
+place (a test holds torch to it), so under plain descent a client's bits depend on nothing but
+itself; a last client that goes on alone is doubled. Under other steps they depend on the number of
+slots besides, as under vmap.
 """
 
 from collections.abc import Callable, Mapping
@@ -81,6 +83,9 @@ class ChainTraining:
     ) -> tuple[Carry, np.ndarray]:
         """Train by the procedure's own steps; returns (carry, each slot's sum of losses).
 
+        The chunk keeps its shape and steps that a slot does not take are undone: reductions over
+        the slots' tensors, such as a norm for clipping, have other bits for other numbers of rows.
+
         Args:
             carry: From `begin`, `[slots, ...]`, at least two, in descending order of their steps.
             batches: The slots' batches.
@@ -88,22 +93,15 @@ class ChainTraining:
         """
         schedule = batches.schedule
         losses = torch.zeros(schedule.counts.T.shape, dtype=torch.float64)
-        finished: list[Carry] = []
-        held = len(schedule.steps)
-        for first, end, active in phases(schedule.steps):
-            finished.insert(0, _part(carry, slice(active, held)))
-            carry, held = _part(carry, slice(0, active)), active
-            if active == 1:
-                carry = _part(carry, [0, 0])
-            for step in range(first, end):
-                batch = _doubled(batches.together(step, active))
-                carry, loss = self._procedure.step(
-                    carry, batch, self.gradient, server_round=server_round
-                )
-                losses[step, :active] = loss[:active]
-        carry = _part(carry, slice(0, held))
-        if finished:
-            carry = pytree.tree_map(lambda *parts: torch.cat(parts), carry, *finished)
+        for step in range(schedule.num_steps):
+            moved, loss = self._procedure.step(
+                carry, batches.together(step), self.gradient, server_round=server_round
+            )
+            losses[step] = loss
+            active = torch.from_numpy(schedule.counts[:, step] > 0)
+            carry = moved if schedule.all_active(step) else _kept(active, moved, carry)
+        # what stands where nobody took a step may be anything
+        losses = torch.where(torch.from_numpy(schedule.counts.T > 0), losses, 0.0)
         return carry, _sums(losses, schedule.counts)
 
     # --- one client -----------------------------------------------------------------------
@@ -193,9 +191,14 @@ def _doubled(batch: Batch) -> Batch:
     return Batch(twice[0], twice[1], twice[2], noise)
 
 
-def _part(carry: Carry, rows: slice | list[int]) -> Carry:
-    part: Carry = pytree.tree_map(lambda tensor: tensor[rows], carry)
-    return part
+def _kept(active: Tensor, moved: Carry, carry: Carry) -> Carry:
+    """The rows of `moved` that took the step, the others as they were."""
+
+    def pick(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(active.view(-1, *(1,) * (new.dim() - 1)), new, old)
+
+    kept: Carry = pytree.tree_map(pick, moved, carry)
+    return kept
 
 
 def _own(params: Named) -> Named:

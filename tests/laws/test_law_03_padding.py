@@ -13,7 +13,9 @@ import torch
 from oracles import sgd_oracle as oracle
 
 from clients.local_sgd import LocalSGD
+from fedsim.executor import CohortExecutor
 from fedsim.rng import generator
+from fedsim.tasks import make_task
 from laws import federations as fed
 from laws.federations import SEED, InMemoryData, initial_payload, job, result_bits
 
@@ -128,3 +130,28 @@ def test_every_size_beside_fifty_batches_equals_the_numpy_oracle(options, kind):
             result.params[client], layout.flatten(expected), rtol=0, atol=1e-11
         )
         assert float(result.metrics["loss"][client]) == pytest.approx(loss, abs=1e-12)
+
+
+WIDE = (200, 10, 35, 60, 85, 100, 120, 150, 180, 20)
+
+
+@pytest.mark.parametrize("kind", ["batched", "vmap"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9, "clip_norm": 0.5}, {"optimizer": "adam", "clip_norm": 0.5}],
+    ids=["plain", "momentum, clipped", "adam, clipped"],
+)
+def test_ten_unequal_clients_of_a_wide_model_have_the_bits_of_each_among_neutral_slots(
+    options, kind
+):
+    """Kernels that reduce over many rows take other orders than over few."""
+    procedure = LocalSGD(local_lr=0.1, batch_size=20, **options)
+    executor = CohortExecutor(
+        make_task({"model": "mlp"}, fed.SPEC), procedure, InMemoryData(WIDE), seed=SEED, kind=kind
+    )
+    everybody = range(len(WIDE))
+    together = executor.train(job(executor, everybody))
+    for client in everybody:
+        others = tuple(other for other in everybody if other != client)
+        alone = executor.train(job(executor, everybody, absent=others))
+        assert result_bits(together, client) == result_bits(alone, client)

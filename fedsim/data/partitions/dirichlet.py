@@ -182,8 +182,8 @@ def _without_replacement(
 ) -> Ints:
     """Return how many samples of each class each client gets, `[clients, classes]`.
 
-    A client of whose classes nothing is left draws a new law over what is left. Each turn serves everybody or exhausts a class, so that there are at most as many turns as
-    classes.
+    A client of whose classes nothing is left draws a new law over what is left. Each turn serves
+    everybody or exhausts a class, so that there are at most as many turns as classes.
     """
     counts = np.zeros(laws.shape, dtype=np.int64)
     left = np.array(stock, dtype=np.int64)
