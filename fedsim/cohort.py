@@ -50,15 +50,19 @@ MAX_EXAMPLES = 10**9
 _message_numbers = itertools.count(1)
 
 
+CAUSES = (
+    "raised", "died", "hung", "late", "absent",
+    "names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice", "stranger",
+)  # fmt: skip
+
+
 class Failure(NamedTuple):
     """A client that gave no admissible reply.
 
     Attributes:
         client_id: Who.
         server_round: When.
-        cause: "raised", "died", "hung", "late", "absent" or why a reply was refused
-            ("names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice",
-            "stranger").
+        cause: One of `CAUSES`: what became of the client, or why its reply was refused.
         reason: What happened, in words, with the remedy when there is one.
     """
 

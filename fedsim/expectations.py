@@ -10,6 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 METRIC_PHASES = (
     "clients", "comm", "local", "nodes", "pooled", "server", "test", "time", "train"
 )  # fmt: skip
+BY_CAUSE = "clients/failed/"  # counts that are recorded where they are not 0
+
+
+def failed_by(cause: str) -> str:
+    """Return the name, below `clients/`, of the count of clients that failed by a cause.
+
+    Example:
+        >>> failed_by("not finite")
+        'failed/not_finite'
+    """
+    return f"failed/{cause.replace(' ', '_')}"
 
 
 class Expectation(BaseModel):
@@ -52,7 +63,9 @@ def check_expectations(
     """
     outcomes = []
     for metric, claim in expect.items():
-        recorded = [float(record[metric]) for record in history if record.get(metric) is not None]
+        none = 0 if metric.startswith(BY_CAUSE) else None
+        found = [record.get(metric, none) for record in history]
+        recorded = [float(value) for value in found if value is not None]
         last = recorded[-claim.last :]
         value = None
         if last:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fedsim.layout import Layout
 
 PREFIX = "flower:"
-COHORT = "expected_cohort"  # the argument of wrappers that count on so many clients per round
+COHORT = "expected_cohort"  # the argument of strategies that count on so many clients per round
 _SAMPLED = "num_sampled_clients"
 _WRAPPED = "flower:FedAvg"  # what a wrapper wraps when the scenario does not say
 
@@ -44,6 +44,7 @@ _FIXED: dict[str, Any] = {
     "configrecord_key": "config",
     "train_loss_key": "loss",
     "accountant": None,  # an object, and in need of an extra of Flower's
+    "eta_l": 0.0,  # printed by Flower and used by nobody: the clients' step is [client] local_lr
 }
 # What a strategy leaves to the clients: a key of [client], and which of its own it must equal.
 _ASKS = {"FedProx": {"proximal": "proximal_mu"}}
@@ -59,8 +60,22 @@ _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "num_malicious_nodes": (lambda v: v >= 0, ">= 0"),
     "num_nodes_to_select": (lambda v: v >= 1, ">= 1"),
     "beta": (lambda v: 0 <= v < 0.5, "in [0, 0.5)"),
+    "eta": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "beta_1": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "beta_2": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "tau": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "server_learning_rate": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "server_momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "q": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     _SAMPLED: (lambda v: v >= 1, ">= 1"),
 }
+# Replies of f clients that may be anything take so many in all: what papers prove, or Flower asks.
+_REPLIES_NEEDED: dict[str, tuple[int, int]] = {
+    "Krum": (2, 3),
+    "MultiKrum": (2, 3),
+    "Bulyan": (4, 3),
+}
+_WEIGHTS = ("num-examples", "loss")  # what clients measure in training
 _DESCRIPTIONS = {
     _SAMPLED: "Clients per round that the noise is calibrated for; by default the number expected "
     "from [participation].",
@@ -138,10 +153,10 @@ def adapted(
             if reason := _why_not_inside(made):
                 where = f"[strategy.{inner}] name"
                 raise ScenarioError(f'{where} = "{table.get("name")}": {reason}')
-        for key, value in given.items():
-            holds, allowed = _BOUNDS.get(key, (None, ""))
-            if fixed and holds is not None and value is not None and not holds(value):
-                raise ValueError(f"{key} = {value!r}: must be {allowed}")
+        if fixed:
+            _check_bounds(given)
+            if cohort is not None:
+                _check_cohort(cls.__name__, given, cohort)
         if inner is not None and _SAMPLED in given:
             _check_noise(given)
         strategy: Strategy = cls(**set_here, **given)
@@ -157,7 +172,7 @@ def adapted(
         elif inner is not None and parameter.name == _SAMPLED:
             changed |= {"annotation": int | None, "default": None}
         parameters.append(parameter.replace(**changed))
-    if inner is not None:
+    if inner is not None or (fixed and cls.__name__ in _REPLIES_NEEDED):
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(COHORT, keyword, default=None, annotation=int | None))
     # What is left of the signature is the schema, keyword-only like that of our own factories.
@@ -190,6 +205,43 @@ def check_model(strategy: "Strategy", layout: "Layout") -> None:
         raise ScenarioError(
             f"[strategy] name = \"{PREFIX}{kind}\": {does} them, and '{integers[0]}' holds "
             "integers; use a [task] model without BatchNorm"
+        )
+
+
+def _check_bounds(given: Mapping[str, Any]) -> None:
+    """Refuse numbers outside of what Flower's arithmetic or the papers bear."""
+    for key, value in given.items():
+        holds, allowed = _BOUNDS.get(key, (None, ""))
+        if holds is not None and value is not None and not holds(value):
+            raise ValueError(f"{key} = {value!r}: must be {allowed}")
+    if (weight := given.get("weighted_by_key", _WEIGHTS[0])) not in _WEIGHTS:
+        what = "a metric that clients measure in training"
+        raise ValueError(f"weighted_by_key: {unknown(str(weight), what, _WEIGHTS)}")
+
+
+def _check_cohort(kind: str, given: Mapping[str, Any], cohort: int) -> None:
+    """Refuse what so many clients per round cannot do."""
+    if kind in _REPLIES_NEEDED:
+        per_malicious, more = _REPLIES_NEEDED[kind]
+        malicious = given.get("num_malicious_nodes", 0)
+        most = max(0, (cohort - more) // per_malicious)
+        if malicious > most:
+            raise ValueError(
+                f"num_malicious_nodes = {malicious} with {cohort} clients per round: must be at "
+                f"most {most}, for a round needs {per_malicious} num_malicious_nodes + {more} "
+                "replies"
+            )
+    selected = given.get("num_nodes_to_select", 1)
+    if selected > cohort:
+        raise ValueError(
+            f"num_nodes_to_select = {selected} with {cohort} clients per round: must be at most "
+            f"{cohort}"
+        )
+    sampled = given.get(_SAMPLED)
+    if sampled is not None and sampled > cohort:
+        raise ValueError(
+            f"{_SAMPLED} = {sampled} with {cohort} clients per round: must be at most {cohort}; "
+            "noise for more clients than there are promises less privacy than it says"
         )
 
 

@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim import flower_internals as internals
 from fedsim.cohort import Failure, Replies
 from fedsim.errors import FedsimError, RunError
+from fedsim.expectations import failed_by
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
 from fedsim.records import NUM_EXAMPLES
@@ -418,9 +419,7 @@ def _named_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> 
 def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure]) -> dict[str, int]:
     causes = Counter(failure.cause for failure in failures)
     absent = causes.pop("absent", 0)
-    counted = {
-        f"clients/failed/{cause.replace(' ', '_')}": n for cause, n in sorted(causes.items())
-    }
+    counted = {f"clients/{failed_by(cause)}": count for cause, count in sorted(causes.items())}
     return {
         "clients/selected": len(selected),
         "clients/replied": len(set(selected) - _missing(failures)),

@@ -28,6 +28,7 @@ from fedsim.expectations import check_expectations
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
+from fedsim.recorded import WatchHook
 from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.retries import RetryGrid
 from fedsim.rng import generator
@@ -212,7 +213,7 @@ def _execute(
     keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
     try:
         arrays, first_round, history = keeper.take_up()
-        hooks: list[Hook] = [keeper, *extra_hooks]
+        hooks: list[Hook] = [keeper, WatchHook(scenario, _teller(progress)), *extra_hooks]
         if scenario.output.tensorboard:
             from fedsim.tensorboard import TensorBoardHook
 
@@ -261,6 +262,17 @@ def _execute(
         for file in files.values():
             file.close()
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
+
+
+def _teller(progress: "Progress | None") -> Callable[[str], None]:
+    """Return what writes a warning into the log, and on the terminal when there is progress."""
+
+    def tell(text: str) -> None:
+        _log.warning("%s", text)
+        if progress is not None:
+            progress.note(text)
+
+    return tell
 
 
 def _pooled(world: World) -> Callable[[ArrayRecord], dict[str, float]]:

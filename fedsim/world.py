@@ -26,6 +26,7 @@ from fedsim.layout import Layout
 from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan, make_plan
+from fedsim.recorded import check_watched
 from fedsim.records import array_record
 from fedsim.rng import derived_seed
 from fedsim.scenario import Scenario
@@ -153,6 +154,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     if options.weights is not None and not on_node:
         pretrained = Pretrained(options.weights, strict=options.strict_weights)
         weights = pretrained.put_into(model)
+    check_watched(scenario, task, model)
     check_model(strategy, layout)
     sent = getattr(type(strategy), "sends", ())
     if plan.executor == "batched" and sent:

@@ -78,6 +78,43 @@ def test_q_fair_averaging_weighs_by_the_loss_that_clients_report():
     np.testing.assert_allclose(none, mean, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("FedAdam", {"eta": -1.0}, "eta = -1.0: must be > 0 and finite"),
+        ("FedYogi", {"beta_1": 1.0}, "beta_1 = 1.0: must be in [0, 1)"),
+        ("FedAdam", {"beta_2": -0.5}, "beta_2 = -0.5: must be in [0, 1)"),
+        ("FedAdagrad", {"tau": 0.0}, "tau = 0.0: must be > 0 and finite"),
+        ("FedAvgM", {"server_learning_rate": -5.0}, "server_learning_rate = -5.0: must be > 0"),
+        ("FedAvgM", {"server_momentum": 1.0}, "server_momentum = 1.0: must be in [0, 1)"),
+        ("QFedAvg", {"q": -1.0}, "q = -1.0: must be >= 0"),
+        (
+            "FedAvg",
+            {"weighted_by_key": "num_examples"},
+            "weighted_by_key: 'num_examples' is not a metric that clients measure in training; did "
+            "you mean 'num-examples'? allowed: loss, num-examples",
+        ),
+        ("FedAdam", {"eta_l": 0.1}, "'eta_l' is not a hyperparameter of flower:FedAdam"),
+        (
+            "Krum",
+            {"num_malicious_nodes": 3},
+            "num_malicious_nodes = 3 with 8 clients per round: must be at most 2, for a round "
+            "needs 2 num_malicious_nodes + 3 replies",
+        ),
+        ("Bulyan", {"num_malicious_nodes": 2}, "must be at most 1, for a round needs 4 num_mal"),
+        (
+            "MultiKrum",
+            {"num_nodes_to_select": 9},
+            "num_nodes_to_select = 9 with 8 clients per round: must be at most 8",
+        ),
+    ],
+)
+def test_what_flower_takes_and_no_round_can_do_is_refused(name, given, words):
+    with pytest.raises(ScenarioError) as refused:
+        build(scenario(flower(name, **given)))
+    assert words in str(refused.value)
+
+
 # FedProx leaves its term to the clients.
 
 

@@ -195,7 +195,7 @@ def test_noise_has_the_size_that_the_cohort_and_the_bound_give():
         ({"kind": "full"}, {}, 8),
         ({"kind": "uniform", "cohort_size": 3}, {}, 3),
         ({"kind": "bernoulli", "rate": 0.5}, {}, 4),
-        ({"kind": "uniform", "cohort_size": 3}, {"num_sampled_clients": 5}, 5),
+        ({"kind": "uniform", "cohort_size": 3}, {"num_sampled_clients": 2}, 2),
     ],
 )
 def test_noise_counts_on_the_expected_cohort_unless_told_otherwise(participation, given, expected):
@@ -277,6 +277,11 @@ def test_a_users_own_wrapper_takes_a_table_too(tmp_path):
         ({"noise_multiplier": -1}, "[strategy] noise_multiplier = -1.0: must be >= 0 and finite"),
         ({"clipping_norm": 0}, "[strategy] clipping_norm = 0.0: must be > 0 and finite"),
         ({"num_sampled_clients": 0}, "[strategy] num_sampled_clients = 0: must be >= 1"),
+        (
+            {"num_sampled_clients": 9},
+            "[strategy] num_sampled_clients = 9 with 8 clients per round: must be at most 8; noise "
+            "for more clients than there are promises less privacy than it says",
+        ),
         ({"accountant": 1}, "'accountant' is not a hyperparameter of flower:Differential"),
     ],
 )

@@ -1,0 +1,136 @@
+"""Which metrics a run of a scenario records, so that nothing waits for one that never comes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.cohort import CAUSES
+from fedsim.errors import ScenarioError, nearest, unknown
+from fedsim.evaluation import Evaluation
+from fedsim.expectations import BY_CAUSE, failed_by
+from fedsim.imports import is_import_path
+from fedsim.loop import RoundReport
+from fedsim.samples import SampleSpec
+from fedsim.scenario import Scenario
+from fedsim.tasks import Task
+
+_SPREAD = ("mean", "worst_decile", "variance", "undefined")  # `local_metrics.spread`'s
+_EXTREMES = ("min", "max")  # of the nodes' own models
+_PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
+
+
+def check_watched(scenario: Scenario, task: Task, model: nn.Module) -> None:
+    """Refuse a claim, or a metric to stop at, that no round of the scenario records.
+
+    What the server and the clients' procedures report is known once they have: see `WatchHook`.
+
+    Args:
+        scenario: The scenario.
+        task: Its task.
+        model: A model of the task.
+
+    Raises:
+        ScenarioError: With one line per metric, naming the nearest that is recorded.
+    """
+    watched = list(_watched(scenario))
+    if not watched:
+        return
+    names = _recorded(scenario, _measured(task, model))
+    lines = []
+    for where, metric in watched:
+        phase = metric.partition("/")[0]
+        known = names.get(phase)
+        if known is not None and metric not in known:
+            lines.append(
+                f"{scenario.origin}: {where} "
+                + unknown(metric, f"a metric that {phase} records here", known)
+            )
+    if lines:
+        raise ScenarioError("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class WatchHook:
+    """Says after the first evaluated round which metrics somebody waits for and are not there.
+
+    Attributes:
+        scenario: The scenario.
+        say: Called with a line for each.
+    """
+
+    scenario: Scenario
+    say: Callable[[str], None]
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Look at what the first evaluated round has recorded."""
+        first = min(self.scenario.evaluation.every, self.scenario.rounds)
+        if report.server_round != first:
+            return
+        for where, metric in _watched(self.scenario):
+            if metric not in report.metrics and not metric.startswith(BY_CAUSE):
+                phase = metric.partition("/")[0]
+                beside = sorted(name for name in report.metrics if name.startswith(f"{phase}/"))
+                guess = nearest(metric, beside)
+                hint = f"did you mean '{guess}'? " if guess else ""
+                self.say(
+                    f"{where} '{metric}': round {first} recorded none; {hint}recorded of "
+                    f"{phase}/: {', '.join(beside) or 'nothing'}"
+                )
+
+
+def _watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    yield from (("[expect]", metric) for metric in scenario.expect)
+    if (stop := scenario.evaluation.stop) is not None:
+        yield "[evaluation] stop.metric", stop.metric
+
+
+def _recorded(scenario: Scenario, measured: list[str]) -> dict[str, list[str]]:
+    """The names by phase; a phase whose names are not known beforehand is left out."""
+    clients = ["selected", "replied", "absent", "failed", *map(failed_by, CAUSES)]
+    if scenario.devices is not None:
+        clients += ["late", "partial"]
+    if scenario.engine.on_failure == "retry":
+        clients.append("retried")
+    traffic = ["downlink_bytes", "uplink_bytes"]
+    if scenario.evaluation.clients:
+        traffic += [f"evaluate_{name}" for name in traffic]
+    found = {
+        "test": measured,
+        "pooled": measured,
+        "nodes": [*measured, *_with(measured, _EXTREMES)],
+        "clients": clients,
+        "comm": traffic,
+        "time": [f"{name}_s" for name in _PHASES_OF_TIME],
+    }
+    if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
+        found["local"] = [*measured, *_with(measured, _SPREAD)]
+    return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _with(names: list[str], endings: tuple[str, ...]) -> list[str]:
+    return [f"{name}_{ending}" for name in names for ending in endings]
+
+
+def _measured(task: Task, model: nn.Module) -> list[str]:
+    """The task's metrics, which have the same names whatever the samples: here, of none."""
+    features, targets = _nothing(task.spec, task.dtype)
+    state: Mapping[str, Tensor] = model.state_dict()
+    rows = torch.zeros(0, dtype=torch.int64)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            evaluation = Evaluation(model.eval(), task, batch=1)
+            return list(evaluation.one(dict(state), (features, targets), rows))
+    finally:
+        model.train(was_training)
+
+
+def _nothing(spec: SampleSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Features and targets of no sample."""
+    kind = torch.int64 if spec.vocabulary else dtype
+    features = torch.zeros((0, *spec.feature_shape), dtype=kind)
+    if spec.has_classes:
+        return features, torch.zeros(0, dtype=torch.int64)
+    return features, torch.zeros((0, *spec.target_shape), dtype=dtype)
