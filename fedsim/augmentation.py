@@ -64,7 +64,8 @@ class Augmentation:
         """Refuse samples to which it does not apply.
 
         Raises:
-            ScenarioError: If features are tokens, or are cropped or flipped and no images.
+            ScenarioError: If features are tokens, are no images and to be cropped or flipped, or
+                could be cropped away.
         """
         if spec.vocabulary and (self._crop or self._flip or self._noise):
             raise ScenarioError("[task] augment: the data's features are tokens, not numbers")
@@ -74,6 +75,12 @@ class Augmentation:
                     f"[task] augment.{name} = {value}: needs images (channels, height, width), the "
                     f"data's features have shape {spec.feature_shape}; only noise can be added"
                 )
+        side = min(spec.feature_shape[1:], default=0)
+        if self._crop and self._crop >= side:
+            raise ScenarioError(
+                f"[task] augment.crop = {self._crop}: must be at most {side - 1}, or a crop may "
+                f"hold nothing of an image of {side} pixels"
+            )
 
     def draw(self, random: np.random.Generator, batch: int, shape: tuple[int, ...]) -> Draws:
         """Draw for one client's step, `[batch]` samples whether they are padding or not."""

@@ -1,7 +1,7 @@
 """The errors that fedsim raises for its users, and the words that they are made of."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 
@@ -110,6 +110,17 @@ def unknown(name: str, what: str, allowed: Iterable[str]) -> str:
     hint = f"did you mean '{guess}'? " if guess else ""
     shown, listed = printable(name), ", ".join(names) if names else "none"
     return f"'{shown}' is not {what}; {hint}allowed: {listed}"
+
+
+def require_different(where: str, names: Sequence[str]) -> None:
+    """Refuse a list that names something twice.
+
+    Raises:
+        ScenarioError: Naming it.
+    """
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ScenarioError(f"{where}: '{name}' is there twice; name it once")
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

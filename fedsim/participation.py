@@ -284,6 +284,17 @@ class Cyclic(RatedParticipation):
         on, off = self._phases(num_clients)
         return on / (on + off)
 
+    def note(self, num_clients: int) -> str | None:
+        """Say what becomes of rates that are no whole number of rounds in a cycle."""
+        asked, found = self._rates.of(num_clients), self.rates(num_clients)
+        if np.allclose(asked, found, rtol=0, atol=1e-9):
+            return None
+        return (
+            f"[participation] cycle = {self._cycle}: clients are on for whole rounds of a cycle, "
+            f"in {found.mean():.4g} of the rounds on average, where the rates are "
+            f"{asked.mean():.4g}"
+        )
+
     def _phases(self, num_clients: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The rounds for which each client is on and off."""
         rates = self._rates.of(num_clients)

@@ -57,6 +57,10 @@ class Participation(abc.ABC):
         """Return the share of rounds in which each client takes part, float64 `[N]`, if known."""
         return None
 
+    def note(self, num_clients: int) -> str | None:
+        """Return in what clients take part otherwise than the scenario's numbers say, if so."""
+        return None
+
     def over_selected(self, factor: float) -> "Participation":
         """Return the rule that selects so many times as many clients.
 

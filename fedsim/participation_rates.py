@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fedsim import rng
 from fedsim.errors import ScenarioError
 
+DEFAULT_MIN_RATE = 0.02
 Floats = npt.NDArray[np.float64]
 
 
@@ -144,6 +145,11 @@ def _check_one(rate: float, label_alpha: float | None, min_rate: float) -> None:
     if not 0 < rate <= 1:
         raise ScenarioError(f"[participation] rate = {rate}: must be in (0, 1]")
     if label_alpha is None:
+        if min_rate != DEFAULT_MIN_RATE:
+            raise ScenarioError(
+                f"[participation] min_rate = {min_rate} changes nothing without label_alpha: leave "
+                "it out, or say how strongly the rates follow the labels"
+            )
         return
     if not 0 < label_alpha <= 1e6:
         raise ScenarioError(f"[participation] label_alpha = {label_alpha}: must be in (0, 1e6]")

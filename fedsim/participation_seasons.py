@@ -13,6 +13,7 @@ from fedsim.errors import ScenarioError
 from fedsim.participation_base import RatedParticipation, independent_subset, round_generator
 from fedsim.participation_rates import ClientRates, Floats
 
+_LONGEST = 1_000_000  # rounds of a period
 Shift = int | Sequence[int] | Literal["random"]
 
 
@@ -60,8 +61,26 @@ class SeasonalParticipation(RatedParticipation, abc.ABC):
         """Return each client's mean rate over a period, float64 `[N]`."""
         return self._mean(self._rates.of(num_clients))
 
+    def note(self, num_clients: int) -> str | None:
+        """Say whose rates the bounds of a probability cut, and what becomes of the mean."""
+        factors = self._factors(np.arange(self._period))
+        rates = self._rates.of(num_clients)
+        if factors.min() >= 0 and rates.max() * factors.max() <= 1:
+            return None
+        asked, found = rates.mean() * factors.mean(), self.rates(num_clients).mean()
+        return (
+            "[participation] rates are cut at 0 and 1 in some rounds: clients take part in "
+            f"{found:.4g} of the rounds on average, not in {asked:.4g}"
+        )
+
     def expected_cohort(self, num_clients: int) -> int:
-        """Return the mean number of participants over a period, rounded; at least one."""
+        """Return the mean number of participants over a period, rounded; at least one.
+
+        Raises:
+            ScenarioError: If rates or shifts are listed for another number of clients.
+        """
+        if not isinstance(self._shift, str):
+            self._shifts(num_clients, seed=0)
         stated = np.broadcast_to(self._rates.stated(num_clients), num_clients)
         return max(1, round(math.fsum(self._mean(stated))))
 
@@ -103,7 +122,7 @@ class Sine(SeasonalParticipation):
         min_rate: The smallest mean rate with `label_alpha`, in (0, rate].
         amplitude: A, the swing as a share of the mean rate, >= 0; above 1 a client is away for
             a part of every period.
-        period: P, rounds of a full swing, at least 2.
+        period: P, rounds of a full swing, from 2 to a million.
         shift: s, rounds by which the swing comes later: one number for all, one per client, or
             "random", a number in 0...period - 1 for each client.
 
@@ -126,8 +145,10 @@ class Sine(SeasonalParticipation):
     ) -> None:
         if not 0 <= amplitude < math.inf:
             raise ScenarioError(f"[participation] amplitude = {amplitude}: must be >= 0")
-        if period < 2:
-            raise ScenarioError(f"[participation] period = {period}: must be >= 2")
+        if not 2 <= period <= _LONGEST:
+            raise ScenarioError(
+                f"[participation] period = {period}: must be in 2..{_LONGEST} rounds"
+            )
         super().__init__(ClientRates(rate, label_alpha, min_rate), period, shift)
         self._amplitude = amplitude
 
@@ -150,7 +171,8 @@ class Staircase(SeasonalParticipation):
             None gives every client `rate`.
         min_rate: The smallest p with `label_alpha`, in (0, rate].
         levels: L, the levels as multiples of p, each >= 0 and one of them > 0.
-        length: Rounds for which each level lasts, at least 1.
+        length: Rounds for which each level lasts, at least 1; a million for all levels together
+            at most.
         shift: Rounds by which the steps come later: one number for all, one per client, or
             "random", a number within the period for each client.
 
@@ -176,8 +198,12 @@ class Staircase(SeasonalParticipation):
                 raise ScenarioError(f"[participation] levels[{place}] = {level}: must be >= 0")
         if not any(levels):
             raise ScenarioError("[participation] levels: at least one must be > 0")
-        if length < 1:
-            raise ScenarioError(f"[participation] length = {length}: must be >= 1")
+        longest = _LONGEST // len(levels)
+        if not 1 <= length <= longest:
+            raise ScenarioError(
+                f"[participation] length = {length}: must be in 1..{longest}, so that the "
+                f"{len(levels)} levels take {_LONGEST} rounds at most"
+            )
         super().__init__(ClientRates(rate, label_alpha, min_rate), len(levels) * length, shift)
         self._levels, self._length = np.array(levels, dtype=np.float64), length
 

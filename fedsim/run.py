@@ -213,16 +213,18 @@ def _execute(
     keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
     try:
         arrays, first_round, history = keeper.take_up()
-        hooks: list[Hook] = [keeper, WatchHook(scenario, _teller(progress)), *extra_hooks]
+        tell = _teller(progress)
+        hooks: list[Hook] = [keeper, WatchHook(scenario, tell), *extra_hooks]
         if scenario.output.tensorboard:
             from fedsim.tensorboard import TensorBoardHook
 
             hooks.append(TensorBoardHook(folder.path / "tensorboard", first_round))
         if progress is not None:
             progress.start(first_round)
-            if world.plan.executor == "loop":
-                progress.note(f"clients train one after another: {world.plan.reason}")
             hooks.append(_ProgressHook(progress))
+        if first_round == 1:
+            for note in world.notes:
+                tell(note)
         executor = world.app.executor
         stop = scenario.evaluation.stop
 

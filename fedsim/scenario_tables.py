@@ -1,5 +1,6 @@
 """The tables of a scenario: those with fixed keys as models, and which tables name a factory."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,8 @@ WITH_PATHS = {
     "participation": "path",
     "topology": "path",
 }
+
+_FASTEST = 8.0  # standard deviations beyond which no client is ever seen
 
 
 class Table(BaseModel):
@@ -47,6 +50,15 @@ class Engine(Table):
     retries: int = Field(default=2, ge=1)
     min_replies: int = Field(default=1, ge=1)
     quorum: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _retries_happen(self) -> Self:
+        if self.on_failure != "retry" and self.retries != 2:
+            raise ValueError(
+                f"retries = {self.retries} changes nothing with on_failure = '{self.on_failure}': "
+                "leave it out, or say on_failure = 'retry'"
+            )
+        return self
 
 
 class Devices(Table):
@@ -84,6 +96,30 @@ class Devices(Table):
                         f"{name} = {sigma:g} changes nothing without a 'deadline' or an "
                         "'over_select' above 1: give one of them"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_matter(self) -> Self:
+        if self.min_work != 0.1 and not self.partial:
+            raise ValueError(
+                f"min_work = {self.min_work:g} changes nothing with partial = 0: say how often "
+                "clients do a part of their work, or leave it out"
+            )
+        if self.late == "partial" and self.deadline is None:
+            raise ValueError("late = 'partial' changes nothing without a 'deadline': give one")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_done(self) -> Self:
+        if self.deadline is None or self.late == "partial":
+            return self
+        spread = math.hypot(self.speed_sigma, self.jitter_sigma)
+        soonest = (self.min_work if self.partial else 1.0) * math.exp(-_FASTEST * spread)
+        if self.deadline < soonest:
+            raise ValueError(
+                f"deadline = {self.deadline:g}: no client is ever done by then; the soonest takes "
+                f"{soonest:.3g} (the median client takes 1 for its whole work)"
+            )
         return self
 
 

@@ -62,6 +62,7 @@ class World:
         devices: What happens to selected clients inside a round, or None.
         weights: What the manifest says of the weights that the model starts from, or None.
         kept: Tensors of the model that no round changes on the server.
+        notes: What a user should know of it before it runs, in lines.
     """
 
     scenario: Scenario
@@ -77,6 +78,7 @@ class World:
     devices: DeviceModel | None = None
     weights: dict[str, Any] | None = None
     kept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def build(scenario: Scenario, *, on_node: bool = False) -> World:
@@ -179,13 +181,26 @@ def _build(scenario: Scenario, on_node: bool) -> World:
             rates = takes_part.rates(data.num_clients)
             if rates is not None:
                 each.declare_rates(rates)
+    _check_buffers(options, model)
     state = model.state_dict()
     arrays = array_record({name: state[name] for name in layout.names})
     attack = discovery.make("attacks", scenario.attack) if scenario.attack else None
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
-        weights, _kept(layout, model, options),
+        weights, _kept(layout, model, options), _notes(data, takes_part, plan),
     )  # fmt: skip
+
+
+def _notes(data: FederatedData, takes_part: Participation, plan: ExecutionPlan) -> tuple[str, ...]:
+    dropped = data.manifest.get("dropped", {"samples": 0})
+    notes = [
+        f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
+        if dropped["samples"]
+        else None,
+        takes_part.note(data.num_clients),
+        f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
+    ]
+    return tuple(note for note in notes if note is not None)
 
 
 def _check_batch(scenario: Scenario, data: FederatedData) -> None:
@@ -197,6 +212,15 @@ def _check_batch(scenario: Scenario, data: FederatedData) -> None:
         raise ScenarioError(
             f"[client] batch_size = {batch}: all clients together hold fewer samples; must be at "
             f"most {largest}, those of the largest client, to train on all of them in one step"
+        )
+
+
+def _check_buffers(options: tasks.TaskOptions, model: nn.Module) -> None:
+    """Refuse a policy for statistics that the model does not have."""
+    if options.buffers != "average" and not any(True for _ in model.buffers()):
+        raise ScenarioError(
+            f"[task] buffers = '{options.buffers}': the model has no statistics, as BatchNorm "
+            "keeps them, that it could be about; leave it out"
         )
 
 

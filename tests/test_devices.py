@@ -491,6 +491,16 @@ def test_the_table_decides_results_and_comes_back_from_a_run_folder(scenario):
             "devices={speed_sigma=0.5}",
             r"\[devices\] speed_sigma = 0.5 changes nothing without a 'deadline' or an 'over_sel",
         ),
+        ("devices={min_work=0.5}", r"min_work = 0.5 changes nothing with partial = 0"),
+        ("devices={late='partial'}", r"late = 'partial' changes nothing without a 'deadline'"),
+        (
+            "devices={deadline=1e-9}",
+            r"deadline = 1e-09: no client is ever done by then; the soonest takes 1 ",
+        ),
+        (
+            "devices={deadline=1e-9, speed_sigma=0.3, partial=0.5, min_work=0.2}",
+            r"deadline = 1e-09: no client is ever done by then; the soonest takes 0.0181 ",
+        ),
         (
             "participation={kind='bernoulli'}",
             r"\[devices\] over_select = 1.5 with \[participation\] kind = \"bernoulli\": the rule "

@@ -258,7 +258,6 @@ def test_tensorboard_shows_every_numeric_metric(tmp_path):
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedMedian", "Krum"])
 def test_flowers_strategies_resume_to_the_bits_of_an_undisturbed_run(tmp_path, name):
     extra = {
-        "Krum": ["strategy.num_malicious_nodes=1"],
         "FedAvgM": ["strategy.server_momentum=0.9"],
     }
     scenario = small(

@@ -143,6 +143,12 @@ def user_module(tmp_path, monkeypatch):
         "    return seven().requires_grad_(False)\n"
         "def number():\n"
         "    return 3\n"
+        "def raising():\n"
+        "    raise KeyError('no\\nsuch layer')\n"
+        "def infinite():\n"
+        "    net = seven()\n"
+        "    nn.init.constant_(net[1].bias, float('inf'))\n"
+        "    return net\n"
         "constant = 3\n"
     )
     yield
@@ -169,6 +175,8 @@ def test_a_users_factory_gets_the_shape_arguments_that_it_takes():
         ("mine:wrong_width", r"cannot take features of shape \(1, 8, 8\)"),
         ("mine:frozen", "no trainable parameter"),
         ("mine:number", "gave a int, expected a torch.nn.Module"),
+        ("mine:raising", r"\[task\] model: the factory raised KeyError: .*such layer"),
+        ("mine:infinite", r"'1.bias' holds NaN or infinity as the model is initialised"),
     ],
 )
 def test_a_users_model_that_does_not_fit_is_refused_when_built(model, message):

@@ -69,7 +69,12 @@ def hostile(kind, draw):
         "clients": st.integers(1, 130),
     }  # fmt: skip
     own = [name for name in inspect.signature(PARTITIONS[kind]).parameters if name not in COMMON]
-    return {name: draw(values[name]) for name in own}
+    drawn = {name: draw(values[name]) for name in own}
+    law = drawn.get("law")
+    for name, of in (("sigma", "log_normal"), ("exponent", "power")):
+        if law not in (None, of):  # refused, for it would change nothing
+            del drawn[name]
+    return drawn
 
 
 @settings(max_examples=200)
@@ -415,6 +420,9 @@ def test_grouped_owners_stay_whole_and_are_dealt_out_evenly_or_by_law():
     [
         ("sizes", {"law": "lineal"}, "law = 'lineal': must be equal or linear or"),
         ("sizes", {"sigma": -1.0}, r"\[partition\] sigma = -1.0: must be finite and >= 0"),
+        ("sizes", {"law": "linear", "sigma": 2.0}, "sigma = 2.0: changes nothing under law = 'lin"),
+        ("sizes", {"exponent": 2.0}, "exponent = 2.0: changes nothing under law = 'log_normal'"),
+        ("iid", {"feature_scale": 100.0}, r"feature_scale = 100.0: must be in \[0, 10\]"),
         ("sizes", {"exponent": math.inf}, "exponent = inf: must be finite and >= 0"),
         ("sizes", {"clients": 21}, "has 20 training samples; use at most 20"),
         ("sizes", {"clients": 4, "min_size": 6}, "20 samples give each of 4 clients at most 5"),
@@ -441,7 +449,7 @@ def test_grouped_owners_stay_whole_and_are_dealt_out_evenly_or_by_law():
         ("iid", {"clients": 2, "label_noise": [0.1]}, "label_noise has 1 values for 2 clients"),
         ("iid", {"clients": 2, "rotation": [0.1]}, "rotation has 1 values for 2 clients"),
         ("iid", {"rotation": math.nan}, "rotation = nan: must be finite"),
-        ("iid", {"feature_noise": -0.5}, "feature_noise = -0.5: must be finite and >= 0"),
+        ("iid", {"feature_noise": -0.5}, "feature_noise = -0.5: must be in \\[0, 1e\\+12\\]"),
         ("iid", {"alpha": 1.0}, "iid: got an unexpected keyword argument 'alpha'"),
         ("nature", {}, r"'nature' is not a partition; did you mean 'natural'\? .* flwr-datasets"),
     ],

@@ -8,6 +8,7 @@ import torch
 
 import fedsim
 from fedsim import run as runs
+from fedsim.data.skew import FeatureSkew, skewed
 from fedsim.errors import CheckpointError, RunError, ScenarioError
 from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
@@ -227,10 +228,52 @@ def test_impossible_noise_is_refused(noise, words):
         ({"strategy": {"name": "known_participation", "rates": [0.5]}}, "rates has 1 values for 4"),
         ({"strategy": {"name": "multi_krum", "num_byzantine": 1}}, "num_byzantine = 1 with 4"),
         ({"expect": {"nodes/accuracy": {"min": 0.5}}}, "'nodes/accuracy' is never recorded"),
+        ({"engine": {"retries": 5}}, "retries = 5 changes nothing with on_failure = 'skip'"),
+        ({"task": {"buffers": "local"}}, "buffers = 'local': the model has no statistics"),
+        ({"task": {"augment": {}}}, "[task] augment = {}: says nothing; give crop, flip or noise"),
+        ({"task": {"augment": {"crop": 8}}}, "augment.crop = 8: must be at most 7, or a crop may"),
+        ({"participation": {"kind": "sine", "shift": [1, 2]}}, "shift has 2 values for 4 clients"),
+        ({"participation": {"kind": "sine", "min_rate": 0.05}}, "min_rate = 0.05 changes nothing"),
+        ({"data": {"name": "synthetic", "alpha": 1e300}}, "alpha = 1e+300: must be in [0, 1e+06]"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_run_folder_is_made(tables, words):
     assert words in refusal(**tables)
+
+
+def test_what_is_otherwise_than_asked_is_said_before_the_first_round(tmp_path, caplog):
+    changed = scenario(
+        rounds=1,
+        partition={"kind": "pathological", "clients": 4, "classes_per_client": 1},
+        participation={"kind": "sine", "rate": 0.8, "amplitude": 1.0, "period": 4},
+    )
+    fedsim.start(changed, out=tmp_path / "run")
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 2
+    dropped = json.loads((tmp_path / "run/manifest.json").read_text())["dropped"]
+    assert said[0] == (
+        f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
+    )
+    # over a period the rates are 0.8, min(1, 1.6), 0.8 and 0
+    assert said[1] == (
+        "[participation] rates are cut at 0 and 1 in some rounds: clients take part in 0.65 of "
+        "the rounds on average, not in 0.8"
+    )
+    quiet = scenario(rounds=1, participation={"kind": "cyclic", "rate": 0.1, "cycle": 20})
+    assert build(quiet).notes == ()
+    rough = scenario(rounds=1, participation={"kind": "cyclic", "rate": 0.13, "cycle": 10})
+    assert build(rough).notes == (
+        "[participation] cycle = 10: clients are on for whole rounds of a cycle, in 0.1 of the "
+        "rounds on average, where the rates are 0.13",
+    )
+
+
+def test_skew_beyond_what_float32_holds_is_refused_with_its_client():
+    values = np.full((40, 3), 1e37, dtype=np.float32)
+    values[::2] = -values[::2]
+    offsets, rows = np.arange(0, 44, 4), np.arange(40)
+    with pytest.raises(ScenarioError, match=r"scale = 10.0: client \d+'s features are no longer"):
+        skewed(values, offsets, rows, FeatureSkew(feature_scale=10.0), seed=0)
 
 
 def test_a_graph_that_falls_into_pieces_later_ends_the_run_with_its_round(tmp_path):

@@ -170,6 +170,11 @@ def test_what_no_task_knows_is_refused(table, message):
     [
         ({"metrics": ["accuracy"]}, "'accuracy' is not a metric of regression"),
         ({"loss": "hubber"}, r"\[task\] loss = 'hubber': must be mse or huber or mae"),
+        (
+            {"loss": "mae", "huber_delta": 0.5},
+            "huber_delta = 0.5: changes nothing with loss = 'mae'",
+        ),
+        ({"metrics": ["mae", "mae"]}, r"\[task\] metrics: 'mae' is there twice"),
         ({"loss": "huber", "huber_delta": 0.0}, r"\[task\] huber_delta = 0.0: must be > 0"),
     ],
 )
@@ -308,7 +313,8 @@ def test_the_area_where_one_class_occurs_is_not_a_number(classes):
 @pytest.mark.parametrize("loss", ["mse", "huber", "mae"])
 def test_regression_metrics_equal_scikit_learns(shape, loss):
     spec = SampleSpec((3,), 0, shape)
-    table = {"loss": loss, "huber_delta": 0.7, "metrics": ["mse", "rmse", "mae", "r2"]}
+    delta = {"huber_delta": 0.7} if loss == "huber" else {}
+    table = {"loss": loss, **delta, "metrics": ["mse", "rmse", "mae", "r2"]}
     task = make_task({**table, "dtype": "float64"}, spec)
     draw = np.random.default_rng(0)
     targets = draw.normal(size=(90, *shape)).astype(np.float32) + 1000

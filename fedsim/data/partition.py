@@ -176,11 +176,12 @@ def _common(
         rotation: Degrees by which a client's images are turned: r spreads the clients evenly over
             [-r, r] in the order of their ids; or one angle per client, counter-clockwise.
         feature_noise: Variance of the normal noise on the last client's features; client c of N has
-            (c + 1)/N of it (Li et al., ICDE 2022, arXiv:2102.02079); >= 0.
+            (c + 1)/N of it (Li et al., ICDE 2022, arXiv:2102.02079); in [0, 1e12].
         feature_shift: Standard deviation of the shift that each client draws for each feature (of
-            images: channel), in standard deviations of that feature; >= 0.
+            images: channel), in standard deviations of that feature; in
+            [0, 1e6].
         feature_scale: Standard deviation of the logarithm of the factor that each client draws for
-            each feature's (channel's) distance from its mean; >= 0.
+            each feature's (channel's) distance from its mean; in [0, 10].
     """
     return {
         "parts": parts,

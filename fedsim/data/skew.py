@@ -19,6 +19,8 @@ from fedsim.samples import SampleSpec
 
 Floats = npt.NDArray[np.float32]
 
+# what features in float32 bear
+_MOST = {"feature_noise": 1e12, "feature_shift": 1e6, "feature_scale": 10.0}
 _BLOCK = 4096  # samples at a time: bounds the memory that statistics of the pool take
 
 
@@ -57,10 +59,10 @@ class FeatureSkew(NamedTuple):
                 f"[partition] rotation has {len(angles)} values for {clients} clients: "
                 "give one number, or one per client"
             )
-        for key in ("feature_noise", "feature_shift", "feature_scale"):
+        for key, most in _MOST.items():
             value = getattr(self, key)
-            if not (math.isfinite(value) and value >= 0):
-                raise ScenarioError(f"[partition] {key} = {value}: must be finite and >= 0")
+            if not 0 <= value <= most:
+                raise ScenarioError(f"[partition] {key} = {value}: must be in [0, {most:g}]")
 
     def check_samples(self, spec: SampleSpec) -> None:
         """Refuse data whose features cannot differ like that.
@@ -93,6 +95,9 @@ def skewed(features: Features, offsets: Ints, rows: Ints, skew: FeatureSkew, see
         rows: The numbers of the clients' rows, client by client.
         skew: How they differ.
         seed: The scenario's seed.
+
+    Raises:
+        ScenarioError: If a client's features are no longer finite.
     """
     clients = len(offsets) - 1
     pool = np.array(features, dtype=np.float32)
@@ -112,7 +117,14 @@ def skewed(features: Features, offsets: Ints, rows: Ints, skew: FeatureSkew, see
         if skew.feature_noise:
             spread = math.sqrt(skew.feature_noise * (client_id + 1) / clients)
             x = x + spread * _normal(seed, "feature noise", client_id, x.shape)
-        pool[mine] = x
+        with np.errstate(over="ignore"):  # refused below, by name
+            pool[mine] = x
+        if not np.isfinite(pool[mine]).all():
+            keys = ", ".join(f"{key} = {value}" for key, value in skew.active.items())
+            raise ScenarioError(
+                f"[partition] {keys}: client {client_id}'s features are no longer finite in "
+                "float32; lower it"
+            )
     return pool
 
 

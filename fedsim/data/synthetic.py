@@ -41,6 +41,7 @@ from fedsim.errors import ScenarioError
 from fedsim.samples import SampleSpec
 
 SUMMARISED_CLIENTS = 1000  # whose sizes stand in the manifest
+_MOST = 1e6  # standard deviations: what features in float32 bear
 HASHED_CLIENTS = 3  # whose samples stand in the manifest's hash, beside the law itself
 
 Matrix = npt.NDArray[np.float64]
@@ -106,8 +107,10 @@ def synthetic(
     """Synthetic(alpha, beta) of the FedProx paper, made on demand for any number of clients.
 
     Args:
-        alpha: How much local models differ (standard deviation of their mean); >= 0.
-        beta: How much local features differ (standard deviation of their mean); >= 0.
+        alpha: How much local models differ (standard deviation of their mean); in
+            [0, 1e6].
+        beta: How much local features differ (standard deviation of their mean); in
+            [0, 1e6].
         dimension: Features per sample; >= 1.
         classes: Classes; >= 2.
         max_samples: Upper bound of a client's samples, which number lognormal(4, 2) + 50; >= 1.
@@ -120,8 +123,8 @@ def synthetic(
         ScenarioError: If an argument is outside its range.
     """
     for name, value, holds, allowed in (
-        ("alpha", alpha, np.isfinite(alpha) and alpha >= 0, "finite and >= 0"),
-        ("beta", beta, np.isfinite(beta) and beta >= 0, "finite and >= 0"),
+        ("alpha", alpha, 0 <= alpha <= _MOST, f"in [0, {_MOST:g}]"),
+        ("beta", beta, 0 <= beta <= _MOST, f"in [0, {_MOST:g}]"),
         ("dimension", dimension, dimension >= 1, ">= 1"),
         ("classes", classes, classes >= 2, ">= 2"),
         ("max_samples", max_samples, max_samples >= 1, ">= 1"),

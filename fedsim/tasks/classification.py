@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim import metrics as measures
-from fedsim.errors import ScenarioError, unknown
+from fedsim.errors import ScenarioError, require_different, unknown
 from fedsim.samples import SampleSpec
 from fedsim.tasks.task import Task
 
@@ -34,7 +34,8 @@ class _Classes(Task):
             if name not in get_args(ClassMetric):
                 problem = unknown(name, "a metric of classes", get_args(ClassMetric))
                 raise ScenarioError(f"[task] metrics: {problem}")
-        self._metrics = tuple(dict.fromkeys(metrics))
+        require_different("[task] metrics", metrics)
+        self._metrics = tuple(metrics)
         self._counts = any(name in _OF_COUNTS for name in self._metrics)
         self.wants_outputs = "auroc" in self._metrics
 

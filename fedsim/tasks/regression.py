@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim import metrics as measures
-from fedsim.errors import ScenarioError, require_choice, unknown
+from fedsim.errors import ScenarioError, require_choice, require_different, unknown
 from fedsim.samples import SampleSpec
 from fedsim.tasks.task import Task
 
@@ -54,12 +54,18 @@ class Regression(Task):
             raise ScenarioError(f"[task] {error}") from None
         if not 0 < huber_delta < math.inf:
             raise ScenarioError(f"[task] huber_delta = {huber_delta}: must be > 0")
+        if huber_delta != 1 and loss != "huber":
+            raise ScenarioError(
+                f"[task] huber_delta = {huber_delta}: changes nothing with loss = '{loss}', leave "
+                "it out"
+            )
         for name in metrics:
             if name not in get_args(RegressionMetric):
                 problem = unknown(name, "a metric of regression", get_args(RegressionMetric))
                 raise ScenarioError(f"[task] metrics: {problem}")
         self._loss, self._delta = loss, huber_delta
-        self._metrics = tuple(dict.fromkeys(metrics))
+        require_different("[task] metrics", metrics)
+        self._metrics = tuple(metrics)
         self.wants_outputs = "r2" in self._metrics
 
     def output_shape(self) -> tuple[int, ...]:

@@ -56,7 +56,9 @@ def check(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
             break
         else:
             problems.append(refusals[0])
-    if table.get("augment") is not None:
+    if table.get("augment") == {}:
+        problems.append("[task] augment = {}: says nothing; give crop, flip or noise")
+    elif table.get("augment") is not None:
         try:
             complete = factories.check(
                 Augmentation, table["augment"], where="[task] augment", owner="a key of augment"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.errors import ScenarioError
+from fedsim.errors import FedsimError, ScenarioError, is_too_large
 from fedsim.samples import SampleSpec
 
 
@@ -88,12 +88,13 @@ class Task(abc.ABC):
         as it was.
 
         Raises:
-            ScenarioError: If the factory does not give a trainable module whose outputs fit.
+            ScenarioError: If the factory raises, or does not give a trainable module with finite
+                numbers and outputs that fit.
         """
         # only the CPU generator is forked and seeded: forking CUDA's would start CUDA
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(rng.derived_seed(seed, "model"))
-            model = self._build()
+            model = self._called()
             if not isinstance(model, nn.Module):
                 raise ScenarioError(
                     f"[task] model: the factory gave a {type(model).__name__}, "
@@ -103,7 +104,26 @@ class Task(abc.ABC):
             self._check(model)
         return model.train()
 
+    def _called(self) -> nn.Module:
+        """What the factory gives; its own errors are told as the model's."""
+        try:
+            return self._build()
+        except (FedsimError, MemoryError, OverflowError):
+            raise
+        except Exception as error:
+            if is_too_large(error):
+                raise
+            words = " ".join(str(error).split())
+            raise ScenarioError(
+                f"[task] model: the factory raised {type(error).__name__}: {words}"
+            ) from error
+
     def _check(self, model: nn.Module) -> None:
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ScenarioError(
+                    f"[task] model: '{name}' holds NaN or infinity as the model is initialised"
+                )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ScenarioError("[task] model: the model has no trainable parameter")
         shape = (2, *self.spec.feature_shape)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fedsim.data.drawing import cut_largest, largest_remainders
 from fedsim.data.partition import check_number
 from fedsim.data.source import Ints
-from fedsim.errors import require_choice
+from fedsim.errors import ScenarioError, require_choice
 
 Law = Literal["equal", "linear", "square", "exponential", "log_normal", "power"]
 
@@ -22,6 +22,11 @@ def check_law(law: str, sigma: float, exponent: float) -> None:
     require_choice("law", law, Law)
     check_number("sigma", sigma)
     check_number("exponent", exponent)
+    for name, value, of in (("sigma", sigma, "log_normal"), ("exponent", exponent, "power")):
+        if value != 1 and law != of:
+            raise ScenarioError(
+                f"[partition] {name} = {value}: changes nothing under law = '{law}', leave it out"
+            )
 
 
 def law_weights(
