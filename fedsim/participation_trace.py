@@ -132,7 +132,7 @@ def _read(path: str, modified_ns: int, size: int) -> _Spells:
         if len(backwards):
             row = int(backwards[0])
             raise _BadTrace(
-                f", row {row + 1}: end = {end[row]} comes before start = {start[row]}: must not"
+                f", row {row}: end = {end[row]} comes before start = {start[row]}: must not"
             )
         last = int(end.max(initial=0))
     if not len(client):
@@ -223,4 +223,4 @@ def _refuse_first(name: str, column: Any, bad: npt.NDArray[np.bool_], allowed: s
     if len(places):
         row = int(places[0])
         value = column[row].as_py()
-        raise _BadTrace(f", row {row + 1}, column '{name}' = {value!r}: {allowed}")
+        raise _BadTrace(f", row {row}, column '{name}' = {value!r}: {allowed}")

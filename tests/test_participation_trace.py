@@ -142,19 +142,19 @@ def test_a_file_that_was_changed_is_read_anew(tmp_path):
 
 
 BROKEN = {
-    "round,client\n1,0\n2,x\n": "row 2, column 'client' = 'x': must be an integer >= 0",
-    "round,client\n1,0\n0,1\n": "row 2, column 'round' = 0: must be an integer >= 1",
-    "round,client\n1,-1\n": "row 1, column 'client' = '-1': must be an integer >= 0",
-    "round,client\n1,1.5\n": "row 1, column 'client' = '1.5': must be an integer",
-    "round,client\n1,\n": "row 1, column 'client' = '': must be an integer",
-    "round,client\n1,9999999999\n": "row 1, column 'client' = 9999999999: must be .* <= 2147483647",
-    "round,client,available\n1,0,1\n1,1,yes\n": "row 2, column 'available' = 'yes': must be 0 or 1",
+    "round,client\n1,0\n2,x\n": "row 1, column 'client' = 'x': must be an integer >= 0",
+    "round,client\n1,0\n0,1\n": "row 1, column 'round' = 0: must be an integer >= 1",
+    "round,client\n1,-1\n": "row 0, column 'client' = '-1': must be an integer >= 0",
+    "round,client\n1,1.5\n": "row 0, column 'client' = '1.5': must be an integer",
+    "round,client\n1,\n": "row 0, column 'client' = '': must be an integer",
+    "round,client\n1,9999999999\n": "row 0, column 'client' = 9999999999: must be .* <= 2147483647",
+    "round,client,available\n1,0,1\n1,1,yes\n": "row 1, column 'available' = 'yes': must be 0 or 1",
     "round,client,available\n1,0,0\n": "no client takes part in any round",
     "round,client\n": "no client takes part in any round",
     "round,cleint\n1,0\n": "'cleint' is not a column of a trace; did you mean 'client'?",
     "round,round,client\n1,1,0\n": "has two columns 'round'",
     "client,start\n0,1\n": "has no column 'end'",
-    "client,start,end\n0,4,3\n": "row 1: end = 3 comes before start = 4",
+    "client,start,end\n0,4,3\n": "row 0: end = 3 comes before start = 4",
     "round,client\n1,0\n2\n": "is no csv file: .*Expected 2 columns, got 1",
     "": "is no csv file: Empty CSV file",
 }
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_parquet_file_is_named(tmp_path):
     path = tmp_path / "t.parquet"
     cases = [
         ({"round": [1, 2], "client": [0.5, 1.0]}, "column 'client': holds double, must be an int"),
-        ({"round": [1, None], "client": [0, 1]}, "row 2, column 'round' = None: must be an int"),
+        ({"round": [1, None], "client": [0, 1]}, "row 1, column 'round' = None: must be an int"),
         ({"round": [1], "client": [0], "available": [2]}, "column 'available' = 2: must be 0 or 1"),
     ]
     for columns, message in cases:

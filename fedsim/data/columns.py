@@ -102,6 +102,13 @@ def _features(
         if wanted.resize:
             how["resized_to"] = list(wanted.size or ())
         return found, how
+    for key, given in (
+        ("resize", columns.images.resize),
+        ("channels", columns.images.channels != "auto"),
+    ):
+        if given:
+            what = f"column '{roles.features[0]}' holds {roles.kind}"
+            raise ScenarioError(f"[data] {key}: is about images, and {what}; leave it out")
     shape: tuple[int, ...] | None = None
     for name, split in splits.items():
         parts = [Column(split, column) for column in roles.features]

@@ -1,6 +1,7 @@
 """Tables and images in a folder of the user's own: which files there are, and reading them."""
 
 import contextlib
+import csv
 import glob
 import hashlib
 import tempfile
@@ -70,11 +71,50 @@ class LocalFiles:
     @contextlib.contextmanager
     def opened(self) -> Iterator[Mapping[str, Split]]:
         """Read the files; what `datasets` writes for that lasts as long as it is needed."""
+        self._check_headers()
         with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
             splits = self._load(self.files, scratch)
             yield {name: Split(splits[name], self._place(name, scratch)) for name in self.files}
 
+    def _check_headers(self) -> None:
+        """Refuse a table that has two columns of one name, of which the reader would rename one."""
+        if self.format not in ("csv", "tsv"):
+            return
+        for file in (file for found in self.files.values() for file in found):
+            separator = _READERS[self.format][1].get("sep", ",")
+            with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+                header = next(csv.reader(lines, delimiter=separator), [])
+            twice = [name for place, name in enumerate(header) if name in header[:place]]
+            if twice:
+                name = file.relative_to(self.root).as_posix()
+                raise ScenarioError(
+                    f"[data] path = '{self.root}': {name} has two columns '{twice[0]}'"
+                )
+
     def _load(self, files: Mapping[str, list[Path]], scratch: str) -> Any:
+        """Read all files of some splits together.
+
+        Raises:
+            ScenarioError: Naming the file that cannot be read, or saying that together they cannot.
+        """
+        cause = self._attempt(files, scratch)
+        if not isinstance(cause, str):
+            return cause
+        every = [(split, file) for split, found in files.items() for file in found]
+        for split, file in every if len(every) > 1 else ():
+            reason = self._attempt({split: [file]}, scratch)
+            if isinstance(reason, str):
+                every, cause = [(split, file)], reason
+                break
+        if len(every) == 1:
+            name = every[0][1].relative_to(self.root).as_posix()
+            raise ScenarioError(f"[data] path = '{self.root}': {name} cannot be read: {cause}")
+        raise ScenarioError(
+            f"[data] path = '{self.root}': its {self.format} files cannot be read together: {cause}"
+        )
+
+    def _attempt(self, files: Mapping[str, list[Path]], scratch: str) -> Any:
+        """The splits that `datasets` reads, or what it says is wrong."""
         datasets = library()
         reader, options = _READERS[self.format]
         # datasets takes names for patterns
@@ -86,9 +126,7 @@ class LocalFiles:
                 # datasets says what it did, and what went wrong in the cause
                 cause = " ".join(str(error.__cause__ or error).split())
         # out here nothing holds the reader any more, and with it the file
-        raise ScenarioError(
-            f"[data] path = '{self.root}': its {self.format} files cannot be read: {cause}"
-        )
+        return cause
 
     def _place(self, split: str, scratch: str) -> Callable[[int], str]:
         def place(row: int) -> str:
@@ -131,6 +169,10 @@ def find_files(
         kind = next((k for k, found in SUFFIXES.items() if root.suffix.lower() in found), None)
         if kind in (None, "images"):
             raise ScenarioError(f"{where}: must be a folder, or a file of {_suffixes('images')}")
+        if format_ not in (None, kind):
+            raise ScenarioError(
+                f"[data] format = '{format_}': {root.name} is {kind} by its ending, leave it out"
+            )
         for key, split in (("train", train), ("test", test)):
             if split is not None:
                 raise ScenarioError(

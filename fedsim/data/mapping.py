@@ -78,7 +78,8 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
     for name in features:
         if kind_of(types[name]) == "text" and columns.target_type != "characters":
             raise ScenarioError(
-                f"column '{name}' holds text, which is no number: leave it out of [data] features, "
+                f"column '{name}' holds text, which is no number: {_a_text(splits, name)}correct "
+                "it, leave the column out of [data] features, "
                 "or say [data] target_type = 'characters' to learn the next character"
             )
         if kind_of(types[name]) not in ("image", "text", "numbers", "list"):
@@ -94,6 +95,17 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
             "target_type = 'characters'"
         )
     return Roles(tuple(features), tuple(target), kinds.pop())
+
+
+def _a_text(splits: Mapping[str, Split], column: str) -> str:
+    """The first value of a column of text that is no number, and where it is."""
+    for split in splits.values():
+        for row, value in enumerate(split.rows[column]):
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                return f"{split.place(row)} is {value!r:.60}; "
+    return ""
 
 
 def _require_column(key: str, name: str, split: str, known: Sequence[str]) -> None:

@@ -299,6 +299,20 @@ def _missing_label(root):
     table(root / "x.csv", [(1, 2, "u"), (1, 2, ""), (2, 3, "v")])
 
 
+def _one_text(root):
+    rows = numbers()
+    table(root / "x.csv", [*rows[:7], ("none", 1, 0), *rows[7:]])
+
+
+def _twice(root):
+    table(root / "x.csv", numbers(), header="a,a,label")
+
+
+def _torn_table(root):
+    table(root / "train_1.csv", numbers())
+    (root / "train_2.csv").write_text('a,b,label\n1,"2')
+
+
 def _missing_owner(root):
     table(root / "x.csv", [(1, "s", 0), (1, "", 1), (2, "t", 1)])
 
@@ -371,7 +385,16 @@ def _uneven_text(root):
         ),
         (_no_target, {"target": "c", "features": ["a", "c"]}, r"'c' is named as a feature and as"),
         (_no_target, {"target": ["a", "a"]}, r"target = \['a', 'a'\]: must name one column or mo"),
-        (_text_feature, {}, r"column 'b' holds text, which is no number: leave it out of \[data\]"),
+        (
+            _text_feature,
+            {},
+            r"column 'b' holds text, which is no number: x.csv, row 0 is 'red'; c",
+        ),
+        (_one_text, {}, r"column 'a' holds text, which is no number: x.csv, row 7 is 'none'; corr"),
+        (_twice, {}, r"x.csv has two columns 'a'"),
+        (_torn_table, {}, r"train_2.csv cannot be read: "),
+        (_no_target, {"target": "c", "resize": [4, 4]}, r"\[data\] resize: is about images, and c"),
+        (_no_target, {"target": "c", "channels": "grey"}, r"channels: is about images, and column"),
         (_missing, {}, r"train_2.csv, row 3, column 'b' is missing"),
         (_infinite, {}, r"x.csv, row 5, column 'a' is inf, expected a finite number"),
         (_missing_label, {}, r"x.csv, row 1, column 'label' is missing"),
@@ -387,7 +410,7 @@ def _uneven_text(root):
         (_nothing, {"format": "csv"}, r"holds no csv files; "),
         (_no_target, {"test": "held"}, r"holds no csv files of \[data\] test = 'held'"),
         (_one_class, {}, r"'label' holds class 0 alone, expected at least two classes"),
-        (_unequal_columns, {}, r"its csv files cannot be read: .*columns"),
+        (_unequal_columns, {}, r"its csv files cannot be read together: .*columns"),
         (_new_class, {}, r"column 'label' has no sample of class 2 but one of class 3"),
         (
             _uneven_text,
@@ -411,6 +434,13 @@ def test_files_that_cannot_be_used_are_refused_with_the_place(tmp_path, make, ke
     with pytest.raises(ScenarioError, match=message) as refused:
         folder(root, {"kind": "iid", "clients": 2}, **keys)
     assert "\n" not in str(refused.value)
+
+
+def test_a_format_that_a_file_does_not_have_is_refused(tmp_path):
+    table(tmp_path / "x.csv", numbers())
+    with pytest.raises(ScenarioError, match=r"\[data\] format = 'json': x.csv is csv by its"):
+        folder(tmp_path / "x.csv", format="json")
+    folder(tmp_path / "x.csv", format="csv")
 
 
 def test_a_missing_path_is_refused(tmp_path):

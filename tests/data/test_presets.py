@@ -354,7 +354,7 @@ def _torn_file(folder):
         (_no_image, rf"{SECOND}, row 1: the image is missing"),
         (_torn_image, rf"{SECOND}, row 1: the image cannot be decoded: it is in no known format"),
         (_cut_image, rf"{SECOND}, row 1: the image cannot be decoded"),
-        (_torn_file, r"its parquet files cannot be read"),
+        (_torn_file, rf"{SECOND} cannot be read"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(mnist_folder, tmp_path, damage, message):
