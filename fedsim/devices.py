@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
 from fedsim.cohort import Cohort, Failure, Replies, settings_of
-from fedsim.grids import GridWrapper, Observed, sent_round, without
+from fedsim.grids import GridWrapper, Observed, sent_again, sent_round, without
 from fedsim.layout import Layout
 from fedsim.records import CONFIG, WORK
 from fedsim.rng import generator
@@ -214,13 +214,7 @@ def _told(message: Message, work: float) -> Message:
     name = next(iter(records), CONFIG)
     content = RecordDict(dict(message.content))
     content[name] = ConfigRecord({**settings_of(message.content), WORK: work})
-    return Message(
-        content,
-        message.metadata.dst_node_id,
-        message.metadata.message_type,
-        ttl=message.metadata.ttl,
-        group_id=message.metadata.group_id,
-    )
+    return sent_again(message, content)
 
 
 def _observation(ids: npt.NDArray[np.int64], fates: Fates | None) -> Observed:

@@ -119,7 +119,7 @@ def schema(kind: str, name: str) -> dict[str, factories.Key]:
     if kind == "tasks":
         from fedsim.tasks import schema as task_schema
 
-        return task_schema.keys(name)
+        return task_schema.keys(name) | {"dtype": task_schema.DTYPE}
     return factories.keys(
         factory(kind, name), skip=given_by_fedsim(kind), foreign=is_import_path(name)
     )

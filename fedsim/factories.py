@@ -148,7 +148,7 @@ def check(
             except ScenarioError as error:
                 problems.append(f"{where} {key.name}{error}")
         elif key.required:
-            problems.append(f"{where} '{key.name}' is missing: give a {key.type_name}")
+            problems.append(f"{where} '{key.name}' is missing: give {_a(key.type_name)}")
         else:
             table[key.name] = _adapter(key.annotation).dump_python(
                 key.default, mode="json", warnings=False
@@ -156,6 +156,13 @@ def check(
     if problems:
         raise ScenarioError("\n".join(problems))
     return table
+
+
+def _a(type_name: str) -> str:
+    """A type's name after its article; `Any` is anything at all."""
+    if type_name == "Any":
+        return "a value"
+    return f"{'an' if type_name[0] in 'aeiou' else 'a'} {type_name}"
 
 
 def check_value(annotation: Any, value: Any) -> Any:

@@ -23,6 +23,17 @@ from fedsim.participation import Participation
 from fedsim.records import ARRAYS, CONFIG, EXTRA, METRICS, SERVER_ROUND, array_record
 
 
+def sent_again(message: Message, content: RecordDict) -> Message:
+    """Return a new instruction to the same node, with this content."""
+    return Message(
+        content,
+        message.metadata.dst_node_id,
+        message.metadata.message_type,
+        ttl=message.metadata.ttl,
+        group_id=message.metadata.group_id,
+    )
+
+
 class Observed(NamedTuple):
     """What wrappers have seen happen in a round's training.
 

@@ -97,8 +97,8 @@ class Uniform(Participation):
     def _check(self, num_clients: int) -> None:
         if self._cohort_size > num_clients:
             raise ScenarioError(
-                f"[participation] cohort_size = {self._cohort_size}: there are {num_clients} "
-                f"clients; use at most {num_clients}"
+                f"[participation] cohort_size = {self._cohort_size}: more than all clients, use at "
+                f"most {num_clients}"
             )
 
 

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
 from fedsim.cohort import Cohort, Replies
-from fedsim.grids import GridWrapper, Observed
+from fedsim.grids import GridWrapper, Observed, sent_again
 from fedsim.layout import Layout
 
 # nobody to ask again: who dropped out, whose time is over, and replies beside one that counts
@@ -78,13 +78,7 @@ class RetryGrid(GridWrapper):
             return replace(cohort, absent=absent, _built={})
         nodes = {internals.node_of(client) for client in ids.tolist()}
         return [
-            Message(
-                message.content,
-                message.metadata.dst_node_id,
-                message.metadata.message_type,
-                ttl=message.metadata.ttl,
-                group_id=message.metadata.group_id,
-            )
+            sent_again(message, message.content)
             for message in batch
             if message.metadata.dst_node_id in nodes
         ]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,8 @@ def _execute(
         with pinned_threads():
             arrays = loop.run(arrays, first_round=first_round)
         keeper.finish(arrays)
+        if _asked_in_vain(loop.history):
+            tell("no client replied in any round: the model is the one that the run began with")
     finally:
         if progress is not None:
             progress.stop()
@@ -264,6 +266,12 @@ def _execute(
         for file in files.values():
             file.close()
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
+
+
+def _asked_in_vain(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether clients were selected and none ever replied."""
+    asked = any(record.get("clients/selected") for record in history)
+    return asked and not any(record.get("clients/replied") for record in history)
 
 
 def _teller(progress: "Progress | None") -> Callable[[str], None]:

@@ -46,7 +46,9 @@ class _Problems:
         self.lines: list[str] = []
 
     def add(self, text: str) -> None:
-        self.lines.append(f"{self.origin}: {printable(text)}")
+        line = f"{self.origin}: {printable(text)}"
+        if line not in self.lines:  # one mistake may be met in two places
+            self.lines.append(line)
 
     def attempt(self, action: Callable[[], _T], *, where: str = "") -> _T | None:
         """Return what `action` does, or note why it refuses and return None."""
@@ -155,6 +157,8 @@ def _finding(model: type[BaseModel], detail: ErrorDetails, where: str) -> str:
         owner = NESTED.get(parent, owner)
     place = ".".join([*parents, key])
     if detail["type"] == "extra_forbidden":
+        if where.endswith('" '):  # a claim: [expect] "metric"
+            return unknown(key, f"a key of {where.strip()}", owner.model_fields)
         table = ".".join(filter(None, [where.strip(" []"), *parents]))
         return unknown(key, f"a key of [{table}]", owner.model_fields)
     if detail["type"] == "missing":

@@ -136,7 +136,7 @@ TABLES = '[data]\nname = "digits"\n[partition]\nkind = "iid"\nclients = 5\n'
         ),
         pytest.param(
             VALID + '[participation]\nkind = "uniform"\ncohort_size = 6\n',
-            "cohort_size = 6: there are 5 clients; use at most 5",
+            "cohort_size = 6: more than all clients, use at most 5",
             id="cohort larger than the federation",
         ),
         pytest.param(

@@ -17,6 +17,7 @@ import pytest
 
 from fedsim import doctor
 from fedsim.doctor import Finding, machine, packages, ray_start
+from fedsim.errors import ScenarioError
 
 ROOT = Path(__file__).parent.parent
 
@@ -436,6 +437,15 @@ def test_a_scenario_that_this_machine_can_run_is_well(held):
     findings = held(DIGITS)
     assert {each.state for each in findings} == {"ok"}
     assert found(findings, "its data").found == "digits, needs no download"
+    assert found(findings, "its parts").found == "fit each other; 5 clients"
+
+
+def test_what_a_run_would_refuse_is_refused_though_each_table_is_valid(held):
+    with pytest.raises(ScenarioError, match="test_fraction = 0 leaves them none"):
+        held(DIGITS, "evaluation.clients=3")
+    finding = found(held(DIGITS, "participation={kind='cyclic', rate=0.13, cycle=10}"), "its parts")
+    assert finding.state == "note"
+    assert "cycle = 10: clients are on for whole rounds" in finding.found
 
 
 def test_a_device_that_is_not_there_is_missing_with_the_way_around_it(held):
@@ -493,7 +503,8 @@ def test_data_that_the_hub_has_are_looked_up_and_not_fetched(held, hub, tmp_path
     finding = found(held(MNIST), "its data")
     assert finding.state == "ok"
     assert "will be fetched: ylecun/mnist" in finding.found
-    assert asked == [("HEAD", "/api/datasets/ylecun/mnist")]
+    assert "not tried together" in found(held(MNIST), "its parts").found
+    assert set(asked) == {("HEAD", "/api/datasets/ylecun/mnist")}
     assert not (tmp_path / "cache").exists()
 
 

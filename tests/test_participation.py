@@ -440,11 +440,11 @@ def test_every_rule_that_reads_no_file_can_be_built_without_arguments(name):
         (lambda: Bernoulli(rate=[0.0, 0.0]), r"at least one must be > 0"),
         (
             lambda: Uniform(cohort_size=11).participants(1, num_clients=10, seed=0),
-            "cohort_size = 11: there are 10 clients; use at most 10",
+            "cohort_size = 11: more than all clients, use at most 10",
         ),
         (
             lambda: Uniform(cohort_size=11).expected_cohort(10),
-            "cohort_size = 11: there are 10 clients; use at most 10",
+            "cohort_size = 11: more than all clients, use at most 10",
         ),
         (
             lambda: Bernoulli(rate=[0.5, 0.5]).participants(1, num_clients=3, seed=0),

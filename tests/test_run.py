@@ -268,6 +268,16 @@ def test_what_is_otherwise_than_asked_is_said_before_the_first_round(tmp_path, c
     )
 
 
+def test_a_run_in_which_nobody_ever_replies_says_so(tmp_path, caplog):
+    slow = {"deadline": 0.03, "speed_sigma": 0.5, "partial": 0.0}
+    fedsim.start(scenario(devices=slow), out=tmp_path / "run")
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert said == ["no client replied in any round: the model is the one that the run began with"]
+    caplog.clear()
+    fedsim.start(scenario(), out=tmp_path / "other")
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
 def test_skew_beyond_what_float32_holds_is_refused_with_its_client():
     values = np.full((40, 3), 1e37, dtype=np.float32)
     values[::2] = -values[::2]

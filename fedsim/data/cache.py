@@ -36,6 +36,11 @@ def default_root() -> Path:
     return Path(os.environ.get("FEDSIM_CACHE") or "~/.cache/fedsim").expanduser().absolute()
 
 
+def holds(root: Path, kind: str, key: Mapping[str, Any]) -> bool:
+    """Return whether there is an entry of that key; it may be torn."""
+    return (_folder(root, kind, key) / _INDEX).is_file()
+
+
 def entry(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[], Content]) -> Content:
     """Return the entry of that key, making it if it is missing or torn.
 
@@ -51,7 +56,7 @@ def entry(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[], Cont
     Raises:
         RunError: If the folder cannot be written.
     """
-    folder = root / kind / json_sha256({"format": FORMAT, **key})[:32]
+    folder = _folder(root, kind, key)
     found = _read(folder)
     if found is not None:
         return found
@@ -120,3 +125,7 @@ def _open(path: Path) -> npt.NDArray[Any]:
     array.flags.writeable = False
     # a plain view of the map: indexing a np.memmap drags its subclass along
     return np.asarray(array)
+
+
+def _folder(root: Path, kind: str, key: Mapping[str, Any]) -> Path:
+    return root / kind / json_sha256({"format": FORMAT, **key})[:32]

@@ -146,7 +146,12 @@ class LocalFiles:
 
 
 def find_files(
-    path: str, *, format_: str | None, train: str | None, test: str | None
+    path: str,
+    *,
+    format_: str | None,
+    train: str | None,
+    test: str | None,
+    several: str = "say which in [data] format",
 ) -> LocalFiles:
     """Find the files of a data set, and which split each belongs to.
 
@@ -159,6 +164,7 @@ def find_files(
         format_: One of `SUFFIXES`; None takes the only one that is there.
         train: The split to train on; None takes "train" if it is there, else every file.
         test: The split to hold out; None takes "test" if it is there, else none.
+        several: What to do where there are files of several formats.
 
     Raises:
         ScenarioError: If there is no such folder, format or split.
@@ -194,8 +200,7 @@ def find_files(
         )
     if len(found) > 1:
         raise ScenarioError(
-            f"{where}: holds files of several formats ({', '.join(sorted(found))}): say which in "
-            "[data] format"
+            f"{where}: holds files of several formats ({', '.join(sorted(found))}): {several}"
         )
     ((kind, splits),) = found.items()
     try:

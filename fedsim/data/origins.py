@@ -89,6 +89,13 @@ class HubRepository:
                 )
         yield {key: Split(splits[split], partial(_place, split)) for key, split in wanted.items()}
 
+    @property
+    def _by_hand(self) -> str:
+        """How a scenario takes the files from a folder instead."""
+        if self.name == "hub":
+            return "say [data] name = 'folder' and set path"
+        return "set [data] path"
+
     def _load(self) -> Any:
         datasets = library()
         where = f"[data] name = '{self.name}': {self.repository}"
@@ -102,8 +109,7 @@ class HubRepository:
         except OSError as error:
             raise RunError(
                 f"{where} cannot be had from the Hugging Face Hub ({error}); connect to the "
-                "network once, or set [data] path to a folder with its files (for a data set of "
-                'your own: name = "folder")'
+                f"network once, or {self._by_hand} to a folder with its files"
             ) from error
         except RuntimeError as error:
             if "script" not in str(error):

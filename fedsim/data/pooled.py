@@ -6,6 +6,7 @@ seed, and is small).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -154,11 +155,19 @@ class PooledData(FederatedData):
         return self._test
 
 
+def is_cached(source: PooledSource, root: Path) -> bool:
+    """Return whether the arrays of a data set lie in a cache already."""
+    return source.identity is not None and cache.holds(root, "data", _key(source))
+
+
+def _key(source: PooledSource) -> dict[str, Any]:
+    return {"name": source.name, "identity": source.identity}
+
+
 def _pool(source: PooledSource, recipe: Recipe) -> tuple[cache.Content, str | None]:
     """Return the data set's arrays from the cache, and what their content is called, if it is."""
     if source.identity is not None:
-        key: dict[str, Any] = {"name": source.name, "identity": source.identity}
-        return cache.entry(recipe.cache_dir, "data", key, lambda: _load(source)), None
+        return cache.entry(recipe.cache_dir, "data", _key(source), lambda: _load(source)), None
     loaded = None if recipe.content else _load(source)
     content = recipe.content if loaded is None else json_sha256(loaded.info)
 

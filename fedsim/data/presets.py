@@ -237,7 +237,8 @@ def _source(preset: Preset, path: str | None, test_fraction: float = 0.0) -> Poo
 
 def _files(preset: Preset, path: str) -> LocalFiles:
     try:
-        found = find_files(path, format_=None, train=None, test=None)
+        several = "keep those of one format"
+        found = find_files(path, format_=None, train=None, test=None, several=several)
         if preset.test is not None and "test" not in found.files:
             raise ScenarioError(
                 f"[data] path = '{found.root}': holds no {found.format} files of the split 'test'"

@@ -213,7 +213,8 @@ def _called(loader: Callable[..., Any], arguments: dict[str, Any], where: str) -
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames[1:] if f.filename == _source_file(loader)] or frames
         place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
-        raise ScenarioError(f"{where}: raised {type(error).__name__}: {error} ({place})") from error
+        words = " ".join(str(error).split())
+        raise ScenarioError(f"{where}: raised {type(error).__name__}: {words} ({place})") from error
 
 
 def _source_file(loader: Callable[..., Any]) -> str | None:

@@ -18,13 +18,37 @@ _CONNECT_S = 5.0
 
 
 def look(scenario: "Scenario", packages: Packages) -> list[Finding]:
-    """Hold a valid scenario against what the machine has; nothing is loaded, fetched or run."""
-    return [
+    """Hold a valid scenario against what the machine has; nothing is fetched or run.
+
+    Raises:
+        ScenarioError: If its data are here and do not fit the rest.
+    """
+    findings = [
         Finding("scenario", "ok", f"{scenario.origin} is valid"),
         _engine(scenario),
         _device(scenario, packages),
         _data(scenario),
     ]
+    if all(each.state != "failed" for each in findings) and packages.torch is not None:
+        findings.append(_parts(scenario))
+    return findings
+
+
+def _parts(scenario: "Scenario") -> Finding:
+    """Build everything as a run would, where that needs no network."""
+    from fedsim.errors import RunError
+    from fedsim.world import build
+
+    name, source = "its parts", _source(scenario)
+    if _repository(source) is not None and not _is_cached(source):
+        return Finding(name, "note", "not tried together: its data are read when it first runs")
+    try:
+        world = build(scenario)
+    except RunError as error:
+        return Finding(name, "failed", str(error))
+    if world.notes:
+        return Finding(name, "note", "fit each other; " + "; ".join(world.notes))
+    return Finding(name, "ok", f"fit each other; {world.data.num_clients} clients")
 
 
 def _engine(scenario: "Scenario") -> Finding:
@@ -59,12 +83,9 @@ def _device(scenario: "Scenario", packages: Packages) -> Finding:
 
 def _data(scenario: "Scenario") -> Finding:
     """Say where the data are, or whether they could be fetched; none are read."""
-    from fedsim import discovery
-
     name, keys = "its data", dict(scenario.data)
-    choice = keys.pop("name")
-    source = discovery.factory("datasets", choice)(**keys)
-    repository = getattr(source, "description", {}).get("hub")
+    choice, source = keys.pop("name"), _source(scenario)
+    repository = _repository(source)
     if repository is None:
         where = f", in {keys['path']}" if keys.get("path") else ", needs no download"
         return Finding(name, "ok", f"{choice}{where}")
@@ -87,15 +108,25 @@ def _data(scenario: "Scenario") -> Finding:
         return Finding(name, "failed", f"{where} is not to be reached: {reason}", remedy)
 
 
+def _source(scenario: "Scenario") -> Any:
+    """What the scenario's data come from; nothing is read yet."""
+    from fedsim import discovery
+
+    keys = dict(scenario.data)
+    return discovery.factory("datasets", keys.pop("name"))(**keys)
+
+
+def _repository(source: Any) -> str | None:
+    """The repository of the Hub that data come from, or None."""
+    found: str | None = getattr(source, "description", {}).get("hub")
+    return found
+
+
 def _is_cached(source: Any) -> bool:
     """Whether the arrays of a data set lie in the cache already."""
-    from fedsim.data import cache
-    from fedsim.data.source import json_sha256
+    from fedsim.data.pooled import PooledSource, is_cached
 
-    if getattr(source, "identity", None) is None:
-        return False
-    key = {"format": cache.FORMAT, "name": source.name, "identity": source.identity}
-    return (cache_root() / "data" / json_sha256(key)[:32] / "index.json").is_file()
+    return isinstance(source, PooledSource) and is_cached(source, cache_root())
 
 
 def _is_in_hub_cache(repository: str) -> bool:

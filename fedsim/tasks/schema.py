@@ -1,12 +1,21 @@
 """The keys of `[task]` besides those of the model, held against what they may be."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fedsim import factories
 from fedsim.augmentation import Augmentation
 from fedsim.errors import ScenarioError
 from fedsim.tasks import AUTO, GIVEN, TASKS, TaskOptions, task_class
+
+# of `[task]` itself, whatever its kind
+DTYPE = factories.Key(
+    "dtype",
+    Literal["float32", "float64"],
+    False,
+    "float32",
+    "dtype of the model's floating-point tensors.",
+)
 
 
 def keys(kind: str) -> dict[str, factories.Key]:

@@ -136,7 +136,7 @@ def _assign(
     }
     partitioner = _build(cls, kind, arguments, given)
     owners = np.full(len(samples.labels), DROPPED, dtype=np.int64)
-    with _refusals(kind), warnings.catch_warnings(record=True) as warned:
+    with _refusals(kind, arguments), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         partitioner.dataset = _table(samples)
         count = int(partitioner.num_partitions)
@@ -178,21 +178,24 @@ def _build(
     given = {key: value for key, value in offered.items() if key in parameters}
     for key, value in arguments.items():
         given[key] = np.asarray(value) if _is_matrix(parameters[key].annotation) else value
-    with _refusals(kind):
+    with _refusals(kind, arguments):
         return cls(**given)
 
 
 @contextlib.contextmanager
-def _refusals(kind: str) -> Iterator[None]:
-    """Name the scenario's key in what a partitioner refuses; keep its progress bars quiet."""
+def _refusals(kind: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Name the scenario's keys in what a partitioner refuses; keep its progress bars quiet."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except ScenarioError:
         raise
     except _REFUSALS as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise ScenarioError(f"[partition] kind = '{kind}': {words}") from error
+        words = " ".join(str(error).split())
+        if not words or isinstance(error, ArithmeticError):
+            words = f"cannot divide these samples like that: {type(error).__name__}: {words}"
+        given = "".join(f", {key} = {value!r}" for key, value in arguments.items())
+        raise ScenarioError(f"[partition] kind = '{kind}'{given}: {words}") from error
 
 
 def _plain(annotation: Any) -> Any:
