@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim import factories, flower_strategies
 from fedsim.errors import ScenarioError, nearest, unknown
-from fedsim.imports import is_import_path, resolve
+from fedsim.imports import is_import_path, names_in_source, resolve
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -38,6 +38,12 @@ _NOUNS = {
     "tasks": "a task",
 }
 KINDS = (*_NOUNS, "scenarios")
+# registries in modules that import torch: where, and by which name
+_REGISTRIES = {
+    "attacks": ("fedsim.attacks", "ATTACKS"),
+    "models": ("fedsim.models", "MODELS"),
+    "tasks": ("fedsim.tasks", "TASKS"),
+}
 
 TOPOLOGY = "topology"  # the argument of strategies that average over a graph: table [topology]
 
@@ -60,8 +66,8 @@ def names(kind: str = "strategies") -> list[str]:
     """Return the scenario names of a kind.
 
     Args:
-        kind: One of `KINDS`. Strategies and clients are found without importing them; Flower's
-            strategies and partitioners are apart (`flower_names`).
+        kind: One of `KINDS`. Nothing that takes long is imported for them. Flower's strategies and
+            partitioners are apart (`flower_names`).
 
     Raises:
         ScenarioError: If there is no such kind.
@@ -75,7 +81,8 @@ def names(kind: str = "strategies") -> list[str]:
         return sorted(module.name for module in modules if not module.name.startswith("_"))
     if kind == "scenarios":
         return list(shipped_scenarios())
-    return list(_registry(kind))
+    listed = names_in_source(*_REGISTRIES[kind]) if kind in _REGISTRIES else None
+    return list(_registry(kind)) if listed is None else listed
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ScenarioError, unknown
+from fedsim.imports import names_in_source
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from fedsim.layout import Layout
 
 PREFIX = "flower:"
+_MODULE = "flwr.serverapp.strategy"
+_NO_STRATEGIES = {"Result", "Strategy"}  # which that module offers besides
 COHORT = "expected_cohort"  # the argument of strategies that count on so many clients per round
 _SAMPLED = "num_sampled_clients"
 _WRAPPED = "flower:FedAvg"  # what a wrapper wraps when the scenario does not say
@@ -88,7 +91,9 @@ _DESCRIPTIONS = {
 
 def names() -> list[str]:
     """Return the scenario names of Flower's strategies, such as `flower:FedAdam`."""
-    return sorted(PREFIX + name for name in _classes() if not _why_unfit(name))
+    listed = names_in_source(_MODULE, "__all__")  # importing them takes a second
+    classes = _classes() if listed is None else set(listed) - _NO_STRATEGIES
+    return sorted(PREFIX + name for name in classes if not _why_unfit(name))
 
 
 def factory(name: str, make_inner: Callable[..., "Strategy"]) -> Callable[..., "Strategy"]:
@@ -297,7 +302,7 @@ def _base() -> type:
 
 def _classes() -> dict[str, type[Any]]:
     """Flower's concrete strategies by class name."""
-    module = importlib.import_module("flwr.serverapp.strategy")
+    module = importlib.import_module(_MODULE)
     classes: Iterable[tuple[str, Any]] = ((name, getattr(module, name)) for name in module.__all__)
     return {
         name: member

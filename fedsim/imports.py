@@ -1,6 +1,8 @@
 """Objects of the user's own, named in a scenario by import path: `package.module:name`."""
 
+import ast
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -36,6 +38,41 @@ def search_beside(folder: Path, path: str) -> None:
 def folders_beside() -> list[str]:
     """Return the folders that `search_beside` has added: worker processes need them as well."""
     return list(_beside)
+
+
+def names_in_source(module: str, variable: str) -> list[str] | None:
+    """Read the names that a module lists, without importing it: some take seconds.
+
+    Args:
+        module: The module, as it is imported.
+        variable: A dictionary whose keys are names, or a list of names.
+
+    Returns:
+        The names in their order; None where they are not written down as strings.
+
+    Example:
+        >>> names_in_source("fedsim.attacks", "ATTACKS")[:2]
+        ['uniform', 'sign_flip']
+    """
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin)
+    if inner:
+        place = source.parent.joinpath(*inner)
+        source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not source.is_file():
+        return None
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+            value = getattr(node, "value", None)
+            listed = getattr(value, "keys", None) or getattr(value, "elts", None) or [None]
+            found = [getattr(each, "value", None) for each in listed]
+            names = [name for name in found if isinstance(name, str)]
+            return names if len(names) == len(found) else None
+    return None
 
 
 def resolve(path: str, *, what: str) -> object:

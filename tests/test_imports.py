@@ -4,7 +4,7 @@ import pytest
 
 from fedsim import imports
 from fedsim.errors import ScenarioError
-from fedsim.imports import folders_beside, resolve, search_beside
+from fedsim.imports import folders_beside, names_in_source, resolve, search_beside
 
 
 @pytest.fixture
@@ -72,3 +72,20 @@ def test_a_module_beside_a_scenario_is_found_and_nothing_else_is_searched(tmp_pa
     assert folders_beside() == [str(tmp_path)] == sys.path[-1:]
     assert resolve("mine_beside:f", what="[task] model") == 1
     del sys.modules["mine_beside"]
+
+
+def test_names_are_read_from_a_source_without_running_it(tmp_path, monkeypatch):
+    lines = [
+        "raise RuntimeError('it ran')",
+        "ONE = {'a': 1, 'b': 2}",
+        "TWO: dict[str, int] = {'c': 1}",
+        "THREE = ['d']",
+        "FOUR = {name: 1 for name in ONE}",
+        "FIVE = {**ONE, 'e': 1}",
+    ]
+    (tmp_path / "listing.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    read = {name: names_in_source("listing", name) for name in ("ONE", "TWO", "THREE")}
+    assert read == {"ONE": ["a", "b"], "TWO": ["c"], "THREE": ["d"]}
+    assert [names_in_source("listing", name) for name in ("FOUR", "FIVE", "SIX")] == [None] * 3
+    assert names_in_source("no_such_module", "ONE") is None

@@ -5,7 +5,6 @@ listed: of it the partitioners alone are used, never the loader, whose telemetry
 reached. A partitioner sees two columns, the labels and the owners, and not the samples.
 """
 
-import ast
 import contextlib
 import importlib.util
 import inspect
@@ -16,7 +15,6 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +30,7 @@ from fedsim.data.partition import (
 )
 from fedsim.data.source import Samples
 from fedsim.errors import ScenarioError, unknown
+from fedsim.imports import names_in_source
 
 PREFIX = "flower:"
 
@@ -107,10 +106,9 @@ def _class_names() -> list[str]:
             "[partition] kind: flwr-datasets is not installed; install it with "
             "`pip install flwr-datasets`"
         )
-    source = Path(spec.origin).parent / "partitioner" / "__init__.py"
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return [name for name in ast.literal_eval(node.value) if name != "Partitioner"]
+    names = names_in_source("flwr_datasets.partitioner", "__all__")
+    if names is not None:
+        return [name for name in names if name != "Partitioner"]
     raise ScenarioError("[partition] kind: this version of flwr-datasets lists no partitioners")
 
 
