@@ -18,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from fedsim.errors import FedsimError, ScenarioError
 
 if TYPE_CHECKING:
     from fedsim.discovery import Entry
+    from fedsim.profile import Profile
     from fedsim.run import RunResult
     from fedsim.scenario import Scenario
 
@@ -110,6 +112,7 @@ Examples:
   fedsim run quickstart --set engine.kind=inline --set rounds=5
   fedsim run quickstart --set 'partition={kind="iid", clients=20}'
   fedsim run quickstart --json | jq .final
+  fedsim run quickstart --profile            where the time went
 """,
 )
 def run(
@@ -122,6 +125,9 @@ def run(
         ),
     ] = None,
     workers: WorkersOption = None,
+    profiled: Annotated[
+        bool, typer.Option("--profile", help="Say where the time went, and what would help.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -133,6 +139,7 @@ def run(
     """
 
     def produce() -> _Outcome:
+        begun = time.perf_counter()
         from fedsim.progress import Progress
         from fedsim.scenario import load
 
@@ -140,9 +147,10 @@ def run(
         loaded = load(scenario, overrides or [])
         from fedsim.run import start
 
+        profile = _new_profile(begun) if profiled else None
         with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:
-            result = start(loaded, out=out, workers=workers, progress=progress)
-        return _run_outcome(result)
+            result = start(loaded, out=out, workers=workers, progress=progress, profile=profile)
+        return _run_outcome(result, profile)
 
     _finish(produce, as_json=as_json)
 
@@ -351,7 +359,13 @@ def _check_workers(workers: int | None) -> None:
 # What commands have to say.
 
 
-def _run_outcome(result: "RunResult") -> _Outcome:
+def _new_profile(begun: float) -> "Profile":
+    from fedsim.profile import Profile
+
+    return Profile(begun)
+
+
+def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> _Outcome:
     summary, folder = result.summary, result.folder
     final = {str(metric): value for metric, value in summary.get("final", {}).items()}
     claims = summary.get("expect") or []
@@ -372,7 +386,11 @@ def _run_outcome(result: "RunResult") -> _Outcome:
             rows.append((f"{claim['metric']} {claim['claim']}", _number(claim["value"]), verdict))
         lines += ["", *_columns(rows)]
     code = BROKEN if broken else OK
-    return _Outcome({**summary, "folder": str(folder), "exit_code": code}, lines, code)
+    document = {**summary, "folder": str(folder), "exit_code": code}
+    if profile is not None:
+        lines += ["", *profile.lines()]
+        document["profile"] = profile.report()
+    return _Outcome(document, lines, code)
 
 
 def _because(stopped: str | None) -> str:

@@ -114,6 +114,9 @@ class ChunkResult:
         state: The members' memories after the round.
         num_examples: int64 `[C]`; 0 for a neutral slot.
         metrics: float64 `[C]` by name.
+        samples: Over all steps of training, those of the members.
+        computed: What the model was given for them, padding included.
+        seconds: How long the worker took for it.
     """
 
     params: Tensor | None
@@ -122,6 +125,9 @@ class ChunkResult:
     state: dict[str, Tensor]
     num_examples: Tensor
     metrics: dict[str, Tensor]
+    samples: int = 0
+    computed: int = 0
+    seconds: float = 0.0
 
 
 def loop_reason(model: nn.Module) -> str | None:
@@ -314,6 +320,8 @@ class CohortExecutor:
             state=_rows(state, every),
             num_examples=schedule.num_examples[row_of],
             metrics={"loss": _mean(torch.from_numpy(losses), schedule.seen)[row_of]},
+            samples=int(schedule.seen[row_of].sum()),
+            computed=schedule.computed(leaving=descent is not None),
         )
 
     def _descent(self, job: ChunkJob) -> Descent | None:
@@ -355,6 +363,8 @@ class CohortExecutor:
             state=_rows(new_state, keep),
             num_examples=plan.num_examples[keep],
             metrics={"loss": _mean(losses.cpu(), plan.seen)[keep]},
+            samples=int(plan.seen[keep].sum()),
+            computed=plan.computed(),
         )
 
     def _train_one_by_one(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
@@ -406,6 +416,8 @@ class CohortExecutor:
             state=_rows(new_state, every),
             num_examples=plan.num_examples,
             metrics={"loss": _mean(losses, plan.seen)},
+            samples=int(plan.seen.sum()),
+            computed=int(plan.seen.sum()),
         )
 
     @contextlib.contextmanager

@@ -43,6 +43,7 @@ from fedsim.world import World, build
 if TYPE_CHECKING:
     import networkx as nx
 
+    from fedsim.profile import Profile
     from fedsim.progress import Progress
 
 _log = logging.getLogger("fedsim")
@@ -70,6 +71,7 @@ def start(
     out: Path | str | None = None,
     workers: int | None = None,
     progress: "Progress | None" = None,
+    profile: "Profile | None" = None,
 ) -> RunResult:
     """Run a scenario from the beginning.
 
@@ -78,16 +80,18 @@ def start(
         out: The run folder; None makes one under `runs/`.
         workers: At most so many Ray workers; None takes the scenario's.
         progress: Shows how far it is.
+        profile: Learns where the time goes; `profile.json` in the run folder then says it.
 
     Raises:
         ScenarioError: If the scenario cannot be built or the folder is taken.
         RunError: If the run fails; `fedsim resume` goes on from its last checkpoint.
     """
-    world = build(scenario)
-    folder = run_folder.create(None if out is None else Path(out), scenario)
-    with folder.recording():
-        write_plan(world, folder)
-    return _run(world, folder, workers=workers, progress=progress)
+    with _starting(profile, "data, model and plan"):
+        world = build(scenario)
+        folder = run_folder.create(None if out is None else Path(out), scenario)
+        with folder.recording():
+            write_plan(world, folder)
+    return _run(world, folder, workers=workers, progress=progress, profile=profile)
 
 
 def resume(
@@ -166,6 +170,7 @@ def execute(
     seed: int | None,
     progress: "Progress | None" = None,
     extra_hooks: Sequence[Hook] = (),
+    profile: "Profile | None" = None,
 ) -> RunResult:
     """Run a built scenario over a grid that offers all clients: an engine, or real nodes.
 
@@ -176,9 +181,10 @@ def execute(
         seed: For strategies that draw from global generators; None in a deployment.
         progress: Shows how far it is.
         extra_hooks: Told of every round after the run's own.
+        profile: Learns where the time goes.
     """
     with _only_one(folder):
-        return _execute(world, folder, grid, seed, progress, extra_hooks)
+        return _execute(world, folder, grid, seed, progress, extra_hooks, profile)
 
 
 @contextlib.contextmanager
@@ -204,6 +210,7 @@ def _execute(
     seed: int | None,
     progress: "Progress | None",
     extra_hooks: Sequence[Hook],
+    profile: "Profile | None",
 ) -> RunResult:
     scenario = world.scenario
     begun = time.monotonic()
@@ -225,6 +232,10 @@ def _execute(
         if first_round == 1:
             for note in world.notes:
                 tell(note)
+        if profile is not None:
+            if isinstance(grid, LocalGrid):
+                profile.watch(grid, world.plan)
+            hooks = [profile.timing(hooks)]
         executor = world.app.executor
         stop = scenario.evaluation.stop
 
@@ -265,6 +276,9 @@ def _execute(
         keeper.drain()
         for file in files.values():
             file.close()
+    if profile is not None:
+        with taking(folder.file("profile.json")):
+            write_json_atomic(folder.file("profile.json"), profile.report())
     return RunResult(folder.path, _summarise(world, folder, loop, arrays, keeper.elapsed_s))
 
 
@@ -337,14 +351,27 @@ def _require_same_data(world: World, folder: RunFolder) -> None:
 
 
 def _run(
-    world: World, folder: RunFolder, *, workers: int | None, progress: "Progress | None"
+    world: World,
+    folder: RunFolder,
+    *,
+    workers: int | None,
+    progress: "Progress | None",
+    profile: "Profile | None" = None,
 ) -> RunResult:
     if "FLWR_LOG_LEVEL" not in os.environ:
         logging.getLogger("flwr").setLevel(logging.WARNING)  # progress says it all
     with folder.recording():
         _log.info("plan: %s", world.plan.to_json())
-        with make_grid(world, workers=workers) as grid:
-            return execute(world, folder, grid, seed=world.scenario.seed, progress=progress)
+        with _starting(profile, "engine"):
+            engine = make_grid(world, workers=workers)
+        with engine as grid:
+            return execute(
+                world, folder, grid, seed=world.scenario.seed, progress=progress, profile=profile
+            )
+
+
+def _starting(profile: "Profile | None", part: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if profile is None else profile.starting(part)
 
 
 def make_grid(world: World, *, workers: int | None = None) -> LocalGrid:

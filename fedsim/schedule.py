@@ -73,6 +73,16 @@ class Schedule:
         """Whether every slot takes this step."""
         return bool((self.counts[:, step] > 0).all())
 
+    def computed(self, *, leaving: bool = False) -> int:
+        """Samples that a model is given when the slots train together, padding included.
+
+        Args:
+            leaving: Whether whoever has finished leaves, until two slots are left.
+        """
+        slots, steps = self.counts.shape
+        active = np.maximum((self.counts > 0).sum(axis=0), 2) if leaving else slots * steps
+        return int(np.sum(active)) * self._batch
+
     def samples(self, step: int) -> Tensor:
         """Samples per slot in this step, int64 `[slots]` on the device."""
         return self._counts[:, step]

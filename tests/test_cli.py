@@ -416,8 +416,15 @@ class Runs:
         self.during: Callable[[], None] = lambda: None
 
     def start(
-        self, scenario: Scenario, *, out: Path | None, workers: int | None, progress: Any
+        self,
+        scenario: Scenario,
+        *,
+        out: Path | None,
+        workers: int | None,
+        progress: Any,
+        profile: Any,
     ) -> RunResult:
+        assert profile is None  # unless it is asked for
         self.calls.append((scenario, out, workers))
         folder = run_folder.create(out, scenario)
         with folder.recording():

@@ -11,7 +11,7 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -126,7 +126,9 @@ class Runner:
     def chunk(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         """Train or evaluate a chunk."""
         assert isinstance(self.app, CohortApp)
-        return self.app.run_chunk(job, out)
+        begun = time.perf_counter()
+        result = self.app.run_chunk(job, out)
+        return replace(result, seconds=time.perf_counter() - begun)
 
     def message(self, work: MessageWork) -> tuple[RecordDict | Error, bytes]:
         """Let the ClientApp answer one message; returns its content and the context's new state."""
@@ -171,6 +173,8 @@ class LocalGrid(Grid, abc.ABC):
         self.store = ClientStore()
         self.incidents: list[str] = []
         self.chunk_log: list[dict[str, Any]] = []
+        # told how long works took that were done in one go, and how each ended
+        self.watch: Callable[[float, Sequence[tuple[Work, Outcome]]], None] | None = None
         # servers of old Flower apps send from a pool of threads; calls follow one another here
         self._lock = threading.RLock()
         self._seen_reasons: set[str] = set()
@@ -393,7 +397,11 @@ class LocalGrid(Grid, abc.ABC):
         pending = [work for work in pending if not all(work.job.absent)]
         while pending:
             again: list[ChunkWork] = []
-            for work, outcome in list(self._perform(pending, cohort.shared, rows, deadline)):
+            begun = time.perf_counter()
+            done = list(self._perform(pending, cohort.shared, rows, deadline))
+            if self.watch is not None:
+                self.watch(time.perf_counter() - begun, done)
+            for work, outcome in done:
                 assert isinstance(work, ChunkWork)
                 attempts[work.index] += 1
                 self._log_chunk(work, outcome, attempts[work.index])
