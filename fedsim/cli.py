@@ -1,4 +1,4 @@
-"""The command line: `fedsim run`, `resume`, `list`, `partition`, `doctor` and `new`.
+"""The command line: `fedsim run`, `resume`, `plan`, `list`, `partition`, `doctor` and `new`.
 
 Results go to standard output (with `--json` exactly one JSON document), everything else to standard
 error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted,
@@ -31,6 +31,7 @@ from fedsim.errors import FedsimError, ScenarioError
 
 if TYPE_CHECKING:
     from fedsim.discovery import Entry
+    from fedsim.planning import Plans
     from fedsim.profile import Profile
     from fedsim.run import RunResult
     from fedsim.scenario import Scenario
@@ -52,6 +53,7 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim run quickstart                      a scenario that comes with fedsim
   fedsim run my.toml --set strategy.name=fedavg --set rounds=5
   fedsim resume runs/my-20260101T120000Z-1a2b
+  fedsim plan my.toml                        the fastest way to run it here
   fedsim list strategies fedavg              its hyperparameters and defaults
   fedsim partition my.toml --png who.png     who holds what, before training
   fedsim new demo                            a project with your model, data and strategy
@@ -188,6 +190,68 @@ def resume(
                 run_folder, workers=workers, overrides=overrides or [], progress=progress
             )
         return _run_outcome(result)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim plan my.toml
+  fedsim plan my.toml --write my_fast.toml
+  fedsim plan quickstart --set engine.kind=inline --rounds 3
+""",
+)
+def plan(
+    scenario: ScenarioArgument,
+    overrides: SetOption = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the scenario with the choice in it; must not exist yet."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Rounds to measure of every way to run; N >= 2. Default: 7.",
+            show_default=False,
+        ),
+    ] = 7,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure which executor, chunk size, threads and workers suit a scenario.
+
+    SCENARIO is a file, or the name of one that comes with fedsim. Its own data, strategy and
+    cohorts are used, a few rounds each way, in turn. Nothing is chosen by measurement in `fedsim
+    run`: the choice counts once it is in the scenario, and may change the last bits of results.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.scenario import find, load
+
+        _check_workers(workers)
+        if rounds < 2:
+            raise ScenarioError(f"--rounds {rounds}: must be >= 2")
+        if write is not None and overrides:
+            raise ScenarioError("--write with --set: put the changes into the scenario first")
+        if write is not None and write.exists():
+            raise ScenarioError(f"--write {write}: exists already")
+        loaded = load(scenario, overrides or [])
+        from fedsim import planning
+
+        def note(text: str) -> None:
+            if not quiet:
+                typer.echo(text, err=True)
+
+        with loaded.named_in_refusals():
+            plans = planning.measure(loaded, rounds=rounds, workers=workers, note=note)
+        if write is not None:
+            planning.write(find(scenario), write, plans.best.settings)
+        return _plan_outcome(plans, write)
 
     _finish(produce, as_json=as_json)
 
@@ -391,6 +455,48 @@ def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> _Outc
         lines += ["", *profile.lines()]
         document["profile"] = profile.report()
     return _Outcome(document, lines, code)
+
+
+def _plan_outcome(plans: "Plans", written: Path | None) -> _Outcome:
+    from fedsim.planning import toml_lines
+
+    rows = [("executor", "chunk_size", "threads", "engine", "a round", "times faster", "")]
+    ways = []
+    for way in plans.ways:
+        faster = way.times_faster(plans.now)
+        about = f"about {plans.now.median_s / way.median_s:.2f}"  # not in the same rounds
+        ratio = about if faster is None else "{:.2f} ({:.2f} to {:.2f})".format(*faster)
+        several = f", {way.workers} worker{'s' * (way.workers != 1)}"
+        engine = way.kind + several * (way.kind == "ray")
+        what = "as it is" * way.as_it_is + ", " * (way.as_it_is and way is plans.best)
+        what += "to take" * (way is plans.best)
+        rows.append(
+            (way.executor, str(way.chunk_size), str(way.threads), engine,
+             f"{way.median_s * 1000:.1f} ms", ratio, what)
+        )  # fmt: skip
+        ways.append(
+            {**way.settings, "median_s": way.median_s, "rounds": len(way.seconds),
+             "as_it_is": way.as_it_is, "times_faster": faster}
+        )  # fmt: skip
+    lines = _columns(rows, gap="  ")
+    lines += ["", *(f"executor {name}: {why}" for name, why in plans.refused.items())]
+    lines += [""] * bool(plans.refused)
+    if written is not None:
+        lines.append(f"written to {written}")
+    elif plans.best is plans.now:
+        lines.append("the scenario is as it should be")
+    else:
+        lines += ["[engine]", *toml_lines(plans.best.settings)]
+    if plans.best.kind == "inline" and plans.now.kind == "ray":
+        lines += ["", "inline does not outlive a client that hangs or ends its process; ray does"]
+    document = {
+        "ways": ways,
+        "engine": plans.best.settings,
+        "refused": plans.refused,
+        "written": None if written is None else str(written),
+        "exit_code": OK,
+    }
+    return _Outcome(document, lines)
 
 
 def _because(stopped: str | None) -> str:

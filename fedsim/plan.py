@@ -67,6 +67,7 @@ def make_plan(
     executor: Literal["auto", "batched", "vmap", "loop"] = "auto",
     stacks: bool = False,
     chunk_size: int | None = None,
+    threads: int = 1,
     device: str = "cpu",
     deterministic: bool = True,
     evaluation_batch: int = 1000,
@@ -81,6 +82,7 @@ def make_plan(
         stacks: Whether the client procedure's step takes several clients at once.
         chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
             what fits a fixed number of bytes, so that two workers have work in every round.
+        threads: Threads of torch's kernels.
         device: Where to compute.
         deterministic: Whether a GPU is held to deterministic kernels.
         evaluation_batch: Samples per forward pass of the server's evaluation.
@@ -108,7 +110,7 @@ def make_plan(
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = max(2, min(-(-expected_cohort // 2), _MAX_CHUNK, fits))
-    return ExecutionPlan(kind, why, chunk_size, 1, device, deterministic, evaluation_batch)
+    return ExecutionPlan(kind, why, chunk_size, threads, device, deterministic, evaluation_batch)
 
 
 def why_not_batched(

@@ -214,7 +214,7 @@ def _execute(
 ) -> RunResult:
     scenario = world.scenario
     begun = time.monotonic()
-    wrapped = ParticipationGrid(_wrapped(grid, world), world.participation, seed=scenario.seed)
+    wrapped = ParticipationGrid(wrapped_grid(grid, world), world.participation, seed=scenario.seed)
     growing = (*_GROWING, *([_LOCAL] if scenario.evaluation.per_client else []))
     files = {name: JsonLines(folder.file(name)) for name in growing}
     keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
@@ -313,8 +313,8 @@ def _pooled(world: World) -> Callable[[ArrayRecord], dict[str, float]]:
     return evaluate
 
 
-def _wrapped(grid: Grid, world: World) -> Grid:
-    """The grid with all in it that stands between the selected clients and the strategy."""
+def wrapped_grid(grid: Grid, world: World) -> Grid:
+    """Return the grid with all in it that stands between the selected clients and the strategy."""
     engine, devices = world.scenario.engine, world.devices
     layout = world.layout if isinstance(grid, LocalGrid) else None
     if devices is not None:

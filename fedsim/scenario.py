@@ -49,7 +49,7 @@ _NO_MATTER_ENGINE = (
     "startup_timeout_s",
 )
 # keys of [engine] that decide results and came later: at these values a scenario has its old hash
-_LATER_ENGINE = {"retries": 2, "quorum": None}
+_LATER_ENGINE = {"retries": 2, "quorum": None, "threads": 1}
 _LATER_EVALUATION = {"per_client": False, "pooled": False}  # likewise of [evaluation]
 _LATER_PARTITION = {  # likewise of [partition]
     **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
@@ -245,6 +245,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
             if isinstance(value, str) and is_import_path(value):
                 search_beside(file.parent, value)
     return Scenario(**validated(document, origin=origin, folder=file.parent))
+
+
+def find(path: str | Path) -> Path:
+    """Return a scenario's file.
+
+    Args:
+        path: The file, or the name of a scenario that comes with fedsim.
+
+    Raises:
+        ScenarioError: If there is none.
+    """
+    return _find(path)[0]
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

@@ -39,6 +39,7 @@ class Engine(Table):
     workers: int | None = Field(default=None, ge=1)
     chunk_size: int | None = None
     executor: Literal["auto", "batched", "vmap", "loop"] = "auto"
+    threads: int = Field(default=1, ge=1, le=1024)
     device: Literal["cpu", "cuda"] = "cpu"
     deterministic: bool = True
     client_resources: ClientResources = ClientResources()

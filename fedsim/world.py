@@ -140,6 +140,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         chunk_size=engine.chunk_size,
         device=engine.device,
         deterministic=engine.deterministic,
+        threads=engine.threads,
         evaluation_batch=scenario.evaluation.batch_size,
     )
     app = make_app(scenario, data, plan)

@@ -312,7 +312,7 @@ def test_names_read_from_the_source_are_those_of_the_registries() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["run", "resume", "list", "partition"])
+@pytest.mark.parametrize("command", ["run", "resume", "plan", "list", "partition"])
 def test_help_of_every_command_has_examples(fedsim: Any, command: str) -> None:
     ended = fedsim(command, "--help")
     assert ended.code == 0
@@ -612,6 +612,6 @@ def test_console_script_finds_modules_of_the_working_folder(folder: Path) -> Non
 def test_every_command_is_documented_for_both_output_forms() -> None:
     command = typer.main.get_command(cli.app)
     assert isinstance(command, click.Group)
-    assert set(command.commands) == {"run", "resume", "list", "partition", "doctor", "new"}
+    assert set(command.commands) == {"run", "resume", "plan", "list", "partition", "doctor", "new"}
     for name, each in command.commands.items():
         assert "--json" in {option for p in each.params for option in p.opts}, name
