@@ -1,4 +1,4 @@
-"""The command line: `fedsim run`, `resume`, `plan`, `list`, `partition`, `doctor` and `new`.
+"""The command line: `fedsim run`, `resume`, `plan`, `compare`, `tune`, `list` and others.
 
 Results go to standard output (with `--json` exactly one JSON document), everything else to standard
 error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedsim.profile import Profile
     from fedsim.run import RunResult
     from fedsim.scenario import Scenario
+    from fedsim.studies.command import Answer
 
 OK, FAILED, REFUSED, BROKEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -54,6 +55,8 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim run my.toml --set strategy.name=fedavg --set rounds=5
   fedsim resume runs/my-20260101T120000Z-1a2b
   fedsim plan my.toml                        the fastest way to run it here
+  fedsim compare my.toml --vary strategy.name=fedavg,fedau --seeds 10
+  fedsim tune my.toml --grid client.local_lr=0.01,0.1,1
   fedsim list strategies fedavg              its hyperparameters and defaults
   fedsim partition my.toml --png who.png     who holds what, before training
   fedsim new demo                            a project with your model, data and strategy
@@ -257,6 +260,148 @@ def plan(
 
 
 @app.command(
+    epilog="""\b
+Examples:
+  fedsim compare quickstart --vary partition.alpha=0.1,1 --seeds 5
+  fedsim compare quickstart --vary strategy.name=fedavg,fedau --vary partition.clients=20,50
+  fedsim compare mine.toml theirs.toml --seeds 10 --target test/accuracy=0.9
+  fedsim compare studies/quickstart             go on, or show it again
+  fedsim compare runs/first runs/second
+""",
+)
+def compare(
+    subjects: Annotated[list[str], typer.Argument(metavar="SCENARIO...", hidden=True)],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE.KEY=A,B",
+            help="Compare these values; may be repeated, all combinations are run.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="So many seeds from the scenario's on, or a list: 1,2,5."),
+    ] = None,
+    overrides: SetOption = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="What is compared; test/accuracy.")
+    ] = None,
+    last: Annotated[
+        float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
+    ] = 0.1,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC=VALUE", help="Say what it cost to reach this value."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="The varied value that others are held against."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The study's folder. Default: studies/SCENARIO."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Hold scenarios, or variants of one, beside each other over several seeds.
+
+    SCENARIO is a file, or the name of one that comes with fedsim; or folders of finished runs; or
+    the folder of a study. Runs that are missing are made, as many at a time as this machine has
+    room for; those that have finished never again. It prints means, paired differences and what it
+    cost, and writes them as CSV, JSON and pictures. Exits with 1 when a run failed.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.studies.command import Asked, run_compare
+
+        asked = Asked(
+            subjects, vary or [], seeds, overrides or [], metric, last, target, baseline, out,
+            workers,
+        )  # fmt: skip
+        return _study_outcome(run_compare(asked, width=_terminal_width(), quiet=quiet))
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim tune quickstart
+  fedsim tune quickstart --vary strategy.name=fedavg,fedau --grid client.local_lr=0.03,0.1,0.3
+  fedsim tune quickstart --random 20 --grid client.local_lr=0.001,1 --grid client.local_epochs=1,8
+""",
+)
+def tune(
+    scenario: ScenarioArgument,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE.KEY=A,B",
+            help="Try these values; may be repeated. Default: client.local_lr=0.01,0.03,0.1,0.3,1.",
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE.KEY=A,B", help="The methods, each of which tries the same values."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N", help="So many seeds, from 1000 above the scenario's on.")
+    ] = "3",
+    overrides: SetOption = None,
+    random: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw N points between the values instead of a grid."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="What is best; pooled/accuracy.")
+    ] = None,
+    last: Annotated[
+        float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
+    ] = 0.1,
+    keep: Annotated[
+        float,
+        typer.Option(metavar="SHARE", help="This share of a method's points outlives each seed."),
+    ] = 0.5,
+    widen: Annotated[
+        int, typer.Option(metavar="N", help="The grid may grow N times while the best is its edge.")
+    ] = 4,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The study's folder. Default: studies/SCENARIO-tune."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find each method's best step size, or other keys, without looking at the test set.
+
+    SCENARIO is a file, or the name of one that comes with fedsim. Clients keep a part of their
+    samples to themselves, on which the model is judged; seeds are apart from those of final runs.
+    All methods try the same values, which are widened while the best one lies on an edge. Runs that
+    are there are not made again.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.studies.tune_command import TuneAsked, run_tune
+
+        asked = TuneAsked(
+            scenario, grid or [], vary or [], seeds, overrides or [], random, metric, last, keep,
+            widen, out, workers,
+        )  # fmt: skip
+        return _study_outcome(run_tune(asked, width=_terminal_width(), quiet=quiet))
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
     name="list",
     epilog="""\b
 Examples:
@@ -420,6 +565,10 @@ def _check_workers(workers: int | None) -> None:
         raise ScenarioError(f"--workers {workers}: must be >= 1")
 
 
+def _terminal_width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
+
+
 # What commands have to say.
 
 
@@ -427,6 +576,11 @@ def _new_profile(begun: float) -> "Profile":
     from fedsim.profile import Profile
 
     return Profile(begun)
+
+
+def _study_outcome(answer: "Answer") -> _Outcome:
+    code = FAILED if answer.failed else OK
+    return _Outcome({**answer.document, "exit_code": code}, answer.lines, code)
 
 
 def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> _Outcome:
@@ -679,6 +833,8 @@ def _failure(code: int, message: str, error: BaseException) -> _Outcome:
             lines.append(f"fedsim: the traceback is in {folder / LOG_FILE}")
         if code != REFUSED and getattr(error, "resumable", True):
             lines.append(f"fedsim: `{resume_command}` goes on from the last checkpoint")
+    elif go_on := vars(error).get("fedsim_go_on"):
+        lines.append(f"fedsim: {go_on} goes on; what has finished is not run again")
     elif code == FAILED and not isinstance(error, FedsimError):
         lines.append(f"fedsim: the traceback is in {_write_traceback(error)}")
     return _Outcome(document, lines, code, ended_early=True)

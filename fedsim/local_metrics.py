@@ -15,6 +15,16 @@ _WORST = 0.1  # the share of clients whose mean stands for the worst off
 _ERRORS = ("loss", "mse", "rmse", "mae", "perplexity")  # metrics of which less is better
 
 
+def is_error(name: str) -> bool:
+    """Return whether less of a metric is better.
+
+    Example:
+        >>> is_error("test/loss"), is_error("test/accuracy")
+        (True, False)
+    """
+    return name.rpartition("/")[2].rpartition("_")[2] in _ERRORS or name.endswith("loss")
+
+
 def client_metrics(replies: Iterable[Message]) -> Iterator[dict[str, Any]]:
     """Yield one record per client that answered: `client`, `examples` and its metrics by name.
 
@@ -58,8 +68,7 @@ def spread(replies: Iterable[Message]) -> dict[str, float]:
             continue
         ordered = np.sort(np.array(values))
         worst = max(1, int(len(ordered) * _WORST))
-        errs = name.rpartition("_")[2] in _ERRORS or name.endswith("loss")
-        tail = ordered[-worst:] if errs else ordered[:worst]
+        tail = ordered[-worst:] if is_error(name) else ordered[:worst]
         found[f"local/{name}_mean"] = float(ordered.mean())
         found[f"local/{name}_worst_decile"] = float(tail.mean())
         found[f"local/{name}_variance"] = float(ordered.var())

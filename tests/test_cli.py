@@ -612,6 +612,8 @@ def test_console_script_finds_modules_of_the_working_folder(folder: Path) -> Non
 def test_every_command_is_documented_for_both_output_forms() -> None:
     command = typer.main.get_command(cli.app)
     assert isinstance(command, click.Group)
-    assert set(command.commands) == {"run", "resume", "plan", "list", "partition", "doctor", "new"}
+    assert set(command.commands) == {
+        "run", "resume", "plan", "compare", "tune", "list", "partition", "doctor", "new",
+    }  # fmt: skip
     for name, each in command.commands.items():
         assert "--json" in {option for p in each.params for option in p.opts}, name

@@ -92,6 +92,16 @@ def memory(root: Path = Path("/")) -> Finding:
     return Finding("memory", "ok", found)
 
 
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return how many bytes this process can still get; None where that is not known."""
+    try:
+        _, available = _meminfo(root)
+    except (OSError, ValueError, KeyError):
+        return None
+    group = control_group_memory(root)
+    return available if group is None else min(available, max(group[0] - group[1], 0))
+
+
 def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     """Say how much room there is for Ray's object store."""
     try:

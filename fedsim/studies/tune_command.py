@@ -1,0 +1,118 @@
+"""What `fedsim tune` does, from its arguments to its table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedsim.errors import ScenarioError
+from fedsim.run_folder import taking, write_json_atomic
+from fedsim.studies.cells import locked
+from fedsim.studies.command import Answer, default_folder
+from fedsim.studies.grids import Grid, Point, check, draw
+from fedsim.studies.outcome import LAST, check_metric
+from fedsim.studies.tune import (
+    KEPT,
+    SEEDS_APART,
+    WIDENINGS,
+    Rule,
+    check_metric_is_no_test,
+    tune,
+    validating,
+)
+from fedsim.studies.tune_report import draw_tuned, tuned_document, tuned_lines, write_tuned_csv
+from fedsim.studies.variants import Variant, of_scenarios, parse_axis, parse_seeds
+from fedsim.studies.watching import StudyProgress
+
+GRID = "client.local_lr=0.01,0.03,0.1,0.3,1"
+
+
+class TuneAsked(NamedTuple):
+    """The arguments of `fedsim tune`, see there."""
+
+    scenario: str
+    grid: Sequence[str] = ()
+    vary: Sequence[str] = ()
+    seeds: str = "3"
+    overrides: Sequence[str] = ()
+    random: int | None = None
+    metric: str | None = None
+    last: float = LAST
+    kept: float = KEPT
+    widenings: int = WIDENINGS
+    out: Path | None = None
+    workers: int | None = None
+
+
+def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
+    """Run what is missing, write tables and a picture, and return what there is to say.
+
+    Raises:
+        ScenarioError: If anything asked is impossible; nothing has run then.
+        BusyError: If another process works in the study's folder.
+    """
+    rule = _rule(asked)
+    plain = of_scenarios([asked.scenario], [parse_axis(v) for v in asked.vary], asked.overrides)
+    scenario = plain[0].scenario
+    seeds = parse_seeds(asked.seeds, scenario.seed + SEEDS_APART)
+    axes = [parse_axis(text, option="--grid") for text in asked.grid or [GRID]]
+    check(axes, random=asked.random is not None)
+    grid = Grid(tuple(axes))
+    if asked.random is not None:
+        grid = draw(axes, asked.random, scenario.seed)
+
+    def make(method: int, point: Point) -> Variant:
+        return variant_at(asked.scenario, plain[method], asked.overrides, grid.keys, point)
+
+    for method in range(len(plain)):
+        for point in grid.points:
+            make(method, point)
+    study = asked.out or Path(f"{default_folder([asked.scenario])}-tune")
+    try:
+        with locked(study), StudyProgress(quiet=quiet) as progress:
+            names = [variant.name if variant.labels else "" for variant in plain]
+            tuned = tune(
+                names, make, grid, seeds, study, rule,
+                workers=asked.workers, watch=progress, expect=progress.expect,
+            )  # fmt: skip
+            document = {"study": str(study), **tuned_document(tuned)}
+            with taking(study / "tune.json"):
+                write_json_atomic(study / "tune.json", document)
+                write_tuned_csv(tuned, study / "tune.csv")
+                draw_tuned(tuned, study / "tune.png")
+    except KeyboardInterrupt as error:
+        vars(error)["fedsim_go_on"] = "the same command"
+        raise
+    lines = [*tuned_lines(tuned, width=width), "", f"{study}: tune.json, tune.csv, tune.png"]
+    return Answer(document, lines, any(best is None for best in tuned.best))
+
+
+def variant_at(
+    scenario: str, method: Variant, overrides: Sequence[str], keys: Sequence[str], point: Point
+) -> Variant:
+    """Return a method at one point, measured on a validation split.
+
+    Raises:
+        ScenarioError: If the point is impossible.
+    """
+    settings = [f"{key}={value}" for key, value in zip(keys, point, strict=True)]
+    assigned = [f"{key}={value}" for key, value in method.labels.items()]
+    split = float(method.scenario.partition.get("test_fraction") or 0)
+    (made,) = of_scenarios([scenario], [], [*validating(overrides, split), *assigned, *settings])
+    labels = {**method.labels, **dict(zip(keys, point, strict=True))}
+    return Variant(labels, made.scenario)
+
+
+def _rule(asked: TuneAsked) -> Rule:
+    if asked.metric is not None:
+        check_metric(asked.metric, "--metric")
+        check_metric_is_no_test(asked.metric)
+    for name, value, holds, bounds in (
+        ("--last", asked.last, 0 < asked.last <= 1, "in (0, 1]"),
+        ("--keep", asked.kept, 0 < asked.kept <= 1, "in (0, 1]"),
+        ("--widen", asked.widenings, asked.widenings >= 0, ">= 0"),
+        ("--random", asked.random, asked.random is None or asked.random >= 1, ">= 1"),
+        ("--workers", asked.workers, asked.workers is None or asked.workers >= 1, ">= 1"),
+    ):
+        if not holds:
+            raise ScenarioError(f"{name} {value:g}: must be {bounds}")
+    return Rule(asked.metric, asked.last, asked.kept, asked.widenings)

@@ -1,0 +1,55 @@
+"""Grids that widen, and random points."""
+
+import pytest
+
+from fedsim.errors import ScenarioError
+from fedsim.studies.grids import Grid, check, draw, on_edge, widened
+from fedsim.studies.variants import Axis
+
+
+def test_a_grid_is_every_combination():
+    axes = Axis("a", ("1", "2")), Axis("b", ("x", "y"))
+    assert Grid(axes).points == (("1", "x"), ("1", "y"), ("2", "x"), ("2", "y"))
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "after"),
+    [
+        (("0.1", "1"), "1", ("0.1", "1", "10")),
+        (("0.1", "0.3", "1"), "0.1", ("0.033", "0.1", "0.3", "1")),
+        (("1", "0.1"), "1", ("0.1", "1", "10")),
+        (("2", "4"), "2", ("1", "2", "4")),
+        (("1", "2"), "1", ("1", "2")),  # there is no whole number between
+    ],
+)
+def test_it_widens_by_its_last_step(values, value, after):
+    assert widened(Axis("a", values), value).values == after
+
+
+def test_only_numbers_have_an_edge():
+    assert on_edge(Axis("a", ("0.1", "1", "10")), "10")
+    assert not on_edge(Axis("a", ("0.1", "1", "10")), "1")
+    assert not on_edge(Axis("a", ("sgd", "adam")), "sgd")
+    assert not on_edge(Axis("a", ("1",)), "1")
+    assert not on_edge(Axis("a", ("0", "0.5")), "0.5")  # no ratio goes on from zero
+
+
+def test_random_points_are_log_uniform_and_follow_the_seed():
+    axes = Axis("lr", ("0.001", "1")), Axis("steps", ("1", "8")), Axis("how", ("x", "y"))
+    points = draw(axes, 400, seed=1).points
+    assert points == draw(axes, 400, seed=1).points
+    assert points != draw(axes, 400, seed=2).points
+    steps = [float(lr) for lr, _, _ in points]
+    assert min(steps) >= 0.001
+    assert max(steps) <= 1
+    below = sum(lr < 0.001**0.5 for lr in steps) / len(steps)
+    assert below == pytest.approx(0.5, abs=0.08)
+    assert {n for _, n, _ in points} == {str(n) for n in range(1, 9)}
+    assert {how for _, _, how in points} == {"x", "y"}
+
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(ScenarioError, match="a: is there twice"):
+        check([Axis("a", ("1",)), Axis("a", ("2",))], random=False)
+    with pytest.raises(ScenarioError, match="give two"):
+        check([Axis("a", ("1",))], random=True)
