@@ -119,7 +119,7 @@ class Devices(Table):
         if self.deadline < soonest:
             raise ValueError(
                 f"deadline = {self.deadline:g}: no client is ever done by then; the soonest takes "
-                f"{soonest:.3g} (the median client takes 1 for its whole work)"
+                f"{soonest:.3g} (the median client takes 1 for its whole work); give at least that"
             )
         return self
 
