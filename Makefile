@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu bench format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios bench format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -37,6 +37,10 @@ test-deploy: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu
+
+# scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
+scenarios: $(STAMP)
+	$(BIN)/fedsim check scenarios --tier all $(if $(DATA),--data $(DATA))
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

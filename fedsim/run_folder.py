@@ -313,10 +313,15 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
     Non-finite floats are written as `JsonLines` writes them.
     """
+    write_text_atomic(path, _encode(value, indent=2) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, or the old one still is, whatever happens."""
     making = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with making.open("xb") as file:
-            file.write(_encode(value, indent=2).encode() + b"\n")
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         making.replace(path)

@@ -1,7 +1,7 @@
 """The scenarios that come with fedsim keep their claims, and break them without their mechanism.
 
 `[expect]` is written by hand from what the papers claim and what was seen; `fedsim run` exits 0
-when it holds and 3 when it does not.
+when it holds and 3 when it does not. That the fast ones hold, `scenarios/` itself tests.
 """
 
 import json
@@ -44,13 +44,6 @@ def test_every_algorithm_has_a_claim_and_a_way_to_lose_it():
     assert {SCENARIOS[name].strategy["name"] for name in WITHOUT} == five
     assert {SCENARIOS[name].strategy["name"] for name in SLOW} >= five
     assert set(WITHOUT) <= set(FAST)
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_its_claims_hold(name, tmp_path):
-    code, claims = run(name, tmp_path / "run")
-    assert code == 0, claims
-    assert claims
 
 
 @pytest.mark.parametrize("name", WITHOUT)

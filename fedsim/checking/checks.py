@@ -1,0 +1,144 @@
+"""Holding one scenario against its claims and its recording."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fedsim
+from fedsim.checking.drift import Drift, drifts, other_environment, same_environment
+from fedsim.checking.measure import measure
+from fedsim.checking.recording import Recording, place_of, read, write
+from fedsim.errors import ScenarioError
+from fedsim.scenario import Scenario, load
+
+_SHOWN = 8  # drifts of one scenario that are told in full
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of checking a scenario.
+
+    Attributes:
+        scenario: Its file.
+        claims: What its metrics make of `[expect]`.
+        drifts: What is no longer as recorded; None when there is no recording.
+        seconds: How long its runs took.
+        note: What was not compared, and why.
+        edited: Whether the scenario was changed since it was recorded.
+    """
+
+    scenario: Path
+    claims: list[dict[str, Any]]
+    drifts: list[Drift] | None
+    seconds: float
+    note: str = ""
+    edited: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim holds and nothing has drifted."""
+        return all(claim["holds"] for claim in self.claims) and not self.drifts
+
+    def lines(self) -> list[str]:
+        """Return what is wrong, in words, each line with the scenario's name."""
+        name = self.scenario.stem
+        found = [
+            f"{name}: {claim['metric']} {claim['claim']}: measured {_number(claim['value'])}"
+            for claim in self.claims
+            if not claim["holds"]
+        ]
+        if self.edited:
+            return [*found, f"{name}: was edited since it was recorded; {_update(self.scenario)}"]
+        apart = self.drifts or []
+        found += [f"{name}: {drift}" for drift in apart[:_SHOWN]]
+        if len(apart) > _SHOWN:
+            found.append(f"{name}: and {len(apart) - _SHOWN} more")
+        if apart:
+            found.append(f"{name}: if that is meant: {_update(self.scenario)}")
+        return found
+
+
+def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = None) -> Verdict:
+    """Run a scenario and hold it against its claims and its recording.
+
+    Args:
+        scenario: Its file.
+        overrides: Assignments such as "data.path=/data/mnist"; those that change results make it
+            another scenario than the recorded one.
+        data: A folder with a folder for each data set that can be read from files, by its name.
+
+    Raises:
+        ScenarioError: If the scenario or its recording is refused.
+        RunError: If a run fails.
+    """
+    loaded = _loaded(scenario, overrides, data)
+    golden = read(place_of(scenario))
+    with loaded.named_in_refusals():
+        now, claims, seconds = measure(loaded)
+    if golden is None:
+        return Verdict(scenario, claims, None, seconds, f"not recorded; {_update(scenario)}")
+    apart = drifts(golden, now)
+    note = ""
+    if not same_environment(golden, now):
+        note = f"hashes of models not compared: {other_environment(golden, now)}"
+    edited = golden.scenario_sha256 != now.scenario_sha256
+    return Verdict(scenario, claims, apart, seconds, note, edited)
+
+
+def record(
+    scenario: Path, why: str, overrides: Sequence[str] = (), *, data: Path | None = None
+) -> tuple[Recording, list[Drift] | None]:
+    """Record what a scenario does now, with the reason.
+
+    A recording that stands for the same is left as it is, its history too.
+
+    Args:
+        scenario: Its file.
+        why: What moved it, for whoever reads the history.
+        overrides: Assignments such as "data.path=/data/mnist".
+        data: As for `check`.
+
+    Returns:
+        The recording, and what was otherwise before; None when there was no recording.
+
+    Raises:
+        ScenarioError: If the scenario is refused, or its claims do not hold.
+        RunError: If a run fails.
+    """
+    loaded = _loaded(scenario, overrides, data)
+    before = read(place_of(scenario))
+    with loaded.named_in_refusals():
+        now, claims, _ = measure(loaded)
+    if broken := [claim["metric"] for claim in claims if not claim["holds"]]:
+        raise ScenarioError(
+            f"{scenario}: is not recorded while its claim on {broken[0]} is broken; change the "
+            "claim or what broke it first"
+        )
+    moved = None if before is None else drifts(before, now)
+    if before is not None and not moved and same_environment(before, now):
+        return before, []
+    reason = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "why": " ".join(why.split()),
+        "fedsim": fedsim.__version__,
+    }
+    made = replace(now, history=[*([] if before is None else before.history), reason])
+    write(place_of(scenario), made)
+    return made, moved
+
+
+def _loaded(file: Path, overrides: Sequence[str], data: Path | None) -> Scenario:
+    scenario = load(file, overrides)
+    if data is None or scenario.data.get("path") is not None or "path" not in scenario.data:
+        return scenario
+    return scenario.with_overrides([f"data.path={(data / scenario.data['name']).absolute()}"])
+
+
+def _update(scenario: Path) -> str:
+    return f'fedsim golden --update {scenario} --why "..."'
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.6g}"

@@ -1,0 +1,176 @@
+"""`fedsim check` and `fedsim golden`: what they do, and what they say."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedsim.checking.checks import Verdict, check, record
+from fedsim.checking.recording import Recording, place_of, read
+from fedsim.checking.selection import select
+from fedsim.errors import FedsimError, ScenarioError
+
+HELD, FAILED, REFUSED, BROKEN = "holds", "failed", "refused", "BROKEN"
+
+
+class Answer(NamedTuple):
+    """What a command has to say.
+
+    Attributes:
+        document: For programs.
+        lines: For people.
+        worst: The worst of `HELD`, `BROKEN`, `FAILED`, `REFUSED`.
+    """
+
+    document: dict[str, Any]
+    lines: list[str]
+    worst: str = HELD
+
+
+def run_check(
+    names: Sequence[str],
+    *,
+    tier: str | None,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    data: Path | None = None,
+) -> Answer:
+    """Check scenarios one after the other; whatever becomes of one, the others are checked.
+
+    Args:
+        names: Files, folders or names; see `selection.select`.
+        tier: Which scenarios of folders.
+        overrides: Assignments for every scenario.
+        say: Told of each scenario when it is done.
+        data: See `checks.check`.
+
+    Raises:
+        ScenarioError: If nothing can be selected.
+    """
+    selected = select(names, tier)
+    rows: list[tuple[str, str, str, str, str]] = []
+    wrong: list[str] = []
+    results: list[dict[str, Any]] = []
+    worst = HELD
+    for place, file in enumerate(selected.files, start=1):
+        state, row, words, result = _one(file, overrides, data)
+        worst = max(worst, state, key=[HELD, BROKEN, FAILED, REFUSED].index)
+        rows.append(row)
+        wrong += words
+        results.append({"scenario": str(file), "verdict": state, **result})
+        say(f"{place}/{len(selected.files)}  {file.stem}: {state}")
+    lines = [*_table(("scenario", "claims", "recording", "models", "time"), rows)]
+    if wrong:
+        lines += ["", *wrong]
+    if selected.left_out:
+        lines += ["", f"{selected.left_out} scenarios of other tiers left out: --tier all"]
+    return Answer({"checks": results, "left_out": selected.left_out}, lines, worst)
+
+
+def run_golden(
+    names: Sequence[str],
+    *,
+    update: bool,
+    why: str | None,
+    overrides: Sequence[str],
+    data: Path | None = None,
+) -> Answer:
+    """Show recordings, or record scenarios anew.
+
+    Args:
+        names: Scenarios: files, or names of those that come with fedsim.
+        update: Whether to record.
+        why: The reason, which the recording keeps; needed to record.
+        overrides: Assignments for every scenario.
+        data: See `checks.check`.
+
+    Raises:
+        ScenarioError: If something is refused; scenarios before it are recorded.
+        RunError: If a run fails.
+    """
+    if update and not (why and why.strip()):
+        raise ScenarioError('golden --update: say why the recording moves: --why "..."')
+    if why is not None and not update:
+        raise ScenarioError("golden --why: says why a recording moves; say --update too")
+    lines: list[str] = []
+    results: list[dict[str, Any]] = []
+    for file in select(names, "all").files:
+        if update:
+            made, moved = record(file, str(why), overrides, data=data)
+            lines += _updated(file, moved)
+        else:
+            found = read(place_of(file))
+            lines += _history(file, found)
+            if found is None:
+                continue
+            made = found
+        results.append({"scenario": str(file), **asdict(made)})
+    return Answer({"recordings": results}, lines)
+
+
+def _one(
+    file: Path, overrides: Sequence[str], data: Path | None
+) -> tuple[str, tuple[str, str, str, str, str], list[str], dict[str, Any]]:
+    """Check one scenario: its state, its row, what is wrong in lines, and what programs read."""
+    try:
+        verdict = check(file, overrides, data=data)
+    except ScenarioError as error:
+        return (
+            REFUSED,
+            (file.stem, "refused", "-", "-", "-"),
+            str(error).splitlines(),
+            _error(error),
+        )
+    except FedsimError as error:
+        lines = [f"{file.stem}: {line}" for line in str(error).splitlines()]
+        return FAILED, (file.stem, "failed", "-", "-", "-"), lines, _error(error)
+    held = sum(claim["holds"] for claim in verdict.claims)
+    claims = f"{held} of {len(verdict.claims)}" if verdict.claims else "none"
+    row = (file.stem, claims, *_recorded(verdict), f"{verdict.seconds:.1f} s")
+    lines = verdict.lines()
+    if verdict.note:
+        lines.append(f"{file.stem}: {verdict.note}")
+    apart = None if verdict.drifts is None else [each._asdict() for each in verdict.drifts]
+    result = {"claims": verdict.claims, "drifts": apart, "note": verdict.note}
+    return HELD if verdict.holds else BROKEN, row, lines, result
+
+
+def _recorded(verdict: Verdict) -> tuple[str, str]:
+    """What the table says of the recording, and of the models' hashes."""
+    if verdict.drifts is None:
+        return "none", "-"
+    if verdict.edited:
+        return "EDITED", "-"
+    models = [each for each in verdict.drifts if each.what.endswith("params_sha256")]
+    rest = len(verdict.drifts) - len(models)
+    same = "not compared" if verdict.note else "DRIFT" if models else "same"
+    return f"{rest} DRIFT" if rest else "same", same
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    return {"error": str(error)}
+
+
+def _updated(file: Path, moved: list[Any] | None) -> list[str]:
+    if moved is None:
+        return [f"{file.stem}: recorded in {place_of(file)}"]
+    if not moved:
+        return [f"{file.stem}: does what was recorded; nothing to update"]
+    return [f"{file.stem}: recorded anew in {place_of(file)}", *(f"  {drift}" for drift in moved)]
+
+
+def _history(file: Path, found: Recording | None) -> list[str]:
+    if found is None:
+        return [f"{file.stem}: not recorded"]
+    where = ", ".join(f"{key} {value}" for key, value in found.environment.items())
+    reasons = [f"  {each['date']}  {each['why']}" for each in found.history]
+    return [f"{file.stem}: {found.rounds} rounds, params {found.params_sha256[:12]} ({where})",
+            *reasons]  # fmt: skip
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, tuple("─" * width for width in widths), *rows)
+    ]

@@ -1,0 +1,171 @@
+"""`fedsim check` and `fedsim golden`, on scenarios of a project of its own."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsim.checking.recording import place_of, read
+from fedsim.cli import app
+
+STRATEGY = """
+from strategies.fedavg import FedAvg
+
+FACTOR = 1.0
+
+
+class Mine(FedAvg):
+    def apply(self, state, params, weighted_sum, weight_sum):
+        moved, state, metrics = super().apply(state, params, weighted_sum, weight_sum)
+        return params + FACTOR * (moved - params), state, metrics
+"""
+SCENARIO = """
+rounds = 4
+[task]
+model = "logistic"
+[data]
+name = "digits"
+test_fraction = 0.8
+[partition]
+kind = "dirichlet"
+clients = 6
+alpha = 0.5
+[participation]
+kind = "uniform"
+cohort_size = 3
+[strategy]
+name = "{module}:Mine"
+[client]
+local_lr = 0.1
+[expect]
+"test/accuracy" = {{ min = 0.2 }}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, request):
+    """A folder with a scenario and the strategy that it names; a new module for each test."""
+    module = f"mine_{abs(hash(request.node.name))}"
+    (tmp_path / f"{module}.py").write_text(STRATEGY)
+    (tmp_path / "mine.toml").write_text(SCENARIO.format(module=module))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop(module, None)
+
+
+def strategy(project):
+    return next(m for n, m in sys.modules.items() if n.startswith("mine_"))
+
+
+def fedsim(*arguments):
+    ended = CliRunner().invoke(app, [str(a) for a in arguments])
+    return ended.exit_code, ended.output
+
+
+def record(why="first"):
+    code, said = fedsim("golden", "--update", "mine.toml", "--why", why)
+    assert code == 0, said
+    return said
+
+
+def test_what_is_recorded_holds_until_the_code_drifts(project):
+    assert "recorded in golden/mine.json" in record()
+    code, said = fedsim("check", "mine.toml")
+    assert code == 0, said
+    assert said.splitlines()[-1].split()[:6] == ["mine", "1", "of", "1", "same", "same"]
+    strategy(project).FACTOR = 1 + 1e-6
+    code, said = fedsim("check", "mine.toml")
+    assert code == 3
+    assert "mine: test/loss parts in round 1: recorded " in said
+    assert "(tolerance " in said
+    assert 'mine: if that is meant: fedsim golden --update mine.toml --why "..."' in said
+    # too little for a metric in float64, and seen in the bits of the model
+    strategy(project).FACTOR = 1 + 1e-12
+    code, said = fedsim("check", "mine.toml")
+    assert code == 3
+    assert "parts in round" not in said
+    assert "mine: trace.params_sha256: recorded" in said
+
+
+def test_a_recording_moves_with_a_reason_alone(project):
+    for arguments in (["--update"], ["--update", "--why", "  "]):
+        code, said = fedsim("golden", "mine.toml", *arguments)
+        assert code == 2
+        assert "say why the recording moves" in said
+    assert not place_of(project / "mine.toml").exists()
+    record("first")
+    assert "nothing to update" in record("again")
+    strategy(project).FACTOR = 0.9
+    assert "test/loss parts in round 1" in record("the step is shorter")
+    found = read(place_of(project / "mine.toml"))
+    assert [each["why"] for each in found.history] == ["first", "the step is shorter"]
+    assert fedsim("check", "mine.toml")[0] == 0
+    code, said = fedsim("golden", "mine.toml")
+    assert "the step is shorter" in said
+
+
+def test_claims_are_held_and_a_broken_one_is_not_recorded(project):
+    file = project / "mine.toml"
+    file.write_text(file.read_text().replace("min = 0.2", "min = 0.999"))
+    code, said = fedsim("check", "mine.toml", "--json")
+    document = json.loads(said[said.index("{") :])
+    assert (code, document["exit_code"], document["checks"][0]["verdict"]) == (3, 3, "BROKEN")
+    assert document["checks"][0]["drifts"] is None
+    assert "not recorded" in document["checks"][0]["note"]
+    code, said = fedsim("golden", "--update", "mine.toml", "--why", "x")
+    assert code == 2
+    assert "its claim on test/accuracy is broken" in said
+
+
+def test_an_edited_scenario_says_so_and_a_torn_recording_is_refused(project):
+    record()
+    file = project / "mine.toml"
+    whole = file.read_text()
+    file.write_text(whole.replace("local_lr = 0.1", "local_lr = 0.2"))
+    code, said = fedsim("check", "mine.toml")
+    assert code == 3
+    assert "mine: was edited since it was recorded" in said
+    file.write_text(f'title = "another"\n{whole}')  # which decides nothing
+    assert fedsim("check", "mine.toml")[0] == 0
+    place_of(file).write_text("{")
+    code, said = fedsim("check", "mine.toml")
+    assert code == 2
+    assert "golden/mine.json" in said
+
+
+def test_models_of_another_machine_are_not_compared(project):
+    record()
+    place = place_of(project / "mine.toml")
+    document = json.loads(place.read_text())
+    document["environment"]["instruction_set"] = "aarch64 DEFAULT"
+    document["params_sha256"] = document["trace"]["params_sha256"] = "0" * 64
+    place.write_text(json.dumps(document))
+    code, said = fedsim("check", "mine.toml")
+    assert code == 0
+    assert "not compared" in said
+    assert "instruction_set aarch64 DEFAULT, here" in said
+
+
+def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(project):
+    folder = project / "many"
+    folder.mkdir()
+    text = (project / "mine.toml").read_text()
+    (folder / "good.toml").write_text(text)
+    (folder / "slow.toml").write_text(f'tier = "slow"\n{text}')
+    (folder / "other.toml").write_text("[tool]\nx = 1\n")
+    (folder / "bad.toml").write_text(text.replace("local_lr", "local_lrr"))
+    code, said = fedsim("check", "many")
+    assert code == 2
+    assert "good      1 of 1" in said
+    assert "did you mean 'local_lr'" in said
+    assert "1 scenarios of other tiers left out: --tier all" in said
+    (folder / "bad.toml").unlink()
+    (folder / "good.toml").unlink()
+    code, said = fedsim("check", "many")
+    assert code == 2
+    assert "no scenario of tier fast among 1; say --tier slow" in said
+    code, said = fedsim("check", "many", "--tier", "slwo")
+    assert code == 2
+    assert "did you mean 'slow'" in said
