@@ -32,12 +32,15 @@ class Updates:
     """Finite updates of clients, in float64 a block of columns at a time.
 
     Attributes:
-        rows: `[K, dim]`.
-        reference: What to subtract from them, `[dim]` or `[K, dim]`; None if they are updates.
+        rows: `[n, dim]`.
+        reference: What to subtract from them, `[dim]` or `[n, dim]`; None if they are updates.
+        mix: float64 `[K, n]` on the CPU, each update's coefficients of the rows so reduced; None
+            if they are the updates themselves.
     """
 
     rows: Tensor
     reference: Tensor | None = None
+    mix: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor, reference: Tensor | None = None) -> "Updates":
@@ -51,7 +54,7 @@ class Updates:
 
     def __len__(self) -> int:
         """K, how many there are."""
-        return len(self.rows)
+        return len(self.rows if self.mix is None else self.mix)
 
     @property
     def dim(self) -> int:
@@ -61,7 +64,16 @@ class Updates:
     def columns(self, part: slice) -> "Updates":
         """Return a part of every update."""
         reference = None if self.reference is None else self.reference[..., part]
-        return Updates(self.rows[:, part], reference)
+        return Updates(self.rows[:, part], reference, self.mix)
+
+    def mixed(self, coefficients: Tensor) -> "Updates":
+        """Return linear combinations of these updates; nothing is computed yet.
+
+        Args:
+            coefficients: float64 `[new, K]`.
+        """
+        mix = coefficients if self.mix is None else coefficients @ self.mix
+        return Updates(self.rows, self.reference, mix)
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield float64 `[K, columns]`, to be used before the next: the memory is used again."""
@@ -78,10 +90,14 @@ class Updates:
                 block.copy_(part)
             else:
                 torch.sub(part, reference[..., first : first + _COLUMNS].double(), out=block)
-            yield block
+            yield block if self.mix is None else self.mix.to(block.device) @ block
 
     def transposed(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield columns and what they hold, `[columns, K]` in the rows' dtype."""
+        """Yield columns and what they hold, `[columns, K]`, in the rows' dtype unless mixed."""
+        if self.mix is not None:
+            for first, block in zip(range(0, self.dim, _COLUMNS), self.blocks(), strict=True):
+                yield slice(first, first + _COLUMNS), block.T.contiguous()
+            return
         for first in range(0, self.dim, _COLUMNS):
             span = slice(first, first + _COLUMNS)
             part = self.rows[:, span]
@@ -102,6 +118,32 @@ class Updates:
         for block in self.blocks():
             squares += torch.linalg.vecdot(block, block)
         return squares.sqrt().cpu()
+
+    def distances_to(self, point: Tensor) -> Tensor:
+        """Return how far each is from a point, float64 `[dim]`; float64 `[K]` on the CPU."""
+        squares = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
+        for place, block in enumerate(self.blocks()):
+            apart = block - point[place * _COLUMNS : (place + 1) * _COLUMNS]
+            squares += torch.linalg.vecdot(apart, apart)
+        return squares.sqrt().cpu()
+
+    def spread(self, point: Tensor) -> Tensor:
+        """Return coordinates of the updates less a point in which distances are the same.
+
+        By a QR factorisation, which gives each update its own relative precision, however long
+        another one is; a Gram matrix gives all of them that of the longest.
+
+        Args:
+            point: float64 `[dim]`.
+
+        Returns:
+            float64 `[K, at most K]` on the CPU.
+        """
+        triangle = torch.zeros(0, len(self), dtype=torch.float64, device=self.rows.device)
+        for place, block in enumerate(self.blocks()):
+            apart = block - point[place * _COLUMNS : (place + 1) * _COLUMNS]
+            triangle = torch.linalg.qr(torch.cat([triangle, apart.T]), mode="r").R
+        return triangle.T.cpu()
 
     def squared_distances(self) -> Tensor:
         """Return the squares of their distances, float64 `[K, K]` on the CPU.
@@ -132,7 +174,8 @@ class Updates:
         Args:
             coefficients: float64 `[K]`; an update whose coefficient is zero is not looked at.
         """
-        return weighted_sum(coefficients, self.rows, self.reference)
+        weights = coefficients if self.mix is None else coefficients @ self.mix
+        return weighted_sum(weights, self.rows, self.reference)
 
 
 @dataclass(frozen=True)
@@ -149,11 +192,15 @@ class Directions:
 
     @classmethod
     def of(cls, rows: Tensor, reference: Tensor | None = None) -> "Directions":
-        """Return the directions of the updates whose rows are finite.
+        """Return the directions of the updates whose rows are finite."""
+        return cls.of_updates(Updates.of(rows, reference))
+
+    @classmethod
+    def of_updates(cls, updates: Updates) -> "Directions":
+        """Return the directions of updates.
 
         They are copied only in float64, when the square of one would leave the range of numbers.
         """
-        updates = Updates.of(rows, reference)
         ones = torch.ones(len(updates), dtype=torch.float64)
         if updates.rows.dtype != torch.float64 or not updates.rows.numel():
             return cls(updates, ones)
@@ -162,7 +209,7 @@ class Directions:
         if inside.all():
             return cls(updates, ones)
         powers = torch.where(peaks > 0, peaks / (2 * torch.frexp(peaks).mantissa), 1)
-        whole = updates.rows if updates.reference is None else updates.rows - updates.reference
+        whole = torch.cat([block.clone() for block in updates.blocks()], dim=1)
         return cls(Updates(whole / powers[:, None]), powers.cpu())
 
     def unit_gram(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,75 +20,16 @@ Deviations:
 import math
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
+from fedsim.aggregators import KRUM, multi_krum
+from fedsim.aggregators.selection import check_selected, multi_krum_of
 from fedsim.cohort import Replies
 from fedsim.errors import RunError
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
-
-def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None = None) -> Tensor:
-    """Return the mean of the m updates with the lowest scores.
-
-    The score s(i) is the sum of the n - f - 2 smallest squared distances from V_i to the others.
-    Distances come of the Gram matrix in float64, and of the differences themselves where updates
-    are much closer than they are long, so that these are told apart.
-
-    Args:
-        updates: `[clients, dim]`; rows that are not finite are dropped, and n counts the others.
-        num_byzantine: f >= 0, how many of the rows may be anything; n >= 2 f + 3 unless f is 0.
-        num_selected: m, in 1...n; None takes n - f.
-
-    Returns:
-        `[dim]`, in the dtype and on the device of `updates`; zero without rows.
-
-    Raises:
-        ValueError: If n rows are too few for f or m.
-
-    Example:
-        >>> rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [100.0]])
-        >>> multi_krum(rows, num_byzantine=1), multi_krum(rows, num_byzantine=1, num_selected=1)
-        (tensor([1.5000]), tensor([1.]))
-    """
-    return _mean(Updates.of(updates), num_byzantine, num_selected).to(updates.dtype)
-
-
-def _mean(updates: Updates, num_byzantine: int, num_selected: int | None) -> Tensor:
-    """The mean of those selected, float64."""
-    clients = len(updates)
-    if not clients:
-        return updates.combined(torch.zeros(0))
-    _check(clients, num_byzantine, num_selected)
-    selected = clients - num_byzantine if num_selected is None else num_selected
-    distances = updates.squared_distances()
-    distances.fill_diagonal_(math.inf)  # a client is not one of its own neighbours
-    neighbours = max(0, clients - num_byzantine - 2)
-    scores = distances.sort(dim=1).values[:, :neighbours].sum(dim=1)
-    chosen = torch.zeros(clients, dtype=torch.float64)
-    chosen[scores.argsort(stable=True)[:selected]] = 1
-    return updates.combined(chosen) / selected
-
-
-def _check(clients: int, num_byzantine: int, num_selected: int | None) -> None:
-    if num_byzantine and clients < 2 * num_byzantine + 3:
-        raise ValueError(
-            f"num_byzantine = {num_byzantine} with {clients} updates: must be such that there are "
-            f"at least 2 num_byzantine + 3 = {2 * num_byzantine + 3}; use at most "
-            f"{_bearable(clients)}"
-        )
-    if num_byzantine < 0:
-        raise ValueError(f"num_byzantine = {num_byzantine}: must be >= 0")
-    if num_selected is not None and not 1 <= num_selected <= clients:
-        raise ValueError(
-            f"num_selected = {num_selected}: must be in 1..{clients}, the updates to choose of"
-        )
-
-
-def _bearable(clients: int) -> int:
-    """The largest f with n >= 2 f + 3, or 0."""
-    return max(0, (clients - 3) // 2)
+__all__ = ["MultiKrum", "multi_krum"]
 
 
 @final
@@ -132,8 +73,9 @@ class MultiKrum(FederatedStrategy):
     def check(self, clients: int, cohort: int) -> None:
         """Refuse cohorts too small for `num_byzantine` or `num_selected`."""
         if self._num_byzantine is not None or self._num_selected is not None:
-            f = _bearable(cohort) if self._num_byzantine is None else self._num_byzantine
-            _check(cohort, f, self._num_selected)
+            f = KRUM.bearable(cohort) if self._num_byzantine is None else self._num_byzantine
+            KRUM.require(cohort, f)
+            check_selected(cohort, self._num_selected)
 
     def init(self, params: Tensor, clients: int) -> State:
         """Nothing is remembered."""
@@ -152,14 +94,15 @@ class MultiKrum(FederatedStrategy):
         tolerated = self._tolerated(replies.num_clients, f"round {replies.server_round}")
         assert replies.params is not None
         updates = Updates.of(replies.params, replies.reference)
-        mean = _mean(updates, tolerated, self._num_selected).to(params.dtype)
+        mean = multi_krum_of(updates, tolerated, self._num_selected).to(params.dtype)
         return params + self._server_lr * mean, state, {"num_byzantine": tolerated}
 
     def _tolerated(self, clients: int, where: str) -> int:
         """The f of a round."""
-        f = _bearable(clients) if self._num_byzantine is None else self._num_byzantine
+        f = KRUM.bearable(clients) if self._num_byzantine is None else self._num_byzantine
         try:
-            _check(clients, f, self._num_selected)
+            KRUM.require(clients, f)
+            check_selected(clients, self._num_selected)
         except ValueError as error:
             raise RunError(f"{where}: {error}") from None
         return f

@@ -15,34 +15,15 @@ from typing import ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
+from fedsim.aggregators import unit_mean
+from fedsim.aggregators.geometric import unit_mean_of
 from fedsim.cohort import Replies
-from fedsim.robust import Directions
+from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
+__all__ = ["UnitMean", "unit_mean"]
+
 Scale = Literal["workers", "median"]
-
-
-def unit_mean(gradients: Tensor) -> Tensor:
-    """Return (1/p) sum_i g_i / ||g_i||.
-
-    Args:
-        gradients: `[clients, dim]`; rows that are not finite are dropped, zero rows count as zero.
-
-    Returns:
-        `[dim]`, at most 1 long, in the dtype and on the device of `gradients`; zero without rows.
-
-    Example:
-        >>> import torch
-        >>> unit_mean(torch.tensor([[3.0, 4.0], [0.0, 1e30]])).tolist()
-        [0.30000001192092896, 0.8999999761581421]
-    """
-    return _mean(Directions.of(gradients))[0].to(gradients.dtype)
-
-
-def _mean(directions: Directions) -> tuple[Tensor, Tensor]:
-    """The mean, float64, and the gradients' lengths."""
-    factors, lengths = directions.factors()
-    return directions.updates.combined(factors / max(1, len(lengths))), lengths
 
 
 @final
@@ -85,6 +66,6 @@ class UnitMean(FederatedStrategy):
         if not replies.num_clients:
             return params, state, {}
         assert replies.params is not None
-        mean, lengths = _mean(Directions.of(replies.params, replies.reference))
+        mean, lengths = unit_mean_of(Updates.of(replies.params, replies.reference))
         factor = float(lengths.quantile(0.5)) if self._scale == "median" else 1.0
         return params + self._server_lr * factor * mean.to(params.dtype), state, {}
