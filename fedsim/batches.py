@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedsim.augmentation import Augmentation
+from fedsim.poison import PoisonedSamples
 from fedsim.procedure import Batch
 from fedsim.schedule import Schedule
 
@@ -26,6 +27,7 @@ class Batches:
         augmentation: What happens to the samples; None leaves them as they are.
         noise_shapes: Gives the shape of each dropout layer's noise for one sample.
         reuse: Whether a step's features may overwrite those of the step before.
+        poisoned: Which samples are, and what becomes of them; None when none is.
     """
 
     def __init__(
@@ -38,11 +40,15 @@ class Batches:
         augmentation: Augmentation | None,
         noise_shapes: NoiseShapes,
         reuse: bool = False,
+        poisoned: PoisonedSamples | None = None,
     ) -> None:
         self.schedule = schedule
         self._features, self._dtype = features, dtype
         self._augmentation, self._noise_shapes = augmentation, noise_shapes
         self._targets = targets[schedule.indices]
+        self._poisoned = poisoned
+        if poisoned is not None:
+            self._targets = poisoned.targets(self._targets)
         self._weights = schedule.masks.to(dtype)
         self._buffer: Tensor | None = None
         if reuse and features.is_contiguous():
@@ -51,8 +57,9 @@ class Batches:
 
     def together(self, step: int, count: int | None = None) -> Batch:
         """Return one step's samples of the first `count` slots, `[count, batch, ...]`."""
-        index = self.schedule.indices[step, :count]
-        features = self._gathered(index)
+        place = (step, slice(count))
+        features = self._gathered(place)
+        index = self.schedule.indices[place]
         if self._augmentation is not None:
             shape = tuple(features.shape[2:])
             draws = self.schedule.augmentation(self._augmentation, shape, step, range(len(index)))
@@ -67,7 +74,7 @@ class Batches:
         """Return one slot's samples of one step, without padding."""
         count = int(self.schedule.counts[slot, step])
         place = (step, slot, slice(0, count))
-        features = self._gathered(self.schedule.indices[place])
+        features = self._gathered(place)
         if self._augmentation is not None:
             shape = tuple(features.shape[1:])
             draws = self.schedule.augmentation(self._augmentation, shape, step, (slot,))
@@ -77,7 +84,8 @@ class Batches:
         noise = {name: values[0, :count] for name, values in drawn.items()}
         return Batch(features, self._targets[place], self._weights[place], noise)
 
-    def _gathered(self, index: Tensor) -> Tensor:
+    def _gathered(self, place: tuple[int | slice, ...]) -> Tensor:
+        index = self.schedule.indices[place]
         flat = index.reshape(-1)
         if self._buffer is None:
             rows = self._features.index_select(0, flat)
@@ -85,4 +93,6 @@ class Batches:
             rows = self._buffer[: len(flat)]
             torch.index_select(self._features, 0, flat, out=rows)
         features = rows.view(*index.shape, *rows.shape[1:])
+        if self._poisoned is not None:
+            features = self._poisoned.features(features, place)
         return features.to(self._dtype) if features.is_floating_point() else features

@@ -32,6 +32,7 @@ from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.evaluation import Evaluation
 from fedsim.layout import Layout, Payload
+from fedsim.poison import Poison
 from fedsim.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Objective
 from fedsim.rng import derived_seed
 from fedsim.samples import SampleSpec
@@ -167,6 +168,7 @@ class CohortExecutor:
             after training: "average" returns them; "local" keeps them in the client's memory, from
             which it goes on in its next round and evaluates, and returns what was received;
             "reset" forgets them and returns what was received.
+        poison: What attackers do to their samples; None when nobody attacks data.
     """
 
     def __init__(
@@ -183,9 +185,10 @@ class CohortExecutor:
         evaluation_batch: int = 1000,
         augmentation: Augmentation | None = None,
         buffers: Literal["average", "local", "reset"] = "average",
+        poison: Poison | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
-        self._augmentation = augmentation
+        self._augmentation, self._poison = augmentation, poison
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
         self.evaluation_batch = evaluation_batch
@@ -588,15 +591,20 @@ class CohortExecutor:
         if longest_first:
             steps = steps_taken([rows.get(slot, nothing) for slot in slots], work, shares(slots))
             slots = [slots[place] for place in np.argsort(-steps, kind="stable")]
+        mine = [rows.get(slot, nothing) for slot in slots]
+        clients = [job.client_ids[slot] for slot in slots]
         schedule = Schedule(
-            [rows.get(slot, nothing) for slot in slots],
-            [job.client_ids[slot] for slot in slots],
+            mine,
+            clients,
             shares=shares(slots),
             work=work,
             seed=self.seed,
             server_round=job.server_round,
             device=self.device,
         )
+        poisoned = None
+        if self._poison is not None:
+            poisoned = self._poison.of(job.server_round, clients, mine, schedule.indices)
         return slots, Batches(
             schedule,
             self._pool(drawn.features),
@@ -605,6 +613,7 @@ class CohortExecutor:
             augmentation=self._augmentation,
             noise_shapes=self._noise_shape,
             reuse=reuse,
+            poisoned=poisoned,
         )
 
     def _noise_shape(self, features: Tensor) -> dict[str, tuple[int, ...]]:

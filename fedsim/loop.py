@@ -240,6 +240,7 @@ class RoundLoop:
             **observed.metrics,
             **traffic,
         }
+        metrics.update(_more_than_borne(metrics, server_round))
         local: tuple[Mapping[str, Any], ...] = ()
         if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             with _timed(times, "evaluate"):
@@ -427,6 +428,19 @@ def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure])
         "clients/failed": sum(causes.values()),
         **counted,
     }
+
+
+def _more_than_borne(metrics: Mapping[str, Any], server_round: int) -> dict[str, int]:
+    """How many more clients attacked than the rule of the round bears, where both are known."""
+    attackers, borne = metrics.get("clients/byzantine"), metrics.get("server/num_byzantine")
+    if attackers is None or borne is None:
+        return {}
+    more = max(0, int(attackers) - int(borne))
+    if more:
+        _log.info(
+            "round %d: %d clients attacked, and the rule bears %d", server_round, attackers, borne
+        )
+    return {"clients/byzantine_beyond_f": more}
 
 
 @contextlib.contextmanager

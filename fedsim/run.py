@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -28,6 +29,7 @@ from fedsim.expectations import check_expectations
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
+from fedsim.poison import Trigger
 from fedsim.recorded import WatchHook
 from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.retries import RetryGrid
@@ -239,10 +241,16 @@ def _execute(
         executor = world.app.executor
         stop = scenario.evaluation.stop
 
+        triggered = _triggered(world)
+
         def evaluate(arrays: ArrayRecord) -> dict[str, float]:
             params, buffers = model_tensors(world.layout, arrays)
             test = world.data.test
-            return executor.evaluate_arrays(params, buffers, test.features, test.targets)
+            found = executor.evaluate_arrays(params, buffers, test.features, test.targets)
+            if triggered is not None:
+                taken = executor.evaluate_arrays(params, buffers, *triggered)
+                found = {**found, "attack_success": taken["accuracy"]}
+            return found
 
         loop = RoundLoop(
             strategy=world.strategy,
@@ -286,6 +294,17 @@ def _asked_in_vain(history: Sequence[Mapping[str, Any]]) -> bool:
     """Whether clients were selected and none ever replied."""
     asked = any(record.get("clients/selected") for record in history)
     return asked and not any(record.get("clients/replied") for record in history)
+
+
+def _triggered(world: World) -> tuple[np.ndarray, np.ndarray] | None:
+    """The server's test samples of other classes with a backdoor's pattern, and its target."""
+    effect = None if world.attack is None else world.attack.effect
+    if not isinstance(effect, Trigger):
+        return None
+    spec, test = world.data.spec, world.data.test
+    others = np.flatnonzero(np.asarray(test.targets) != effect.target)
+    features = effect.features(torch.from_numpy(np.asarray(test.features)[others]), spec)
+    return features.numpy(), np.full(len(others), effect.target, dtype=test.targets.dtype)
 
 
 def _teller(progress: "Progress | None") -> Callable[[str], None]:

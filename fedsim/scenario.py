@@ -51,6 +51,7 @@ _NO_MATTER_ENGINE = (
 # keys of [engine] that decide results and came later: at these values a scenario has its old hash
 _LATER_ENGINE = {"retries": 2, "quorum": None, "threads": 1}
 _LATER_EVALUATION = {"per_client": False, "pooled": False}  # likewise of [evaluation]
+_LATER_ATTACK = {"fraction": None, "schedule": "fixed", "active_rate": None}  # likewise of [attack]
 _LATER_PARTITION = {  # likewise of [partition]
     **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
     "parts": None,
@@ -195,6 +196,12 @@ class Scenario:
             for key, value in document["evaluation"].items()
             if not (key in _LATER_EVALUATION and value == _LATER_EVALUATION[key])
         }
+        if "attack" in document:
+            document["attack"] = {
+                key: value
+                for key, value in document["attack"].items()
+                if not (key in _LATER_ATTACK and value == _LATER_ATTACK[key])
+            }
         later = dict(_LATER_PARTITION)
         if document["partition"]["kind"] == "natural":
             later["label_noise"] = 0.0  # which other kinds always had

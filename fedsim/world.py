@@ -26,6 +26,7 @@ from fedsim.layout import Layout
 from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan, make_plan
+from fedsim.poison import Poison
 from fedsim.recorded import check_watched
 from fedsim.records import array_record
 from fedsim.rng import derived_seed
@@ -143,6 +144,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         threads=engine.threads,
         evaluation_batch=scenario.evaluation.batch_size,
     )
+    attack = _attack_of(scenario.attack, data)
     app = make_app(scenario, data, plan)
     topology: Topology | None = None
     if scenario.topology:
@@ -185,7 +187,6 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     _check_buffers(options, model)
     state = model.state_dict()
     arrays = array_record({name: state[name] for name in layout.names})
-    attack = discovery.make("attacks", scenario.attack) if scenario.attack else None
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
         weights, _kept(layout, model, options), _notes(data, takes_part, plan),
@@ -259,8 +260,9 @@ def _own_start(
 def make_app(scenario: Scenario, data: FederatedData, plan: ExecutionPlan) -> CohortApp:
     """Return the ClientApp of a scenario; it travels as a recipe, never with the data."""
     build_executor = functools.partial(
-        make_executor, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan
-    )
+        make_executor, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
+        dict(scenario.attack),
+    )  # fmt: skip
     return CohortApp(build_executor, plan)
 
 
@@ -270,6 +272,7 @@ def make_executor(
     client: Mapping[str, Any],
     seed: int,
     plan: ExecutionPlan,
+    attack: Mapping[str, Any] | None = None,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there."""
     return CohortExecutor(
@@ -284,7 +287,38 @@ def make_executor(
         evaluation_batch=plan.evaluation_batch,
         augmentation=augmentation_of(task.get("augment"), data.spec),
         buffers=tasks.options_of(task).buffers,
+        poison=_poison(_attack_of(attack, data), data, seed),
     )
+
+
+def _attack_of(table: Mapping[str, Any] | None, data: FederatedData) -> Attack | None:
+    """Return the attack of a table [attack].
+
+    Raises:
+        ScenarioError: If the samples are none that can be attacked so.
+    """
+    if not table:
+        return None
+    attack: Attack = discovery.make("attacks", table)
+    try:
+        if attack.effect is not None:
+            attack.effect.check(data.spec)
+    except ValueError as error:
+        raise ScenarioError(f"[attack] {error}") from None
+    return attack
+
+
+def _poison(attack: Attack | None, data: FederatedData, seed: int) -> Poison | None:
+    """What attackers do to their samples."""
+    if attack is None or attack.effect is None:
+        return None
+
+    @functools.lru_cache(maxsize=4)
+    def attackers(server_round: int) -> frozenset[int]:
+        chosen = attack.byzantine_clients(data.num_clients, seed, server_round)
+        return frozenset(chosen.tolist())
+
+    return Poison(attack.effect, attackers, data.spec, seed)
 
 
 def _task(table: Mapping[str, Any], data: FederatedData, name: str | None = None) -> tasks.Task:

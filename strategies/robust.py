@@ -19,10 +19,10 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from fedsim import rng
 from fedsim.aggregators import BeforeName, Recipe, Round, RuleName, Variant
 from fedsim.cohort import Replies
 from fedsim.errors import RunError
+from fedsim.rng import generator
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, State
 
@@ -114,7 +114,7 @@ class Robust(FederatedStrategy):
             tolerated = self._recipe.check(len(updates))
         except ValueError as error:
             raise RunError(f"round {replies.server_round}: {error}") from None
-        draw = rng.generator(self.seed, "buckets", replies.server_round)
+        draw = generator(self.seed, "buckets", replies.server_round)
         examples = replies.num_examples.double()
         found = self._recipe.aggregate(updates, Round(tolerated, draw, state.centre, examples))
         moved = params + self._server_lr * found.to(params.dtype)

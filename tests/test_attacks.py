@@ -17,7 +17,9 @@ from fedsim.layout import Layout, Payload
 
 SEED, DIM = 7, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})
+FORGING = [kind for kind, make in ATTACKS.items() if make().forge is not None]
 each_attack = pytest.mark.parametrize("kind", ATTACKS)
+each_forging = pytest.mark.parametrize("kind", FORGING)
 
 
 def seen(updates, byzantine=(1, 3), *, server_round=4, client_ids=None, dtype=torch.float64):
@@ -143,6 +145,102 @@ def test_a_packet_holds_at_least_one_coordinate():
     assert 0 < forged.sum() < 200
 
 
+def test_gaussian_sends_normal_numbers_of_each_attackers_own():
+    forged = attacks.gaussian(mean=2.0, deviation=0.5).forge(seen(random_updates()))
+    draws = [rng.generator(SEED, "attack", 4, c).normal(2.0, 0.5, DIM) for c in (10, 30)]
+    np.testing.assert_array_equal(forged.numpy(), np.stack(draws))
+
+
+def test_infinity_is_refused_by_admission_and_the_largest_number_is_not(app):
+    for finite, refused in ((False, BYZANTINE), (True, [])):
+        grid = AttackGrid(
+            InlineGrid(app, 8), attacks.infinity(finite=finite, **NAMED), app.layout, seed=SEED
+        )
+        received = AdmissionGrid(grid, app.layout).send_and_receive(cohort(app))
+        assert [f.client_id for f in failures_of(received)] == refused
+        if finite:
+            assert (received.params[BYZANTINE] == torch.finfo(torch.float32).max).all()
+
+
+def test_ipm_reverses_the_honest_mean_and_turns_the_plain_mean_round():
+    updates = random_updates(5)
+    honest = updates[[0, 2, 4]].mean(dim=0)
+    forged = attacks.ipm(factor=2.0).forge(seen(updates))
+    torch.testing.assert_close(forged, (-2 * honest).expand(2, -1), rtol=1e-14, atol=0)
+    for factor, sign in ((1.4, 1), (1.6, -1)):  # (n - f) / f is 1.5
+        updates[[1, 3]] = attacks.ipm(factor=factor).forge(seen(updates))
+        assert (sign * (updates.mean(dim=0) @ honest)).item() > 0
+
+
+@pytest.mark.parametrize(("victim", "copied"), [(None, 0), (40, 4), (10, 0), (99, 0)])
+def test_mimic_copies_one_honest_client(victim, copied):
+    """Client 10 attacks itself, and there is no client 99."""
+    updates = random_updates()
+    forged = attacks.mimic(victim=victim).forge(seen(updates))
+    assert torch.equal(forged, updates[[copied, copied]])
+
+
+@pytest.mark.parametrize("direction", ["deviation", "mean", "sign"])
+def test_min_max_goes_as_far_as_two_honest_updates_are_apart(direction):
+    updates = random_updates(7) + 0.5
+    forged = attacks.min_max(direction=direction).forge(seen(updates))[0]
+    honest = updates[[0, 2, 4, 5, 6]].numpy()
+    widest = max(np.linalg.norm(a - b) for a in honest for b in honest)
+    reach = max(np.linalg.norm(forged.numpy() - a) for a in honest)
+    assert reach == pytest.approx(widest, rel=1e-12)
+    moved, mean = honest.mean(axis=0) - forged.numpy(), honest.mean(axis=0)
+    bad = {"deviation": honest.std(axis=0), "mean": mean, "sign": np.sign(mean)}[direction]
+    assert moved @ bad == pytest.approx(np.linalg.norm(moved) * np.linalg.norm(bad), rel=1e-12)
+
+
+def test_min_max_among_copies_of_one_update_sends_it():
+    updates = random_updates(1).expand(5, -1)
+    torch.testing.assert_close(
+        attacks.min_max().forge(seen(updates)), updates[:2], atol=1e-15, rtol=0
+    )
+
+
+@pytest.mark.parametrize("kind", ["ipm", "mimic", "min_max", "alie"])
+def test_with_nobody_honest_attackers_send_their_own(kind):
+    updates = random_updates(3)
+    assert torch.equal(ATTACKS[kind]().forge(seen(updates, (0, 1, 2))), updates)
+
+
+SEES = {
+    "nothing": ["uniform", "gaussian", "infinity"],
+    "own update": ["sign_flip", "scaled_reverse", "packet_loss"],
+    "honest updates": ["alie", "ipm", "mimic", "min_max"],
+    "data": ["label_flip", "backdoor"],
+}
+
+
+def test_every_attack_says_what_it_sees():
+    found = {sees: [k for k, make in ATTACKS.items() if make().sees == sees] for sees in SEES}
+    assert {sees: sorted(kinds) for sees, kinds in SEES.items()} == {
+        sees: sorted(kinds) for sees, kinds in found.items()
+    }
+
+
+@each_forging
+def test_an_attack_sees_no_more_than_it_says(kind):
+    """What it need not know may be anything."""
+    attack = ATTACKS[kind]()
+
+    def forged(updates):
+        received = replies(updates)
+        after = attacked(received, attack.forge, np.array([10, 30]), SEED, attack.sees)
+        return after.params[[1, 3]]
+
+    first, updates = random_updates(), random_updates()
+    updates[[0, 2, 4]] *= 3
+    others_tell = not torch.equal(forged(updates), forged(first))
+    assert others_tell == (attack.sees == "honest updates")
+    updates = random_updates()
+    updates[[1, 3]] *= 3
+    own_tells = not torch.equal(forged(updates), forged(first))
+    assert own_tells == (attack.sees == "own update")
+
+
 # --- who attacks ----------------------------------------------------------------------------------
 
 
@@ -208,6 +306,67 @@ def test_attackers_that_do_not_exist_are_refused(kind, arguments, words):
 
 
 @pytest.mark.parametrize(
+    ("fraction", "clients", "size"), [(0.3, 10, 3), (0.25, 10, 2), (0.29, 100, 29)]
+)
+def test_attackers_may_be_a_fraction(fraction, clients, size):
+    """0.29 * 100 is a little less than 29 in floating point."""
+    assert len(attacks.sign_flip(fraction=fraction).byzantine_clients(clients, SEED)) == size
+
+
+def test_random_attackers_are_others_in_every_round():
+    attack = attacks.sign_flip(num_byzantine=3, schedule="random")
+    rounds = [attack.byzantine_clients(20, SEED, r).tolist() for r in range(1, 30)]
+    assert all(len(set(attackers)) == 3 for attackers in rounds)
+    assert len({tuple(attackers) for attackers in rounds}) > 20
+    assert rounds == [attack.byzantine_clients(20, SEED, r).tolist() for r in range(1, 30)]
+    assert attack.byzantine_clients(20, SEED).tolist() == list(range(20))  # anybody, some time
+
+
+def test_intermittent_attackers_are_always_the_same_and_attack_at_their_rate():
+    attack = attacks.sign_flip(num_byzantine=4, schedule="intermittent", active_rate=0.3)
+    everyone = attacks.sign_flip(num_byzantine=4).byzantine_clients(20, SEED).tolist()
+    assert attack.byzantine_clients(20, SEED).tolist() == everyone
+    rounds = [attack.byzantine_clients(20, SEED, r).tolist() for r in range(1, 501)]
+    assert all(set(attackers) <= set(everyone) for attackers in rounds)
+    for client in everyone:
+        assert sum(client in attackers for attackers in rounds) == pytest.approx(150, abs=40)
+    named = attacks.sign_flip(clients=[2, 5], schedule="intermittent")
+    assert {len(named.byzantine_clients(8, SEED, r)) for r in range(30)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"fraction": 1.5}, r"fraction = 1.5: must be in \[0, 1\]"),
+        ({"fraction": 0.1, "clients": [1]}, "fraction = 0.1: clients says who attacks"),
+        ({"fraction": 0.1, "num_byzantine": 1}, "fraction = 0.1: num_byzantine says who attacks"),
+        ({"schedule": "always"}, "schedule = 'always': must be fixed or random or intermittent"),
+        ({"schedule": "random", "clients": [1]}, "draws who attacks, and clients names them"),
+        ({"active_rate": 0.5}, 'active_rate = 0.5: is without effect with schedule = "fixed"'),
+        ({"schedule": "intermittent", "active_rate": 0.0}, r"active_rate = 0.0: must be in \(0, 1"),
+    ],
+)
+def test_impossible_schedules_are_refused(arguments, words):
+    with pytest.raises(ScenarioError, match=words):
+        attacks.alie(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        ("gaussian", {"deviation": -1.0}, "deviation = -1.0: must be >= 0"),
+        ("min_max", {"direction": "up"}, "direction = 'up': must be deviation, mean or sign"),
+        ("backdoor", {"size": 0}, "size = 0: must be >= 1"),
+        ("backdoor", {"share": 0.0}, r"share = 0.0: must be in \(0, 1\]"),
+        ("backdoor", {"boost": 0.0}, "boost = 0.0: must be > 0"),
+    ],
+)
+def test_impossible_attacks_are_refused(kind, arguments, words):
+    with pytest.raises(ScenarioError, match=words):
+        ATTACKS[kind](**arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [({"rate": 1.5}, r"\[attack\] rate = 1.5"), ({"packet_bytes": 0}, r"\[attack\] packet_bytes")],
 )
@@ -232,7 +391,7 @@ def bits(stack, rows):
     return fed.tensor_bits(stack[rows])
 
 
-@each_attack
+@each_forging
 def test_honest_rows_and_everything_else_stay(kind):
     received = replies()
     params, update = received.params.clone(), received.update.clone()
@@ -269,7 +428,8 @@ def test_models_keep_their_dtype():
             {"w": torch.zeros(DIM)}
         )
     )  # fmt: skip
-    for make in ATTACKS.values():
+    for kind in FORGING:
+        make = ATTACKS[kind]
         after = attacked(single, make().forge, np.array([10, 30]), SEED)
         assert after.params.dtype == torch.float32
 
@@ -340,7 +500,7 @@ def replies_bits(received):
     return fed.named_bits(named), received.client_ids.tolist()
 
 
-@each_attack
+@each_forging
 def test_stacked_replies_and_messages_are_attacked_alike(app, kind):
     attack = made(kind)
     stacked = answers(app, attack, cohort(app))
@@ -350,7 +510,7 @@ def test_stacked_replies_and_messages_are_attacked_alike(app, kind):
     assert replies_bits(answers(app, attack, list(cohort(app)))) == replies_bits(stacked)
 
 
-@each_attack
+@each_forging
 def test_byzantine_rows_alone_are_replaced(app, kind):
     honest = InlineGrid(app, 8).send_and_receive(cohort(app))
     found = answers(app, made(kind), cohort(app))
@@ -358,7 +518,7 @@ def test_byzantine_rows_alone_are_replaced(app, kind):
     assert [row for row in range(8) if not same[row]] == BYZANTINE
 
 
-@each_attack
+@each_forging
 def test_the_same_seed_and_round_give_the_same_attack(app, kind):
     attack = ATTACKS[kind](num_byzantine=3)
     one, again = (answers(app, attack, cohort(app)) for _ in range(2))
@@ -453,3 +613,18 @@ def test_a_new_attack_is_one_function(app):
 
     found = answers(app, silence(**NAMED), cohort(app))
     assert not found.update[BYZANTINE].any()
+
+
+@pytest.mark.parametrize("wrapper", [lambda grid: grid, MessagesOnly])
+@pytest.mark.parametrize("kind", ["alie", "label_flip"])
+def test_who_attacked_in_a_round_is_recorded(app, kind, wrapper):
+    attack = ATTACKS[kind](clients=[0, 2, 5], schedule="intermittent")
+    grid = AttackGrid(wrapper(InlineGrid(app, 8)), attack, app.layout, seed=SEED)
+    for server_round in (1, 2, 3, 4):
+        grid.begin_round(server_round)
+        for part in ((0, 1, 2), (3, 4)):  # as when some are asked again
+            sent = cohort(app, part, server_round=server_round)
+            grid.send_and_receive(sent if wrapper is not MessagesOnly else list(sent))
+        now = set(attack.byzantine_clients(8, SEED, server_round).tolist()) & {0, 1, 2, 3, 4}
+        assert grid.observed().record == {"byzantine": sorted(now)}
+        assert grid.observed().metrics == {"clients/byzantine": len(now)}

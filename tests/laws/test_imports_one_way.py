@@ -64,8 +64,9 @@ def test_no_strategy_or_procedure_is_named_in_the_machinery():
 
     known = {*discovery.names("strategies"), *discovery.names("clients")}
     defaults = {"fedsim/scenario_checks.py"}  # says what a scenario means that leaves the name out
+    rules = "fedsim/aggregators/"  # a rule is called as the strategy that is nothing else
     for name, path in FILES.items():
-        if name.startswith("fedsim/") and name not in defaults:
+        if name.startswith("fedsim/") and name not in defaults and not name.startswith(rules):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             literals = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
             assert not known & {value for value in literals if isinstance(value, str)}, name

@@ -1,0 +1,30 @@
+"""Clients whose updates are not what training gave: attackers, and links that lose packets.
+
+An attack is a pure function from what it sees to what the Byzantine clients send, an effect on the
+data that they train on, or both; who attacks in which round is a function of the seed.
+"""
+
+from fedsim.attacks.attack import Attack, Seen
+from fedsim.attacks.grid import AttackGrid, attacked
+from fedsim.attacks.kinds import (
+    ATTACKS,
+    alie,
+    alie_z,
+    backdoor,
+    gaussian,
+    infinity,
+    ipm,
+    label_flip,
+    mimic,
+    min_max,
+    packet_loss,
+    scaled_reverse,
+    sign_flip,
+    uniform,
+)  # fmt: skip
+
+__all__ = [
+    "ATTACKS", "Attack", "AttackGrid", "Seen", "alie", "alie_z", "attacked", "backdoor", "gaussian",
+    "infinity", "ipm", "label_flip", "mimic", "min_max", "packet_loss", "scaled_reverse",
+    "sign_flip", "uniform",
+]  # fmt: skip
