@@ -5,6 +5,7 @@ of them, by the kernels of `fedsim.averaging`.
 """
 
 import abc
+import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.aggregators import Recipe, Round
 from fedsim.averaging import variance
 from fedsim.cohort import Replies
 from fedsim.errors import RunError, require_choice
 from fedsim.layout import Payload, TensorSpec
+from fedsim.robust import Updates
 from fedsim.strategy import FederatedStrategy, State, weighted_sum
 from fedsim.topology import Mixing, Neighbours, Topology, mixing_matrix, ring, spectral_gap
 
@@ -89,6 +92,7 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         buffer_ratio: float = 1.0,
         message_loss: float = 0.0,
         start: Start = "own",
+        recipe: Recipe | None = None,
     ) -> None:
         require_choice("mixing", mixing, Mixing)
         require_choice("protocol", protocol, Protocol)
@@ -111,6 +115,18 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         self._buffer_ratio = buffer_ratio
         self._message_loss = message_loss
         self._start: Start = start
+        self._recipe = recipe
+        if recipe is not None and recipe != Recipe("mean"):
+            for key, value, needed in (
+                ("protocol", protocol, "synchronous"), ("mixing", mixing, "uniform")
+            ):  # fmt: skip
+                if value != needed:
+                    raise ValueError(
+                        f"{key} = {value!r} with rule = {recipe.rule!r}: a robust rule needs all "
+                        f"models by themselves, alike; use {key} = {needed!r}"
+                    )
+        else:
+            self._recipe = None
 
     @abc.abstractmethod
     def merge(self, own: Tensor, variances: Tensor, mail: Mail) -> Tensor:
@@ -125,6 +141,19 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
     def corrected(self) -> Sequence[TensorSpec]:
         """Return the tensors whose variances a node wants to know; by default none."""
         return ()
+
+    def check(self, clients: int, cohort: int) -> None:
+        """Refuse an f that a node's model and its neighbours' do not bear."""
+        if self._recipe is None:
+            return
+        neighbours = self._topology.neighbours(clients, server_round=1, seed=self.seed)
+        fewest = min(range(clients), key=lambda node: len(neighbours[node]))
+        try:
+            self._recipe.check(len(neighbours[fewest]) + 1)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; node {fewest} has {len(neighbours[fewest])} neighbours and itself"
+            ) from None
 
     # --- what FederatedStrategy asks ------------------------------------------------------
 
@@ -196,7 +225,9 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         arrived, lost = self._delivered(state, neighbours, replies.client_ids, online)
         state, averaged = self._averaged(state, neighbours, arrived)
         first = state.models[0]
-        mean = first.double() + weighted_sum(torch.ones(nodes), state.models, first) / nodes
+        honest = torch.ones(nodes)
+        honest[sorted(self.dishonest)] = 0
+        mean = first.double() + weighted_sum(honest, state.models, first) / float(honest.sum())
         sent = lost + sum(map(len, arrived.values()))
         metrics = {
             **self._metrics(state, mean),
@@ -207,8 +238,10 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
         if nodes <= _GAP_NODES:
             graph = self._topology.graph(nodes, **clock)
             metrics["spectral_gap"] = _gap(graph, self._mixing, self._self_weight)
-        if self._buffered:
+        if self._buffered or self._recipe is not None:
             metrics["averaged"] = float(averaged)
+        if self._recipe is not None:
+            metrics["nodes_beyond_f"] = float(self._beyond(arrived, state.tick))
         return mean.to(params.dtype), state, metrics
 
     # --- one round ------------------------------------------------------------------------
@@ -305,13 +338,50 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
                 inbox[node], waiting[node] = (0, 0) if full else (mail, count)
                 if not full:
                     continue
-            if count:
+            if self._recipe is not None:
+                merged = self._robust(before, node, senders, state.tick)
+                if merged is not None:
+                    models[node] = merged.to(models.dtype)
+                    averaged += 1
+            elif count:
                 mean, own_weight = mail / mail[-1], self._own_weight(neighbours, node, mail[-1])
                 own = before[node].double()
                 letter = Mail(mean[:dim], mean[dim:-1], own_weight)
                 models[node] = self.merge(own, variances[node], letter).to(models.dtype)
                 averaged += 1
         return state._replace(models=models, inbox=inbox, waiting=waiting), averaged
+
+    def _robust(
+        self, before: Tensor, node: int, senders: Sequence[int], tick: int
+    ) -> Tensor | None:
+        """A node's next model by its robust rule, from its own model and those received.
+
+        None when too few have arrived for its f: it keeps its own.
+        """
+        assert self._recipe is not None
+        own = before[node]
+        # as differences to its own, so that centred clipping begins there
+        updates = Updates.of(before[sorted([node, *senders])], own)
+        try:
+            tolerated = self._recipe.check(len(updates))
+        except ValueError:
+            return None
+        draw = rng.generator(self.seed, "buckets", tick, node)
+        centre = torch.zeros(len(own), dtype=torch.float64)
+        step = self._recipe.aggregate(updates, Round(tolerated, draw, centre))
+        return own.double() + (1 - self._self_weight) * step
+
+    def _beyond(self, arrived: Mapping[int, list[int]], tick: int) -> int:
+        """How many honest nodes heard more attackers than their rule bears."""
+        assert self._recipe is not None
+        count, attacking = 0, self.attacking(tick)
+        for node, senders in arrived.items():
+            attackers = len(attacking & set(senders))
+            if node in self.dishonest or not attackers:
+                continue
+            with contextlib.suppress(ValueError):  # too few: it keeps its own model
+                count += attackers > self._recipe.check(len(senders) + 1)
+        return count
 
     def _weight(self, neighbours: Neighbours, node: int, other: int) -> float:
         """What a message weighs among the received: all alike, or as Metropolis and Hastings."""
@@ -329,7 +399,11 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
     # --- diagnostics ----------------------------------------------------------------------
 
     def _metrics(self, state: GossipState, mean: Tensor) -> dict[str, float]:
-        squares = [float((model.double() - mean).square().sum()) for model in state.models]
+        squares = [
+            float((model.double() - mean).square().sum())
+            for node, model in enumerate(state.models)
+            if node not in self.dishonest
+        ]
         found = {"consensus_distance": math.sqrt(math.fsum(squares) / len(squares))}
         specs = self._matrices()
         now = torch.stack([_variances(model, self._parts(specs)) for model in state.models])

@@ -52,6 +52,13 @@ _NO_MATTER_ENGINE = (
 _LATER_ENGINE = {"retries": 2, "quorum": None, "threads": 1}
 _LATER_EVALUATION = {"per_client": False, "pooled": False}  # likewise of [evaluation]
 _LATER_ATTACK = {"fraction": None, "schedule": "fixed", "active_rate": None}  # likewise of [attack]
+_LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
+    **dict.fromkeys(
+        ("num_byzantine", "num_selected", "clip_radius", "clip_iterations", "bucket_size",
+         "clip_norm")
+    ),
+    "rule": "mean", "variant": "paper", "before": [],
+}  # fmt: skip
 _LATER_PARTITION = {  # likewise of [partition]
     **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
     "parts": None,
@@ -201,6 +208,12 @@ class Scenario:
                 key: value
                 for key, value in document["attack"].items()
                 if not (key in _LATER_ATTACK and value == _LATER_ATTACK[key])
+            }
+        if "topology" in document:
+            document["strategy"] = {
+                key: value
+                for key, value in document["strategy"].items()
+                if not (key in _LATER_GOSSIP and value == _LATER_GOSSIP[key])
             }
         later = dict(_LATER_PARTITION)
         if document["partition"]["kind"] == "natural":

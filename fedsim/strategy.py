@@ -17,7 +17,7 @@ else.
 import abc
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -150,6 +150,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     _initial_buffers: Mapping[str, Tensor] = MappingProxyType({})
     _seed: int = 0
     _starts: Callable[[int], Tensor] | None = None
+    _byzantine: Callable[[int | None], Collection[int]] | None = None
     _setup_timeout_s: float | None = None
 
     # --- what a strategy implements -------------------------------------------------------
@@ -251,6 +252,15 @@ class FederatedStrategy(Strategy, abc.ABC):
         """
         return None if self._session is None else self._session.participants
 
+    @property
+    def dishonest(self) -> frozenset[int]:
+        """The clients that attack in some rounds, for measures over the others alone."""
+        return frozenset() if self._byzantine is None else frozenset(self._byzantine(None))
+
+    def attacking(self, server_round: int) -> frozenset[int]:
+        """The clients that attack in a round, for what is recorded; no rule may look."""
+        return frozenset() if self._byzantine is None else frozenset(self._byzantine(server_round))
+
     def start_of(self, client: int) -> Tensor | None:
         """Return a client's own random initialisation, `[dim]`; None when none was declared."""
         return None if self._starts is None else self._starts(client)
@@ -263,13 +273,16 @@ class FederatedStrategy(Strategy, abc.ABC):
         return None if self._session is None else self._session.state
 
     def personal_records(self) -> Iterator[ArrayRecord]:
-        """Yield every client's own model in client order; nothing where there is only one model."""
+        """Yield every honest client's own model in client order; nothing without such models."""
         session = self._session
         personal = None if session is None else self.personal_models(session.state)
         if session is None or personal is None:
             return
         models, buffers = personal
+        skipped = self.dishonest
         for row, params in enumerate(models):
+            if row in skipped:
+                continue
             mine = {name: stack[row] for name, stack in buffers.items()}
             common = session.buffers or self._initial_buffers
             yield model_record(session.layout, params, {**common, **mine})
@@ -311,6 +324,10 @@ class FederatedStrategy(Strategy, abc.ABC):
     def declare_starts(self, starts: Callable[[int], Tensor]) -> None:
         """Say what random initialisation, `[dim]`, each client would have made by itself."""
         self._starts = starts
+
+    def declare_byzantine(self, attackers: Callable[[int | None], Collection[int]]) -> None:
+        """Say who attacks in a round, or who is not to be measured (None); no server knows."""
+        self._byzantine = attackers
 
     # --- Flower's methods -----------------------------------------------------------------
 
@@ -476,6 +493,7 @@ class FederatedStrategy(Strategy, abc.ABC):
 
 _SESSION_FIELDS = (
     "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts",
+    "_byzantine",
     "_setup_timeout_s",
 )  # fmt: skip
 

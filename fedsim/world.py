@@ -177,6 +177,10 @@ def _build(scenario: Scenario, on_node: bool) -> World:
                 each.check(data.num_clients, cohort)
             except ValueError as error:
                 raise ScenarioError(f"[strategy] {error}") from None
+            if attack is not None:
+                each.declare_byzantine(
+                    functools.partial(_byzantine, attack, data.num_clients, scenario.seed)
+                )
             each.declare_starts(
                 functools.partial(_own_start, task, layout, scenario.seed, pretrained)
             )
@@ -306,6 +310,12 @@ def _attack_of(table: Mapping[str, Any] | None, data: FederatedData) -> Attack |
     except ValueError as error:
         raise ScenarioError(f"[attack] {error}") from None
     return attack
+
+
+def _byzantine(attack: Attack, clients: int, seed: int, server_round: int | None) -> list[int]:
+    """Who attacks in a round; for None, in any, but nobody where everybody may."""
+    found: list[int] = attack.byzantine_clients(clients, seed, server_round).tolist()
+    return [] if server_round is None and len(found) == clients else found
 
 
 def _poison(attack: Attack | None, data: FederatedData, seed: int) -> Poison | None:

@@ -24,10 +24,11 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from fedsim.aggregators import BeforeName, Recipe, RuleName, Variant
 from fedsim.averaging import plain_average, variance_corrected_average
-from fedsim.gossip import GossipStrategy, Mail
+from fedsim.gossip import GossipStrategy, Mail, Protocol, Start
 from fedsim.strategy import Degenerate
-from fedsim.topology import complete
+from fedsim.topology import Mixing, Topology, complete
 
 __all__ = ["GossipAveraging", "plain_average", "variance_corrected_average"]
 
@@ -47,6 +48,18 @@ class GossipAveraging(GossipStrategy):
         buffer_ratio: R: a node averages once it holds R models per neighbour (buffered); > 0.
         message_loss: Probability with which a message to one neighbour is lost, in [0, 1].
         start: "own", a random initialisation per node; "shared", the same model for all.
+        rule: What a node makes of its model and those received, in place of the received ones'
+            mean: a rule of `robust`; the own model weighs self_weight besides.
+        variant: Of the rule: "paper", "byzfl" or "flag".
+        num_byzantine: f, how many of them may be anything; >= 0. None takes the most that they
+            bear; where fewer arrive than a given f asks for, a node keeps its model.
+        before: What is done to them first: "nnm", "bucketing", "clipping", "arc".
+        num_selected: How many multi_krum averages; None takes n - f.
+        clip_radius: tau of centred_clipping, which begins from the own model; None takes the median
+            distance from it.
+        clip_iterations: L of centred_clipping; None is 1.
+        bucket_size: How many models "bucketing" puts together; None is 2.
+        clip_norm: How far from the own model "clipping" lets one be; None takes the median.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -60,6 +73,28 @@ class GossipAveraging(GossipStrategy):
             tolerance=1e-12,
         ),
     )
+
+    def __init__(
+        self, *, topology: Topology | None = None, self_weight: float = 0.5,
+        mixing: Mixing = "uniform", protocol: Protocol = "synchronous",
+        interval: tuple[int, int] = (8, 12), send_every: int = 1, buffer_ratio: float = 1.0,
+        message_loss: float = 0.0, start: Start = "own", rule: RuleName = "mean",
+        variant: Variant = "paper", num_byzantine: int | None = None,
+        before: tuple[BeforeName, ...] = (), num_selected: int | None = None,
+        clip_radius: float | None = None, clip_iterations: int | None = None,
+        bucket_size: int | None = None, clip_norm: float | None = None,
+    ) -> None:  # fmt: skip
+        if variant == "flower":
+            raise ValueError('variant = "flower": weighs by examples, which nodes do not send')
+        recipe = Recipe(
+            rule, variant, num_byzantine, tuple(before), num_selected, clip_radius,
+            clip_iterations, bucket_size, clip_norm,
+        )  # fmt: skip
+        super().__init__(
+            topology=topology, self_weight=self_weight, mixing=mixing, protocol=protocol,
+            interval=interval, send_every=send_every, buffer_ratio=buffer_ratio,
+            message_loss=message_loss, start=start, recipe=recipe,
+        )  # fmt: skip
 
     def merge(self, own: Tensor, variances: Tensor, mail: Mail) -> Tensor:
         """Return beta theta_j + (1 - beta) mean(R_j)."""

@@ -4,10 +4,11 @@ An attack is a pure function from what it sees to what the Byzantine clients sen
 data that they train on, or both; who attacks in which round is a function of the seed.
 """
 
+from collections.abc import Callable
+
 from fedsim.attacks.attack import Attack, Seen
 from fedsim.attacks.grid import AttackGrid, attacked
 from fedsim.attacks.kinds import (
-    ATTACKS,
     alie,
     alie_z,
     backdoor,
@@ -21,10 +22,25 @@ from fedsim.attacks.kinds import (
     scaled_reverse,
     sign_flip,
     uniform,
-)  # fmt: skip
+)
 
 __all__ = [
     "ATTACKS", "Attack", "AttackGrid", "Seen", "alie", "alie_z", "attacked", "backdoor", "gaussian",
     "infinity", "ipm", "label_flip", "mimic", "min_max", "packet_loss", "scaled_reverse",
     "sign_flip", "uniform",
 ]  # fmt: skip
+
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "uniform": uniform,
+    "sign_flip": sign_flip,
+    "scaled_reverse": scaled_reverse,
+    "gaussian": gaussian,
+    "infinity": infinity,
+    "alie": alie,
+    "ipm": ipm,
+    "mimic": mimic,
+    "min_max": min_max,
+    "packet_loss": packet_loss,
+    "label_flip": label_flip,
+    "backdoor": backdoor,
+}

@@ -1,7 +1,7 @@
 """The attacks: each a function that says what it sees and what becomes of updates or data.
 
-A new one is one function here: its keyword arguments, and those that say who attacks when, are the
-keys of `[attack]`.
+A new one is one function here and one line in `fedsim.attacks.ATTACKS`: its keyword arguments, and
+those that say who attacks when, are the keys of `[attack]`.
 """
 
 import functools
@@ -20,7 +20,6 @@ from fedsim.poison import Effect, FlippedLabels, Trigger
 from fedsim.robust import Updates
 
 Direction = Literal["deviation", "mean", "sign"]
-ATTACKS: dict[str, Callable[..., Attack]] = {}
 
 
 def _who(
@@ -69,7 +68,6 @@ def _attack(sees: Sees) -> Callable[[Callable[..., Any]], Callable[..., Attack]]
         factory.__doc__ = f"{head}{marker}{arguments}\n{rest}" if marker else (
             f"{text}\n\nArgs:\n{arguments}"
         )  # fmt: skip
-        ATTACKS[make.__name__] = factory
         return factory
 
     return wrap
