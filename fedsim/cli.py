@@ -58,6 +58,7 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim compare my.toml --vary strategy.name=fedavg,fedau --seeds 10
   fedsim tune my.toml --grid client.local_lr=0.01,0.1,1
   fedsim check scenarios                     do they still do what was recorded?
+  fedsim evidence                            the papers' claims, and what is seen of them
   fedsim list strategies fedavg              its hyperparameters and defaults
   fedsim partition my.toml --png who.png     who holds what, before training
   fedsim new demo                            a project with your model, data and strategy
@@ -481,6 +482,48 @@ def golden(
 
         answer = run_golden(scenarios, update=update, why=why, overrides=overrides or [], data=data)
         return _Outcome({**answer.document, "exit_code": OK}, answer.lines)
+
+    _finish(produce, as_json=as_json)
+
+
+@app.command(
+    epilog="""\b
+Examples:
+  fedsim evidence
+  fedsim evidence fedau --seeds 3
+  fedsim evidence my_study.toml --page my_evidence.md
+""",
+)
+def evidence(
+    studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", hidden=True)] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page. Default: evidence.md in the study's folder."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="So many seeds instead of the study's own.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the runs.")] = Path(
+        "studies/evidence"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run declared studies and write what they show: each method beside what explains it.
+
+    STUDY is a file, or the name of one that comes with fedsim; all of these when left out. A study
+    says what a paper claims and what is run: at equal steps and at each one's best. Runs that are
+    there are not made again.
+    """
+
+    def produce() -> _Outcome:
+        from fedsim.studies.evidence_command import EvidenceAsked, run_evidence
+
+        asked = EvidenceAsked(studies or [], page, seeds, out, workers)
+        return _study_outcome(run_evidence(asked, width=_terminal_width(), quiet=quiet))
 
     _finish(produce, as_json=as_json)
 

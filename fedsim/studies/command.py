@@ -12,6 +12,7 @@ from fedsim.studies.compare import Comparison, Question, compare, document_of
 from fedsim.studies.declared import Declared, is_study, recall, remember
 from fedsim.studies.outcome import LAST, check_metric, parse_target
 from fedsim.studies.pictures import draw_curves, draw_differences
+from fedsim.studies.pool import Pool
 from fedsim.studies.tables import comparison_lines, write_csv
 from fedsim.studies.variants import Variant, of_scenarios, parse_axis, parse_seeds
 from fedsim.studies.watching import StudyProgress
@@ -63,12 +64,16 @@ def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
     question = _question(asked)
     declared, study = _declared(asked)
     try:
-        with locked(study), StudyProgress(quiet=quiet) as progress:
+        with (
+            locked(study),
+            StudyProgress(quiet=quiet) as progress,
+            Pool(study, workers=asked.workers, watch=progress) as pool,
+        ):
             remember(declared, study)
             cells = cells_of(declared.variants, declared.seeds, study)
             there = sum(cell.finished for cell in cells)
             progress.expect(len(cells) - there, there)
-            found = compare(*declared, study, question, workers=asked.workers, watch=progress)
+            found = compare(*declared, study, question, pool)
             files = write_files(found, study)
     except KeyboardInterrupt as error:
         vars(error)["fedsim_go_on"] = f"`fedsim compare {study}`"

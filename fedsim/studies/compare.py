@@ -1,6 +1,6 @@
 """Runs what is missing of a study and holds its variants beside each other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from fedsim.studies.outcome import (
     require_recorded,
     worst_metric,
 )
-from fedsim.studies.pool import Pool, Watch
+from fedsim.studies.pool import Pool
 from fedsim.studies.statistics import Mean, Paired, mean_interval, paired
 from fedsim.studies.variants import Variant, choose
-
-LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -109,34 +107,29 @@ def compare(
     seeds: Sequence[int],
     study: Path,
     question: Question,
-    *,
-    workers: int | None = None,
-    watch: Watch,
+    pool: Pool,
 ) -> Comparison:
     """Run what is missing and hold the variants beside each other.
 
     Args:
         variants: What is compared.
         seeds: The seeds of each.
-        study: The study's folder; it is made, and what it holds is not run again.
+        study: The study's folder; what it holds is not run again.
         question: What is asked.
-        workers: At most so many processes.
-        watch: Is told how far the runs are.
+        pool: Runs what is missing.
 
     Returns:
         The comparison, of the runs that finished.
 
     Raises:
         ScenarioError: If the question cannot be asked of these runs.
-        BusyError: If another process works in the folder.
     """
     axis, partners = _partners(variants, question.baseline)
     cells = cells_.cells_of(variants, seeds, study)
     # asked of the first run that is there, before hours are spent on a name that none records
     _metric(cells, question)
-    asking = _Asking(watch, lambda cell: _metric([cell], question))
-    with Pool(workers=workers, log=study / LOG, watch=asking) as pool:
-        failed = pool.run([cell for cell in cells if not cell.finished])
+    missing = [cell for cell in cells if not cell.finished]
+    failed = pool.run(missing, then=lambda cell: _metric([cell], question))
     failures = {cell.name: failed[cell.folder] for cell in cells if cell.folder in failed}
     metric = _metric(cells, question) or ""
     outcomes: list[dict[int, Outcome]] = [{} for _ in variants]
@@ -157,26 +150,6 @@ def compare(
         study, variants, metric, question, outcomes, folders, differences, axis, failures,
         _notes(done, outcomes, metric),
     )  # fmt: skip
-
-
-class _Asking:
-    """Asks something of the first cell that finishes, and passes all on."""
-
-    def __init__(self, watch: Watch, ask: Callable[[Cell], object]) -> None:
-        self._watch, self._ask = watch, ask
-        self._asked = False
-
-    def begun(self, cell: Cell) -> None:
-        self._watch.begun(cell)
-
-    def at_round(self, cell: Cell, server_round: int) -> None:
-        self._watch.at_round(cell, server_round)
-
-    def ended(self, cell: Cell, reason: str | None) -> None:
-        self._watch.ended(cell, reason)
-        if reason is None and not self._asked:
-            self._ask(cell)
-            self._asked = True
 
 
 def _metric(cells: Sequence[Cell], question: Question) -> str | None:

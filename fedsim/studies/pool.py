@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from fedsim.run_folder import LOG_FILE, taking
 from fedsim.studies.cells import Cell
 from fedsim.studies.machine import has_room, usable_processors
 
@@ -85,6 +86,7 @@ class _Worker:
             self._process.kill()
             code = self._process.wait()
         self._reader.join()
+        self.end()
         assert self._process.stdout is not None
         self._process.stdout.close()
         return code
@@ -108,22 +110,31 @@ class Pool:
     Args:
         workers: At most so many processes; None takes as many as there are processors, one for
             cells on a graphics card. There are fewer where memory is short.
-        log: Takes what the processes write to standard error.
+        study: The study's folder, whose log takes what the processes write to standard error.
         watch: Is told how far they are.
     """
 
-    def __init__(self, *, workers: int | None, log: Path, watch: Watch) -> None:
+    def __init__(self, study: Path, *, workers: int | None, watch: Watch) -> None:
         self._asked, self._watch = workers, watch
-        self._errors = log.open("ab")
+        with taking(study / LOG_FILE):
+            self._errors = (study / LOG_FILE).open("ab")
+        self._then: Callable[[Cell], object] | None = None
         self._waiting: list[Cell] = []
         self._workers: list[_Worker] = []
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._failed: dict[Path, str] = {}
         self._largest = 0
 
-    def run(self, cells: Sequence[Cell]) -> dict[Path, str]:
-        """Run cells; returns why some failed, by folder."""
-        self._waiting, self._failed = list(cells), {}
+    def run(
+        self, cells: Sequence[Cell], then: Callable[[Cell], object] | None = None
+    ) -> dict[Path, str]:
+        """Run cells; returns why some failed, by folder.
+
+        Args:
+            cells: What is to be run.
+            then: Called with the first one that finishes; what it raises ends all.
+        """
+        self._waiting, self._failed, self._then = list(cells), {}, then
         limit = self._limit(cells)
         while self._waiting or any(worker.cell is not None for worker in self._workers):
             self._assign(limit)
@@ -192,6 +203,9 @@ class Pool:
         if reason is not None:
             self._failed[cell.folder] = reason
         self._watch.ended(cell, reason)
+        if reason is None and self._then is not None:
+            self._then(cell)
+            self._then = None
 
 
 def _in_words(code: int) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from fedsim.errors import ScenarioError
 from fedsim.local_metrics import is_error
 from fedsim.studies.cells import Cell, cells_of
-from fedsim.studies.compare import LOG
 from fedsim.studies.grids import Grid, Point, on_edge, widened
 from fedsim.studies.outcome import LAST, outcome_of, read_history, require_recorded
-from fedsim.studies.pool import Pool, Watch
+from fedsim.studies.pool import Pool
 from fedsim.studies.statistics import Mean, mean_interval
 from fedsim.studies.variants import Axis, Variant
 
@@ -137,9 +136,7 @@ def tune(
     seeds: Sequence[int],
     study: Path,
     rule: Rule,
-    *,
-    workers: int | None = None,
-    watch: Watch,
+    pool: Pool,
     expect: Callable[[int, int], None] = lambda missing, there: None,
 ) -> Tuned:
     """Choose each method's best point.
@@ -154,29 +151,27 @@ def tune(
         seeds: Seeds apart from those of the final runs.
         study: The folder of the cells.
         rule: How points are chosen.
-        workers: At most so many processes.
-        watch: Is told how far the runs are.
+        pool: Runs what is missing.
         expect: Is told, before runs begin, how many are missing and how many are there.
 
     Raises:
         ScenarioError: If nothing records the metric, or a point is impossible.
     """
     notes: list[str] = []
-    with Pool(workers=workers, log=study / LOG, watch=watch) as pool:
-        race = _Race(methods, make, seeds, study, rule, pool, expect)
-        for widening in range(rule.widenings + 1):
-            candidates = race.run(grid)
-            best = [_best(candidates, method, race.sign) for method in range(len(methods))]
-            wider = grid if grid.drawn or widening == rule.widenings else _wider(grid, best)
-            if wider == grid:
-                break
-            try:
-                for method, point in itertools.product(range(len(methods)), wider.points):
-                    make(method, point)
-            except ScenarioError as error:
-                notes.append(f"the grid ends here: beyond it, {error}")
-                break
-            grid = wider
+    race = _Race(methods, make, seeds, study, rule, pool, expect)
+    for widening in range(rule.widenings + 1):
+        candidates = race.run(grid)
+        best = [_best(candidates, method, race.sign) for method in range(len(methods))]
+        wider = grid if grid.drawn or widening == rule.widenings else _wider(grid, best)
+        if wider == grid:
+            break
+        try:
+            for method, point in itertools.product(range(len(methods)), wider.points):
+                make(method, point)
+        except ScenarioError as error:
+            notes.append(f"the grid ends here: beyond it, {error}")
+            break
+        grid = wider
     edges = [_edges(grid, each) for each in best]
     for name, keys in zip(methods, edges, strict=True):
         of = f"{name}: " if name else ""

@@ -10,6 +10,7 @@ from fedsim.studies.cells import locked
 from fedsim.studies.command import Answer, default_folder
 from fedsim.studies.grids import Grid, Point, check, draw
 from fedsim.studies.outcome import LAST, check_metric
+from fedsim.studies.pool import Pool
 from fedsim.studies.tune import (
     KEPT,
     SEEDS_APART,
@@ -68,12 +69,13 @@ def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
             make(method, point)
     study = asked.out or Path(f"{default_folder([asked.scenario])}-tune")
     try:
-        with locked(study), StudyProgress(quiet=quiet) as progress:
+        with (
+            locked(study),
+            StudyProgress(quiet=quiet) as progress,
+            Pool(study, workers=asked.workers, watch=progress) as pool,
+        ):
             names = [variant.name if variant.labels else "" for variant in plain]
-            tuned = tune(
-                names, make, grid, seeds, study, rule,
-                workers=asked.workers, watch=progress, expect=progress.expect,
-            )  # fmt: skip
+            tuned = tune(names, make, grid, seeds, study, rule, pool, progress.expect)
             document = {"study": str(study), **tuned_document(tuned)}
             with taking(study / "tune.json"):
                 write_json_atomic(study / "tune.json", document)

@@ -1,0 +1,76 @@
+"""What `fedsim evidence` does, from its arguments to its page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fedsim.errors import ScenarioError
+from fedsim.run_folder import taking, versions, write_json_atomic
+from fedsim.studies import evidence_file
+from fedsim.studies.cells import locked
+from fedsim.studies.command import Answer
+from fedsim.studies.evidence import gather
+from fedsim.studies.evidence_report import evidence_document, page
+from fedsim.studies.pool import Pool
+from fedsim.studies.tables import grid, number
+from fedsim.studies.watching import StudyProgress
+
+_NAMED = ("fedsim", "python", "torch", "flwr", "numpy")  # versions that a page names
+
+
+class EvidenceAsked(NamedTuple):
+    """The arguments of `fedsim evidence`, see there."""
+
+    studies: Sequence[str] = ()
+    page: Path | None = None
+    seeds: int | None = None
+    out: Path = Path("studies/evidence")
+    workers: int | None = None
+
+
+def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> Answer:
+    """Run what is missing of declared studies, write the page, and return what there is to say.
+
+    Raises:
+        ScenarioError: If a study's file is wrong; nothing has run then.
+        BusyError: If another process works in the folder.
+    """
+    if asked.seeds is not None and asked.seeds < 2:
+        raise ScenarioError(f"--seeds {asked.seeds}: must be >= 2")
+    if asked.workers is not None and asked.workers < 1:
+        raise ScenarioError(f"--workers {asked.workers}: must be >= 1")
+    names = asked.studies or list(evidence_file.shipped())
+    declared = [evidence_file.read(evidence_file.find(name)) for name in names]
+    place = asked.page or asked.out / "evidence.md"
+    found = []
+    try:
+        with (
+            locked(asked.out),
+            StudyProgress(quiet=quiet) as progress,
+            Pool(asked.out, workers=asked.workers, watch=progress) as pool,
+        ):
+            for each in declared:
+                progress.note(f"{each.name}: {each.document.title}")
+                one = gather(each, asked.out, seeds=asked.seeds, pool=pool, expect=progress.expect)
+                found.append(one)
+            documents = [evidence_document(each) for each in found]
+            now = versions()
+            under = ", ".join(f"{name} {now[name]}" for name in _NAMED)
+            with taking(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(page(found, under), encoding="utf-8")
+            with taking(asked.out / "evidence.json"):
+                write_json_atomic(asked.out / "evidence.json", documents)
+    except KeyboardInterrupt as error:
+        vars(error)["fedsim_go_on"] = "the same command"
+        raise
+    rows = [
+        [each["title"], finding["setting"], "best" if finding["best"] else "equal", row["arm"],
+         number(row["minus"]["mean"], sign=True), str(row["verdict"])]
+        for each in documents for finding in each["findings"] for row in finding["rows"]
+        if row["minus"]
+    ]  # fmt: skip
+    head = ["method", "setting", "step", "minus", "difference", "the method is"]
+    lines = [*grid(head, rows, width=width, left=4), "", str(place)]
+    document = {"page": str(place), "studies": documents}
+    return Answer(document, lines, failed=False)

@@ -1,0 +1,77 @@
+"""Processes that run cells: a death takes one cell with it; none starts without room."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fedsim.studies.cells import CELLS, cells_of
+from fedsim.studies.machine import ASSUMED, has_room, usable_processors
+from fedsim.studies.pool import Pool
+from fedsim.studies.variants import of_scenarios
+from studies.worlds import write
+
+
+def system(root, *, free, quota="max 100000"):
+    """A machine with so many bytes free."""
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {free // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text("0::/\n")
+    (root / "sys/fs/cgroup").mkdir(parents=True, exist_ok=True)
+    (root / "sys/fs/cgroup/cpu.max").write_text(f"{quota}\n")
+    return root
+
+
+def test_there_is_room_for_as_many_as_memory_allows(tmp_path):
+    three = system(tmp_path, free=3 * ASSUMED)
+    assert has_room(0, 0, root=three)
+    assert has_room(0, 1, root=three)
+    assert not has_room(0, 2, root=three)  # those that have just begun will take theirs
+    assert not has_room(3 * ASSUMED, 0, root=three)  # as much as the largest so far, and some more
+
+
+def test_a_quota_counts_as_processors(tmp_path):
+    usable = len(os.sched_getaffinity(0))
+    assert usable_processors(system(tmp_path, free=0)) == usable
+    assert usable_processors(system(tmp_path, free=0, quota="100000 100000")) == 1
+    assert usable_processors(system(tmp_path, free=0, quota="50000 100000")) == 1
+
+
+class Killing:
+    """Kills the process that runs the first cell, and takes down what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def begun(self, cell):
+        self.told.append(("begun", cell.seed))
+
+    def at_round(self, cell, server_round):
+        if cell.seed == 3 and server_round:
+            me = os.getpid()
+            for child in Path(f"/proc/self/task/{me}/children").read_text().split():
+                if b"studies.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+
+    def ended(self, cell, reason):
+        self.told.append(("ended", cell.seed, reason))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_its_cell_with_it_and_no_other(tmp_path):
+    (tmp_path / CELLS).mkdir()
+    (variant,) = of_scenarios([str(write(tmp_path, rounds=400))], [], [])
+    cells = cells_of([variant], (3, 4), tmp_path)
+    watch = Killing()
+    with Pool(tmp_path, workers=1, watch=watch) as pool:
+        failed = pool.run(cells)
+        assert list(failed) == [cells[0].folder]
+        assert "was ended by SIGKILL; memory may have run out" in failed[cells[0].folder]
+        assert [cell.finished for cell in cells] == [False, True]
+        assert [what[:2] for what in watch.told] == [
+            ("begun", 3), ("ended", 3), ("begun", 4), ("ended", 4),
+        ]  # fmt: skip
+        watch.at_round = lambda cell, server_round: None
+        assert pool.run(cells[:1]) == {}  # and it goes on from its last checkpoint
+    assert "resumed from round" in (cells[0].folder / "log.txt").read_text()
