@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         arm: The arm.
-        step: The point of the grid at which it was run; empty at equal steps.
+        step: The values of the grid's keys with which it was run; empty without a grid.
         mean: Over seeds.
         broken_off: So many runs broke off, and count as the study says.
         minus: The method minus this arm, by seed; None for the method itself.
@@ -111,8 +111,16 @@ def gather(
         found = compare(variants, chosen, study, question, pool)
         values = [found.values(place) for place in range(len(variants))]
         arms = declared.arms_of(setting)
-        rows = _rows(arms, values, list(chosen), points, document.broken_off, setting.null,
-                     document.metric)  # fmt: skip
+        steps = points or [_steps(declared, variant) for variant in variants]
+        rows = _rows(
+            arms,
+            values,
+            list(chosen),
+            steps,
+            broken_off=document.broken_off,
+            null=setting.null,
+            less=is_error(document.metric),
+        )
         return Finding(setting, points is not None, rows, variants[0].scenario.rounds)
 
     for setting in document.settings:
@@ -152,14 +160,27 @@ def _tuned(
     return tune(names, make, grid, list(apart), study, rule, pool, expect)
 
 
+def _steps(declared: Declaration, variant: Variant) -> list[str]:
+    """The values that a scenario gives the grid's keys."""
+    if declared.document.tune is None:
+        return []
+    document, found = variant.scenario.resolved(), []
+    for key in declared.grid().keys:
+        table, _, name = key.partition(".")
+        value = (document.get(table) or {}).get(name) if name else document.get(table)
+        found.append(f"{key}={value}")
+    return found
+
+
 def _rows(
     arms: Sequence[Arm],
     values: Sequence[Mapping[int, float]],
     seeds: Sequence[int],
-    points: Sequence[Sequence[str]] | None,
+    steps: Sequence[Sequence[str]],
+    *,
     broken_off: float,
     null: bool,
-    metric: str,
+    less: bool,
 ) -> list[Row]:
     """Return the arms beside each other; a run without a value counts as `broken_off`."""
     full = [
@@ -170,9 +191,8 @@ def _rows(
     for place, arm in enumerate(arms):
         missing = sum(not math.isfinite(values[place].get(seed, math.nan)) for seed in seeds)
         minus = None if place == 0 else paired(full[0], full[place])
-        verdict = None if minus is None else judged(minus, null=null, less=is_error(metric))
-        step = points[place] if points is not None else ()
-        rows.append(Row(arm, step, mean_interval(full[place]), missing, minus, verdict))
+        verdict = None if minus is None else judged(minus, null=null, less=less)
+        rows.append(Row(arm, steps[place], mean_interval(full[place]), missing, minus, verdict))
     return rows
 
 

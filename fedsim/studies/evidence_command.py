@@ -65,12 +65,12 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
         vars(error)["fedsim_go_on"] = "the same command"
         raise
     rows = [
-        [each["title"], finding["setting"], "best" if finding["best"] else "equal", row["arm"],
+        [each["name"], finding["setting"], "best" if finding["best"] else "equal", row["arm"],
          number(row["minus"]["mean"], sign=True), str(row["verdict"])]
         for each in documents for finding in each["findings"] for row in finding["rows"]
         if row["minus"]
     ]  # fmt: skip
-    head = ["method", "setting", "step", "minus", "difference", "the method is"]
+    head = ["study", "setting", "step", "minus", "difference", "the method is"]
     lines = [*grid(head, rows, width=width, left=4), "", str(place)]
     document = {"page": str(place), "studies": documents}
     return Answer(document, lines, failed=False)

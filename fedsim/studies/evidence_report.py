@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 from fedsim.studies.evidence import NULL_BOUND, Evidence, Finding, Row
@@ -58,9 +59,10 @@ def _overview(found: Sequence[Evidence]) -> list[str]:
 def _study(evidence: Evidence) -> list[str]:
     document = evidence.declared.document
     seeds = evidence.seeds
+    settings = f" with {_code(document.set)}" if document.set else ""
     ran = (
-        f"`{document.scenario}` {_code(document.set)}, {evidence.findings[0].rounds} rounds, seeds "
-        f"{seeds[0]} to {seeds[-1]}, `{document.metric}`"
+        f"`{PurePath(document.scenario).stem}`{settings}: {evidence.findings[0].rounds} rounds, "
+        f"seeds {seeds[0]} to {seeds[-1]}, `{document.metric}`"
     )
     lines = [
         f"## {document.title}", stamp(evidence), "",
@@ -81,13 +83,13 @@ def _finding(finding: Finding, evidence: Evidence) -> list[str]:
         name = f"**{row.arm.name}**" if row.arm.role == "method" else row.arm.name
         rows.append(
             [
-                name, row.arm.role, *([" ".join(row.step) or "-"] if finding.best else []),
+                name, row.arm.role, _code(row.step),
                 _mean(row, evidence), _difference(row.minus, evidence),
                 _p(row.minus), row.verdict or "",
             ]
         )  # fmt: skip
     head = [
-        "arm", "as", *(["best"] if finding.best else []), f"mean{_unit(evidence)}",
+        "arm", "as", "step", f"mean{_unit(evidence)}",
         "the method minus it", "p; seeds above", "the method is",
     ]  # fmt: skip
     return [f"### {_where(finding)}{setting}", "", *_table(head, rows)]
@@ -116,9 +118,12 @@ def _grid(tuned: Tuned) -> list[str]:
         rows.append([name, *cells])
     head = [", ".join(tuned.grid.keys), *(", ".join(point) for point in tuned.grid.points)]
     notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in tuned.notes)
+    count = len(tuned.seeds)
+    seeds = (
+        f"seeds {tuned.seeds[0]} to {tuned.seeds[-1]}" if count > 1 else f"seed {tuned.seeds[0]}"
+    )
     return [
-        f"Steps, by `{tuned.metric}` over {len(tuned.seeds)} seeds from {tuned.seeds[0]} on; (n) "
-        f"was stopped after n.{notes}",
+        f"Steps, by `{tuned.metric}`, {seeds}; (n) was stopped after n seeds.{notes}",
         "",
         *_table(head, rows),
     ]

@@ -124,7 +124,7 @@ def number(value: float, *, sign: bool = False) -> str:
     if not math.isfinite(value):
         return _DASH
     plus = "+" if sign else ""
-    return f"{value:{plus}.4f}" if 1e-3 <= abs(value) < 10 or not value else f"{value:{plus}.4g}"
+    return f"{value:{plus}.4f}" if 1e-4 <= abs(value) < 10 or not value else f"{value:{plus}.4g}"
 
 
 def grid(

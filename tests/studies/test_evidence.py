@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from scipy import stats
@@ -164,3 +165,11 @@ def test_the_studies_that_come_with_fedsim_can_be_run():
         evidence_file.read(path)
     with pytest.raises(ScenarioError, match="did you mean 'fedau'"):
         evidence_file.find("fedua")
+
+
+def test_the_page_is_of_the_studies_as_they_are(request):
+    page = (request.config.rootpath / "docs/evidence.md").read_text(encoding="utf-8")
+    stamps = dict(re.findall(r"<!-- (\w+) (\w+) -->", page))
+    found = {name: evidence_file.read(path).sha256[:16]
+             for name, path in evidence_file.shipped().items()}  # fmt: skip
+    assert stamps == found
