@@ -241,7 +241,7 @@ def _execute(
         executor = world.app.executor
         stop = scenario.evaluation.stop
 
-        triggered = _triggered(world)
+        triggered = triggered_samples(world)
 
         def evaluate(arrays: ArrayRecord) -> dict[str, float]:
             params, buffers = model_tensors(world.layout, arrays)
@@ -296,7 +296,7 @@ def _asked_in_vain(history: Sequence[Mapping[str, Any]]) -> bool:
     return asked and not any(record.get("clients/replied") for record in history)
 
 
-def _triggered(world: World) -> tuple[np.ndarray, np.ndarray] | None:
+def triggered_samples(world: World) -> tuple[np.ndarray, np.ndarray] | None:
     """The server's test samples of other classes with a backdoor's pattern, and its target."""
     effect = None if world.attack is None else world.attack.effect
     if not isinstance(effect, Trigger):

@@ -20,7 +20,6 @@ RuleName = Literal[
 ]  # fmt: skip
 Variant = Literal["paper", "byzfl", "flower", "flag"]
 BeforeName = Literal["nnm", "bucketing", "clipping", "arc"]
-_USES_F = ("nnm", "arc")  # of what comes before
 
 
 class Round(NamedTuple):
@@ -165,10 +164,10 @@ class Recipe:
             if given is not None and not used:
                 chosen = self.rule if owner == "rule" else list(self.before)
                 raise ValueError(f"{key} = {given}: is without effect with {owner} = {chosen!r}")
-        if self.num_byzantine and self.rule == "mean" and not set(_USES_F) & set(self.before):
+        if self.num_byzantine and self.rule == "mean":
             raise ValueError(
-                f"num_byzantine = {self.num_byzantine} with rule = 'mean': a mean bears none; use "
-                "at most 0, another rule, or before = ['nnm']"
+                f"num_byzantine = {self.num_byzantine} with rule = 'mean': a mean bears none, "
+                "whatever comes before it; use at most 0, or another rule"
             )
 
     @property
@@ -199,7 +198,7 @@ class Recipe:
 
     def bearable(self, updates: int) -> int:
         """Return the largest f that so many updates bear."""
-        if self.rule == "mean" and not set(_USES_F) & set(self.before):
+        if self.rule == "mean":
             return 0
         found = self.bound.bearable(self._left(updates))
         return min(found, MAJORITY.bearable(updates)) if self.before else found
