@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios bench format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios bench robustness format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -44,6 +44,9 @@ scenarios: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+robustness: $(STAMP)
+	$(BIN)/python -m benchmarks.robustness
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
