@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim import discovery
+from fedsim.checking.recording import place_of
 from fedsim.cli import app
 from fedsim.scenario import load
 
@@ -44,6 +45,11 @@ def test_every_algorithm_has_a_claim_and_a_way_to_lose_it():
     assert {SCENARIOS[name].strategy["name"] for name in WITHOUT} == five
     assert {SCENARIOS[name].strategy["name"] for name in SLOW} >= five
     assert set(WITHOUT) <= set(FAST)
+
+
+def test_every_fast_scenario_is_recorded():
+    files = discovery.shipped_scenarios()
+    assert [name for name in FAST if not place_of(files[name]).is_file()] == []
 
 
 @pytest.mark.parametrize("name", WITHOUT)
