@@ -509,6 +509,7 @@ def evidence(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
     ] = None,
+    data: DataOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -522,7 +523,7 @@ def evidence(
     def produce() -> _Outcome:
         from fedsim.studies.evidence_command import EvidenceAsked, run_evidence
 
-        asked = EvidenceAsked(studies or [], page, seeds, out, workers)
+        asked = EvidenceAsked(studies or [], page, seeds, out, workers, data)
         return _study_outcome(run_evidence(asked, width=_terminal_width(), quiet=quiet))
 
     _finish(produce, as_json=as_json)

@@ -188,6 +188,16 @@ class Scenario:
         apply(document, overrides)
         return self.from_resolved(document, self.origin)
 
+    def with_data(self, folder: Path | None) -> "Scenario":
+        """Return this scenario with its data set read from the folder of its name in `folder`.
+
+        It stays as it is where no folder is given, the scenario says a path itself, or its data set
+        is not read from files.
+        """
+        if folder is None or "path" not in self.data or self.data["path"] is not None:
+            return self
+        return self.with_overrides([f"data.path='{(folder / self.data['name']).absolute()}'"])
+
     @property
     def sha256(self) -> str:
         """The hash of what decides the run's result, whoever computes it wherever."""

@@ -11,7 +11,7 @@ from fedsim.checking.drift import Drift, drifts, other_environment, same_environ
 from fedsim.checking.measure import measure
 from fedsim.checking.recording import Recording, place_of, read, write
 from fedsim.errors import ScenarioError
-from fedsim.scenario import Scenario, load
+from fedsim.scenario import load
 
 _SHOWN = 8  # drifts of one scenario that are told in full
 
@@ -73,7 +73,7 @@ def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = 
         ScenarioError: If the scenario or its recording is refused.
         RunError: If a run fails.
     """
-    loaded = _loaded(scenario, overrides, data)
+    loaded = load(scenario, overrides).with_data(data)
     golden = read(place_of(scenario))
     with loaded.named_in_refusals():
         now, claims, seconds = measure(loaded)
@@ -107,7 +107,7 @@ def record(
         ScenarioError: If the scenario is refused, or its claims do not hold.
         RunError: If a run fails.
     """
-    loaded = _loaded(scenario, overrides, data)
+    loaded = load(scenario, overrides).with_data(data)
     before = read(place_of(scenario))
     with loaded.named_in_refusals():
         now, claims, _ = measure(loaded)
@@ -127,13 +127,6 @@ def record(
     made = replace(now, history=[*([] if before is None else before.history), reason])
     write(place_of(scenario), made)
     return made, moved
-
-
-def _loaded(file: Path, overrides: Sequence[str], data: Path | None) -> Scenario:
-    scenario = load(file, overrides)
-    if data is None or scenario.data.get("path") is not None or "path" not in scenario.data:
-        return scenario
-    return scenario.with_overrides([f"data.path={(data / scenario.data['name']).absolute()}"])
 
 
 def _update(scenario: Path) -> str:

@@ -26,6 +26,7 @@ class EvidenceAsked(NamedTuple):
     seeds: int | None = None
     out: Path = Path("studies/evidence")
     workers: int | None = None
+    data: Path | None = None
 
 
 def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> Answer:
@@ -40,7 +41,9 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
     if asked.workers is not None and asked.workers < 1:
         raise ScenarioError(f"--workers {asked.workers}: must be >= 1")
     names = asked.studies or list(evidence_file.shipped())
-    declared = [evidence_file.read(evidence_file.find(name)) for name in names]
+    declared = [
+        evidence_file.read(evidence_file.find(name))._replace(data=asked.data) for name in names
+    ]
     place = asked.page or asked.out / "evidence.md"
     found = []
     try:

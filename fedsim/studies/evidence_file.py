@@ -116,12 +116,14 @@ class Declaration(NamedTuple):
         sha256: The hash of its content and of its scenario's.
         document: What it says.
         scenario: The scenario's file or name.
+        data: A folder with a folder for each data set that is read from files, by its name.
     """
 
     path: Path
     sha256: str
     document: _Document
     scenario: str
+    data: Path | None = None
 
     @property
     def name(self) -> str:
@@ -161,7 +163,7 @@ class Declaration(NamedTuple):
         """
         overrides = [*self.document.set, *setting.set, *arm.set, *more]
         (made,) = of_scenarios([self.scenario], [], overrides)
-        return Variant({ARM: arm.name}, made.scenario)
+        return Variant({ARM: arm.name}, made.scenario.with_data(self.data))
 
     def grid(self) -> Grid:
         """Return the grid of step sizes."""
