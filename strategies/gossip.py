@@ -85,7 +85,10 @@ class GossipAveraging(GossipStrategy):
         bucket_size: int | None = None, clip_norm: float | None = None,
     ) -> None:  # fmt: skip
         if variant == "flower":
-            raise ValueError('variant = "flower": weighs by examples, which nodes do not send')
+            raise ValueError(
+                'variant = "flower": must be paper, byzfl or flag; Flower\'s weighs by examples, '
+                "which nodes do not send"
+            )
         recipe = Recipe(
             rule, variant, num_byzantine, tuple(before), num_selected, clip_radius,
             clip_iterations, bucket_size, clip_norm,

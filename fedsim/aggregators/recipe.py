@@ -163,7 +163,9 @@ class Recipe:
         ):
             if given is not None and not used:
                 chosen = self.rule if owner == "rule" else list(self.before)
-                raise ValueError(f"{key} = {given}: is without effect with {owner} = {chosen!r}")
+                raise ValueError(
+                    f"{key} = {given}: is without effect with {owner} = {chosen!r}; leave it out"
+                )
         if self.num_byzantine and self.rule == "mean":
             raise ValueError(
                 f"num_byzantine = {self.num_byzantine} with rule = 'mean': a mean bears none, "

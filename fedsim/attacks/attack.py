@@ -121,7 +121,7 @@ class Attack:
             if self.schedule != "intermittent":
                 raise ScenarioError(
                     f"[attack] active_rate = {self.active_rate}: is without effect with schedule = "
-                    f'"{self.schedule}"'
+                    f'"{self.schedule}"; leave it out'
                 )
             if not 0 < self.active_rate <= 1:
                 raise ScenarioError(f"[attack] active_rate = {self.active_rate}: must be in (0, 1]")
