@@ -1,0 +1,31 @@
+"""The command line: `fedsim run`, `resume`, `plan`, `compare`, `tune`, `list` and others.
+
+Results go to standard output (with `--json` exactly one JSON document), everything else to standard
+error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted,
+143 terminated.
+
+The commands stand in the order in which `fedsim --help` lists them; a module holds what belongs
+together. Nothing heavy is imported before a command does its work.
+"""
+
+import os
+import sys
+
+from fedsim.cli.shared import app
+
+# commands register themselves, in the order of `fedsim --help`
+# isort: off
+from fedsim.cli import running  # noqa: F401
+from fedsim.cli import studying  # noqa: F401
+from fedsim.cli import checking  # noqa: F401
+from fedsim.cli import looking  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    # Import paths in a scenario may name modules beside it; what is installed comes first.
+    sys.path.append(os.getcwd())
+    app()
