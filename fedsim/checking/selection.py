@@ -24,12 +24,18 @@ class Selected(NamedTuple):
 
 
 def is_scenario(path: Path) -> bool:
-    """Return whether a file looks like a scenario: TOML with the tables that every scenario has.
+    """Return whether a file looks like a scenario: it has the tables that every scenario has.
 
-    A file that is no TOML is none; `fedsim run` says what is wrong with it.
+    One with a mistake in its TOML is one too, so that it is refused and not passed over.
     """
     document = _document(path)
-    return document is not None and all(isinstance(document.get(t), dict) for t in _MARKS)
+    if document is not None:
+        return all(isinstance(document.get(t), dict) for t in _MARKS)
+    try:
+        lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()}
+    except (OSError, UnicodeDecodeError):
+        return False
+    return lines.issuperset(f"[{table}]" for table in _MARKS)
 
 
 def tier_of(path: Path) -> str:

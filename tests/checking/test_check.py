@@ -161,6 +161,12 @@ def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(p
     assert "good      1 of 1" in said
     assert "did you mean 'local_lr'" in said
     assert "1 scenarios of other tiers left out: --tier all" in said
+    (folder / "bad.toml").write_text(text.replace("rounds = 4", "rounds = "))
+    (folder / "other.toml").write_text("[tool]\nx =\n")
+    code, said = fedsim("check", "many")
+    assert code == 2
+    assert "bad.toml: invalid TOML" in said
+    assert "other" not in said.replace("other tiers", "")
     (folder / "bad.toml").unlink()
     (folder / "good.toml").unlink()
     code, said = fedsim("check", "many")
