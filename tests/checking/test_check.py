@@ -6,6 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from fedsim.checking import measure
 from fedsim.checking.recording import place_of, read
 from fedsim.cli import app
 
@@ -175,3 +176,17 @@ def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(p
     code, said = fedsim("check", "many", "--tier", "slwo")
     assert code == 2
     assert "did you mean 'slow'" in said
+
+
+@pytest.mark.parametrize(("dtype", "runs"), [("float32", 2), ("float64", 1)])
+def test_a_short_scenario_in_float64_is_run_once(project, monkeypatch, dtype, runs):
+    file = project / "mine.toml"
+    file.write_text(file.read_text().replace("[task]", f'[task]\ndtype = "{dtype}"'))
+    done = []
+    start = measure.start
+    monkeypatch.setattr(measure, "start", lambda *a, **k: done.append(1) or start(*a, **k))
+    record()
+    assert len(done) == runs
+    found = read(place_of(file))
+    assert found.trace.rounds == [0, 1, 2, 3, 4]
+    assert (found.trace.params_sha256 == found.params_sha256) == (runs == 1)
