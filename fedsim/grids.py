@@ -424,7 +424,6 @@ def cohort_bytes(cohort: Cohort) -> int:
 
 def replies_bytes(replies: Replies) -> int:
     """Return the bytes of stacked replies as Flower messages (errors are built and measured)."""
-    total = 0
     records: dict[str, int] = {}
     if replies.params is not None:
         records[ARRAYS] = _model_bytes(replies.layout)
@@ -432,30 +431,41 @@ def replies_bytes(replies: Replies) -> int:
         records[EXTRA] = _arrays_bytes(
             tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in replies.extra.items())
         )
-    sizes: dict[int, int] = {}
-    counts = replies.num_examples.tolist()
-    for place, client in enumerate(replies.client_ids.tolist()):
-        count = counts[place]
-        digits = internals.varint_length(2 * count if count >= 0 else -2 * count - 1)  # zigzag
-        if digits not in sizes:
-            sizes[digits] = internals.record_bytes(replies.metric_record(place))
+    total = _sum_bytes(replies[len(replies.client_ids) :]) if replies.failures else 0
+    if not len(replies.client_ids):
+        return total
+    counts = replies.num_examples.numpy()
+    # zigzag doubles them, so that a byte holds half as much
+    digits = _lengths_of(np.where(counts >= 0, counts, ~counts), _ZIGZAG_LIMITS)
+    nodes = _lengths_of(replies.client_ids + internals.FIRST_NODE_ID)
+    # replies differ in length by these two numbers alone
+    kinds, first, many = np.unique(16 * nodes + digits, return_index=True, return_counts=True)
+    for kind, place, count in zip(kinds.tolist(), first.tolist(), many.tolist(), strict=True):
+        records[METRICS] = internals.record_bytes(replies.metric_record(place))
         metadata = internals.reply_metadata_bytes(
-            internals.varint_length(internals.node_of(client)),
-            replies.message_type,
-            replies.group_id,
-            replies.ttl,
+            kind // 16, replies.message_type, replies.group_id, replies.ttl
         )
-        total += internals.message_bytes(metadata, {**records, METRICS: sizes[digits]})
-    return total + _sum_bytes(replies[len(replies.client_ids) :])
+        total += count * internals.message_bytes(metadata, records)
+    return total
+
+
+_VARINT_LIMITS = np.array([1 << 7 * length for length in range(1, 9)], dtype=np.int64)
+_ZIGZAG_LIMITS = np.array([1 << 7 * length - 1 for length in range(1, 10)], dtype=np.int64)
+
+
+def _lengths_of(values: np.ndarray, limits: np.ndarray = _VARINT_LIMITS) -> np.ndarray:
+    """Return how many bytes protobuf takes for each number from 0 to 2^63 - 1."""
+    return np.searchsorted(limits, values, side="right") + 1
 
 
 def _lengths(nodes: np.ndarray) -> dict[int, int]:
     """How many nodes have ids of each protobuf length."""
-    lengths: dict[int, int] = {}
-    for node in nodes.tolist():
-        length = internals.varint_length(node)
-        lengths[length] = lengths.get(length, 0) + 1
-    return lengths
+    if nodes.dtype != np.int64:  # Flower's own, up to 2^64 - 1
+        lengths = np.array([internals.varint_length(node) for node in nodes.tolist()])
+    else:
+        lengths = _lengths_of(nodes)
+    found, many = np.unique(lengths, return_counts=True)
+    return dict(zip(found.tolist(), many.tolist(), strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ from fedsim.errors import FedsimError, RunError
 from fedsim.expectations import failed_by
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
-from fedsim.records import NUM_EXAMPLES
+from fedsim.records import NUM_EXAMPLES, first_not_finite
 from fedsim.rng import derived_seed
 from fedsim.strategy import FederatedStrategy
 
@@ -273,22 +273,21 @@ class RoundLoop:
         if not isinstance(self.strategy, FederatedStrategy) and not _any(replies):
             _log.info("round %d: nobody %s; skipped", server_round, _who(selected))
             return arrays, None
-        with self._named(server_round, "aggregated", replies), _quick_collections():
+        ours = isinstance(self.strategy, FederatedStrategy)
+        quick = contextlib.nullcontext() if ours else _quick_collections()
+        with self._named(server_round, "aggregated", replies), quick:
             after, metrics = self.strategy.aggregate_train(server_round, replies)
         if after is None:
             _log.warning(
                 "round %d: %s kept the model as it was", server_round, type(self.strategy).__name__
             )
             return arrays, metrics
-        for name, array in after.items():
-            values = array.numpy()
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise RunError(
-                    f"round {server_round}: the aggregated '{name}' is not finite; the clients' "
-                    "replies "
-                    "were, so the strategy diverged: lower [strategy] server_lr or [client] "
-                    "local_lr"
-                )
+        if (name := first_not_finite(after)) is not None:
+            raise RunError(
+                f"round {server_round}: the aggregated '{name}' is not finite; the clients' "
+                "replies were, so the strategy diverged: lower [strategy] server_lr or [client] "
+                "local_lr"
+            )
         if self.kept:
             after = ArrayRecord({n: arrays[n] if n in self.kept else a for n, a in after.items()})
         return after, metrics

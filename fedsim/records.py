@@ -6,7 +6,9 @@ metrics under "metrics", and its extras under "extra". This is Flower's own conv
 strategies and ClientApps read it too.
 """
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +32,32 @@ class ArraysMismatchError(ValueError):
     def __init__(self, cause: str, text: str) -> None:
         super().__init__(text)
         self.cause = cause
+
+
+class _Packed(NamedTuple):
+    """The model that this process packed last: whoever unpacks that very record gets it back.
+
+    A record is known by its arrays' bytes, the objects themselves, which nobody can alter. Tensors
+    can be altered, by a strategy that is not pure: torch counts that, and they are not used then.
+    """
+
+    layout: Layout
+    data: tuple[bytes, ...]
+    params: Tensor
+    buffers: dict[str, Tensor]
+
+    def is_in(self, record: ArrayRecord) -> bool:
+        """Whether the record holds this model, in whatever object."""
+        if any(tensor._version for tensor in (self.params, *self.buffers.values())):
+            return False
+        arrays = [record.get(name) for name in self.layout.names]
+        return len(record) == len(arrays) and all(
+            array is not None and array.data is data
+            for array, data in zip(arrays, self.data, strict=True)
+        )
+
+
+_packed: _Packed | None = None
 
 
 def array_record(named: Mapping[str, Tensor]) -> ArrayRecord:
@@ -67,6 +95,40 @@ def model_record(layout: Layout, params: Tensor, buffers: Mapping[str, Tensor]) 
     return array_record({name: named[name] for name in layout.names})
 
 
+def kept_model_record(layout: Layout, params: Tensor, buffers: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return the model as `model_record` does, and spare whoever unpacks it next the work.
+
+    Args:
+        layout: The layout.
+        params: Flat parameters `[dim]`.
+        buffers: The buffers.
+    """
+    global _packed
+    record = model_record(layout, params, buffers)
+    # where unpacking would cast a tensor, or packing has rounded it, the record is read
+    exact = {spec.dtype for spec in layout.trainable} == {params.dtype} and all(
+        buffers[spec.name].dtype == spec.dtype for spec in layout.buffers
+    )
+    if exact and params.device.type == "cpu":
+        copies = {spec.name: buffers[spec.name].detach().clone() for spec in layout.buffers}
+        data = tuple(record[name].data for name in layout.names)
+        _packed = _Packed(layout, data, params.detach().clone(), copies)
+    return record
+
+
+def first_not_finite(record: ArrayRecord) -> str | None:
+    """Return the name of a record's first array of floats with NaN or infinity, if there is one."""
+    if _packed is not None and _packed.is_in(record):
+        floats = [t for t in _packed.buffers.values() if t.is_floating_point()]
+        if all(math.isfinite(float(tensor.sum())) for tensor in (_packed.params, *floats)):
+            return None  # a sum is finite only if all of it is
+    for name, array in record.items():
+        values = array.numpy()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return name
+    return None
+
+
 def model_tensors(
     layout: Layout, record: ArrayRecord, *, strict: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,6 +143,8 @@ def model_tensors(
     Raises:
         ArraysMismatchError: If a name is missing or unknown, or a shape (strict: a dtype) differs.
     """
+    if _packed is not None and _packed.layout == layout and _packed.is_in(record):
+        return _packed.params, dict(_packed.buffers)
     if set(record) != set(layout.names):
         missing, more = set(layout.names) - set(record), set(record) - set(layout.names)
         raise ArraysMismatchError(

@@ -487,8 +487,7 @@ class _Keeper:
     def drain(self) -> None:
         """Write down what the engine has noted so far."""
         if self._engine is not None:
-            for entry in self._engine.chunk_log:
-                self._files["chunks.jsonl"].append(entry)
+            self._files["chunks.jsonl"].extend(self._engine.chunk_log)
             self._engine.chunk_log.clear()
             for incident in self._engine.incidents:
                 _log.warning("%s", incident)

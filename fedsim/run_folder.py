@@ -242,10 +242,20 @@ class JsonLines:
         Raises:
             RunError: If the disk does not take it whole; nothing of it is left in the file then.
         """
-        line = _encode(record, indent=None).encode() + b"\n"
+        self.extend([record])
+
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write some records at once.
+
+        Raises:
+            RunError: If the disk does not take them whole; nothing is left in the file then.
+        """
+        if not records:
+            return
+        lines = "".join([_encode(record, indent=None) + "\n" for record in records]).encode()
         before = self.offset
         with taking(self._path):
-            if self._file.write(line) != len(line):
+            if self._file.write(lines) != len(lines):
                 self._file.truncate(before)
                 raise OSError(errno.ENOSPC, "the disk took only a part of a record")
 
@@ -354,7 +364,17 @@ def to_json(value: Any) -> str:
 
 
 def _encode(value: Any, *, indent: int | None) -> str:
-    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    try:  # almost everything is plain as it is
+        return json.dumps(
+            value, indent=indent, allow_nan=False, ensure_ascii=False, default=_not_plain
+        )
+    except (TypeError, ValueError):
+        return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _not_plain(value: Any) -> Any:
+    """Refuse what only `_plain` makes JSON of."""
+    raise TypeError(type(value).__name__)
 
 
 def _plain(value: Any) -> Any:

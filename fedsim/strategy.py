@@ -33,7 +33,13 @@ from fedsim.cohort import SETUP, Cohort, Replies
 from fedsim.errors import RunError
 from fedsim.flower_internals import FIRST_NODE_ID
 from fedsim.layout import Layout, Payload
-from fedsim.records import NUM_EXAMPLES, model_record, model_tensors, named_tensors
+from fedsim.records import (
+    NUM_EXAMPLES,
+    kept_model_record,
+    model_record,
+    model_tensors,
+    named_tensors,
+)
 
 _log = logging.getLogger("fedsim")
 State = Any  # a NamedTuple of tensors, integers and floats
@@ -369,7 +375,7 @@ class FederatedStrategy(Strategy, abc.ABC):
             models, own = personal  # everybody's count, whoever took part
             buffers.update(mean_buffers(own, torch.ones(len(models), dtype=torch.float64)))
         averaged = mean_metrics(stack)
-        record = model_record(session.layout, params.to(session.layout.dtype), buffers)
+        record = kept_model_record(session.layout, params.to(session.layout.dtype), buffers)
         return record, MetricRecord({**averaged, **metrics})
 
     def configure_evaluate(

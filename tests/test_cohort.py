@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim import flower_internals as internals
-from fedsim.cohort import SETUP, Cohort, Failure, Replies
+from fedsim.cohort import SETUP, Cohort, Failure, Replies, finite_rows
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import ByteCountingGrid, cohort_bytes, replies_bytes
 from fedsim.layout import Layout, Payload
@@ -264,6 +264,23 @@ def test_no_reply_is_an_empty_stack():
     assert nobody.params.shape == (0, 9)
     assert [f.client_id for f in nobody.failures] == [0, 3, 5]
     assert {n: t.shape[0] for n, t in nobody.buffers.items()} == dict.fromkeys(BUFFERS, 0)
+
+
+# --- finite ---------------------------------------------------------------------------------------
+
+
+@given(
+    values=st.lists(
+        st.sampled_from([0.0, -1.5, 3e38, -3e38, float("inf"), -float("inf"), float("nan")]),
+        min_size=12, max_size=12,
+    ),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    shape=st.sampled_from([(4, 3), (3, 2, 2), (12,), (1, 12)]),
+)  # fmt: skip
+def test_rows_are_finite_exactly_when_every_number_of_theirs_is(values, dtype, shape):
+    stack = torch.tensor(values, dtype=torch.float64).to(dtype).reshape(shape)
+    expected = torch.isfinite(stack.reshape(shape[0], -1)).all(dim=1).numpy()
+    np.testing.assert_array_equal(finite_rows(stack), expected)
 
 
 # --- bytes ----------------------------------------------------------------------------------------
