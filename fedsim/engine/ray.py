@@ -3,7 +3,8 @@
 Workers are actors that live as long as the grid. Each does one piece of work at a time, so when a
 worker dies or exceeds its time it is known whose work it was doing. What all clients share is sent
 once per call; on the driver's machine it lies in shared memory, into which workers also write their
-results, while workers of other machines get and return it through Ray's object store.
+results, while workers of other machines get and return it through Ray's object store. Likewise work
+reaches a worker of the driver's machine through a pipe (`line.py`), and others through Ray.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedsim.engine.arena import Arena, ArenaName, ArenaView, Place, payload_size
+from fedsim.engine.line import Line, LineName, UnspeakableError, WorkerLine
+from fedsim.engine.line import wait as wait_for_lines
 from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
@@ -40,6 +43,8 @@ except ImportError as error:  # pragma: no cover - exercised in an environment w
     ) from error
 
 _POLL_S = 0.25  # how long a wait for workers lasts before limits are looked at
+_MIXED_POLL_S = 0.005  # and while some answer through pipes and others through Ray
+_OBITUARY_S = 5.0  # how long Ray is given to say why a worker has ended
 _SLOW_START_S = 5.0  # after which a start may be waiting for a place that is gone
 
 
@@ -78,9 +83,12 @@ class _WorkerProcess:
         self._runner = Runner(app, num_clients, run_config)
         self._views: dict[ArenaName, ArenaView] = {}
         self._received: tuple[int, Payload] | None = None
+        self._line: WorkerLine | None = None
 
-    def ready(self, probe: ArenaName | None) -> tuple[int, str, bool]:
-        """Return (process id, Ray node, whether the driver's shared memory can be mapped).
+    def ready(
+        self, probe: ArenaName | None, line: LineName | None = None
+    ) -> tuple[int, str, bool, bool]:
+        """Return (process id, Ray node, whether the driver's memory can be mapped, and its pipes).
 
         From now on time counts for clients, so everything else is done before.
         """
@@ -89,7 +97,21 @@ class _WorkerProcess:
         if probe is not None:
             with contextlib.suppress(OSError):
                 mapped = bool(ArenaView(probe).tensor(torch.uint8, (1,))[0] == 170)
-        return os.getpid(), ray.get_runtime_context().get_node_id(), mapped
+        if mapped and line is not None:
+            with contextlib.suppress(OSError):
+                self._line = WorkerLine(line)
+        node = ray.get_runtime_context().get_node_id()
+        return os.getpid(), node, mapped, self._line is not None
+
+    def serve(self) -> None:
+        """Do what the driver says over its line until it says nothing more."""
+        assert self._line is not None
+        with contextlib.suppress(EOFError, BrokenPipeError):
+            while True:
+                try:
+                    self._line.send(self.work(*self._line.receive()))
+                except UnspeakableError as error:  # its client's fault
+                    self._line.send(_Raised(str(error), traceback.format_exc()))
 
     def work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
         """Do one piece of work; a chunk's parameters go into the arena when there is one."""
@@ -136,6 +158,18 @@ class _Worker:
     since: float
     pid: int = 0
     near: bool = False  # whether it maps the driver's shared memory
+    line: Line | None = None  # how work reaches it, if not through Ray
+    serving: Any = None  # reference to `serve`, which ends when the worker does
+
+    def hang_up(self) -> None:
+        """End the line."""
+        if self.line is not None:
+            self.line.close()
+            self.line = None
+
+
+# By its worker's line, or a reference of Ray's: whose it is, what, and since when.
+_Running = dict[Any, tuple[_Worker, Work, float]]
 
 
 class RayGrid(LocalGrid):
@@ -203,6 +237,7 @@ class RayGrid(LocalGrid):
     def close(self) -> None:
         """End the workers, and Ray too when this grid started it."""
         for worker in self._pool:
+            worker.hang_up()
             with contextlib.suppress(Exception):
                 ray.kill(worker.actor, no_restart=True)
         self._pool.clear()
@@ -252,7 +287,12 @@ class RayGrid(LocalGrid):
             runtime_env=_runtime_env(),
         ).remote(self._app_reference, self.num_clients, self._run_config)
         name = None if self._probe is None else self._probe.name
-        return _Worker(number, actor, actor.ready.remote(name), time.monotonic())
+        line = None
+        if name is not None:
+            with contextlib.suppress(OSError):
+                line = Line()
+        starting = actor.ready.remote(name, None if line is None else line.name)
+        return _Worker(number, actor, starting, time.monotonic(), line=line)
 
     def _await_worker(self) -> None:
         if all(worker.starting is not None for worker in self._pool):
@@ -267,7 +307,7 @@ class RayGrid(LocalGrid):
 
     def _finish_start(self, worker: _Worker) -> None:
         try:
-            worker.pid, _, worker.near = ray.get(worker.starting)
+            worker.pid, _, worker.near, hears = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
             raise RunError(
                 f"worker {worker.number} did not start: {_first_line(error)}; see the log of the "
@@ -275,6 +315,11 @@ class RayGrid(LocalGrid):
                 "try `--set engine.kind=inline`"
             ) from error
         worker.starting = None
+        if not hears:
+            worker.hang_up()
+        if worker.line is not None:
+            worker.line.joined()
+            worker.serving = worker.actor.serve.remote()
 
     def _check_start(self, worker: _Worker, limit: float) -> None:
         waited = time.monotonic() - worker.since
@@ -289,6 +334,7 @@ class RayGrid(LocalGrid):
 
     def _replace(self, worker: _Worker) -> None:
         """End a worker for good and start another in its place."""
+        worker.hang_up()
         with contextlib.suppress(Exception):
             ray.kill(worker.actor, no_restart=True)
         if worker.pid and worker.near:
@@ -299,13 +345,14 @@ class RayGrid(LocalGrid):
             return
         fresh = self._start_worker(worker.number)
         worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
-        worker.pid, worker.near = 0, False
+        worker.pid, worker.near, worker.line, worker.serving = 0, False, fresh.line, None
 
     def _gave_up(self, worker: _Worker) -> bool:
         """Go on without a worker for which the cluster has lost its place, if others are left."""
         room = self._room()
         if len(self._pool) < 2 or room >= len(self._pool):
             return False
+        worker.hang_up()
         with contextlib.suppress(Exception):
             ray.kill(worker.actor, no_restart=True)
         self._pool.remove(worker)
@@ -354,8 +401,21 @@ class RayGrid(LocalGrid):
     def _perform(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
     ) -> Iterator[tuple[Work, Outcome]]:
+        running: _Running = {}
+        try:
+            yield from self._work_through(works, shared, rows, deadline, running)
+        finally:
+            # however this call ends: nothing runs beside the next one or is taken for its answer
+            for worker, _, _ in running.values():
+                if any(each is worker for each in self._pool):  # or the grid is closed
+                    with contextlib.suppress(Exception):
+                        self._replace(worker)
+
+    def _work_through(
+        self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None,
+        running: _Running,
+    ) -> Iterator[tuple[Work, Outcome]]:  # fmt: skip
         queue = deque(works)
-        running: dict[Any, tuple[_Worker, Work, float]] = {}
         broadcast: _Broadcast | None = None
         chunks = bool(works) and isinstance(works[0], ChunkWork)
         while queue or running:
@@ -367,17 +427,11 @@ class RayGrid(LocalGrid):
                 if queue and worker.starting is None and id(worker) not in busy:
                     if chunks and broadcast is None:
                         broadcast = self._broadcast(shared)
-                    reference = self._send(worker, queue[0], broadcast, shared, rows)
-                    running[reference] = (worker, queue.popleft(), time.monotonic())
+                    self._send(worker, queue.popleft(), broadcast, shared, rows, running)
             starting = (
                 {w.starting: w for w in self._pool if w.starting is not None} if queue else {}
             )
-            done, _ = ray.wait(
-                [*running, *starting],
-                num_returns=1,
-                timeout=self._patience(running, deadline),
-            )
-            for reference in done:
+            for reference in _first_done(running, starting, self._patience(running, deadline)):
                 if reference in starting:
                     self._finish_start(starting[reference])
                 else:
@@ -397,19 +451,26 @@ class RayGrid(LocalGrid):
 
     def _send(
         self, worker: _Worker, work: Work, broadcast: _Broadcast | None, shared: Payload,
-        rows: Tensor | None,
-    ) -> Any:  # fmt: skip
+        rows: Tensor | None, running: _Running,
+    ) -> None:  # fmt: skip
+        """Hand work to a worker; it then runs under its line, or under a reference of Ray's."""
         if broadcast is not None and broadcast.arena is not None and not worker.near:
             broadcast = replace(broadcast, arena=None, stored=[ray.put(shared)])
         results = None
         if worker.near and self._results is not None and self._results[0] is rows:
             results = self._results[1]
-        return worker.actor.work.remote(work, broadcast, results)
+        task = (worker, work, time.monotonic())
+        if worker.line is not None:
+            running[worker.line] = task
+            worker.line.send((work, broadcast, results))
+        else:
+            running[worker.actor.work.remote(work, broadcast, results)] = task
 
     def _collect(self, worker: _Worker, work: Work, reference: Any, rows: Tensor | None) -> Outcome:
         try:
-            value = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # such as a reply that cannot be pickled
+            value = self._heard(worker) if reference is worker.line else ray.get(reference)
+        except (ray.exceptions.RayTaskError, UnspeakableError) as error:
+            # such as a reply that cannot be pickled
             return Outcome(None, "raised", str(error).strip().splitlines()[-1], worker.number)
         except ray.exceptions.RayError as error:
             pid = worker.pid
@@ -426,11 +487,20 @@ class RayGrid(LocalGrid):
                 rows[work.first_row : work.first_row + len(work.clients)] = value.params
         return Outcome(value, None, "", worker.number)
 
-    def _give_up(
-        self, queue: deque[Work], running: dict[Any, tuple[_Worker, Work, float]]
-    ) -> Iterator[tuple[Work, Outcome]]:
+    def _heard(self, worker: _Worker) -> Any:
+        """Return what a worker has said over its line; raises what Ray says of one that ended."""
+        assert worker.line is not None
+        try:
+            return worker.line.receive()
+        except EOFError:
+            with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayTaskError):
+                ray.get(worker.serving, timeout=_OBITUARY_S)
+            raise ray.exceptions.RayActorError(error_msg="the worker hung up") from None
+
+    def _give_up(self, queue: deque[Work], running: _Running) -> Iterator[tuple[Work, Outcome]]:
         """Discard what is unfinished: nothing of it is committed or runs beside the next call."""
-        for worker, work, _ in running.values():
+        for reference in list(running):
+            worker, work, _ = running.pop(reference)
             self._replace(worker)
             why = "unfinished when the time for this call was over; its worker was ended"
             yield work, Outcome(None, "late", why, worker.number)
@@ -438,13 +508,31 @@ class RayGrid(LocalGrid):
             why = "not begun when the time for this call was over"
             yield work, Outcome(None, "late", why, -1)
 
-    def _patience(
-        self, running: Mapping[Any, tuple[_Worker, Work, float]], deadline: float | None
-    ) -> float:
+    def _patience(self, running: _Running, deadline: float | None) -> float:
         now = time.monotonic()
         ends = [begun + w.limit_s for _, w, begun in running.values() if w.limit_s is not None]
         ends += [] if deadline is None else [deadline]
         return max(0.0, min([_POLL_S, *(end - now for end in ends)]))
+
+
+def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: float) -> list[Any]:
+    """Wait until some work is done or a worker has started; return their references or lines."""
+    lines = [key for key in running if isinstance(key, Line)]
+    by_ray = [key for key in running if not isinstance(key, Line)] + [*starting]
+    if not lines:
+        done, _ = ray.wait(by_ray, num_returns=1, timeout=patience_s)
+        return list(done)
+    heard: list[Any] = wait_for_lines(
+        lines, min(patience_s, _MIXED_POLL_S) if by_ray else patience_s
+    )
+    if by_ray:
+        heard += ray.wait(by_ray, num_returns=1, timeout=0)[0]
+    if not heard:
+        # a process that a worker has left behind may hold its line open
+        serving = {worker.serving: worker.line for worker, _, _ in running.values() if worker.line}
+        ended, _ = ray.wait([*serving], num_returns=1, timeout=0)
+        heard = [serving[reference] for reference in ended]
+    return heard
 
 
 def _runtime_env() -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """Limits on time: who is slow is named, who is innocent is not, nothing unfinished is kept."""
 
 import dataclasses
+import signal
+import threading
 import time
 
 import numpy as np
@@ -117,6 +119,23 @@ def test_after_a_call_that_timed_out_the_next_one_has_the_undisturbed_bits(world
     trouble.end()
     params, memories = expected(world, [0, CULPRIT])
     assert torch.equal(grid.send_and_receive(cohort_of(world, [0, CULPRIT])).params, params)
+    assert same_memories(grid, memories)
+
+
+def test_after_a_call_that_was_interrupted_the_next_one_has_the_undisturbed_bits(
+    world, grid, trouble
+):
+    trouble.plan("pause", times=1)
+    main = threading.main_thread().ident
+    interrupt = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        grid.send_and_receive(cohort_of(world, [0, CULPRIT]))
+    interrupt.join()
+    assert len(grid.store) == 0
+    trouble.end()  # and who was asked first would answer now
+    params, memories = expected(world, [1, 2])
+    assert torch.equal(grid.send_and_receive(cohort_of(world, [1, 2])).params, params)
     assert same_memories(grid, memories)
 
 
