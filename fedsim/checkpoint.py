@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,12 +65,40 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     Raises:
         UnwrittenCheckpointError: If the disk does not take it; older checkpoints are still there.
     """
+    return write(folder, pack(checkpoint), keep=keep)
+
+
+class Packed(NamedTuple):
+    """A checkpoint as it will be written; nothing that a run goes on to change is part of it.
+
+    Attributes:
+        server_round: The last round that is done.
+        tensors: Copies of all tensors.
+        text: Everything else, as JSON.
+    """
+
+    server_round: int
+    tensors: dict[str, Tensor]
+    text: str
+
+
+def pack(checkpoint: Checkpoint) -> Packed:
+    """Copy what a checkpoint holds.
+
+    Raises:
+        CheckpointError: If the strategy's state holds something else than tensors and plain values.
+    """
+    tensors, values = _pack(checkpoint)
+    return Packed(checkpoint.server_round, tensors, json.dumps(values, sort_keys=True))
+
+
+def write(folder: Path, packed: Packed, *, keep: int) -> Path:
+    """Write a packed checkpoint, see `save`."""
     from safetensors.torch import save as encode
 
-    tensors, values = _pack(checkpoint)
-    text = json.dumps(values, sort_keys=True)
+    server_round, tensors, text = packed
     payload = encode(tensors, {"fedsim": text, "sha256": _digest(text, tensors)})
-    place = folder / f"round_{checkpoint.server_round:06d}.safetensors"
+    place = folder / f"round_{server_round:06d}.safetensors"
     temporary = place.with_suffix(".tmp")
     try:
         folder.mkdir(exist_ok=True)

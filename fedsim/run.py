@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from fedsim.checkpoint import Checkpoint
 from fedsim.cohort import Failure
 from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
-from fedsim.errors import BusyError, CheckpointError, ScenarioError
+from fedsim.errors import BusyError, CheckpointError, FedsimError, ScenarioError
 from fedsim.expectations import check_expectations
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
@@ -281,9 +282,7 @@ def _execute(
     finally:
         if progress is not None:
             progress.stop()
-        keeper.drain()
-        for file in files.values():
-            file.close()
+        keeper.close()
     if profile is not None:
         with taking(folder.file("profile.json")):
             write_json_atomic(folder.file("profile.json"), profile.report())
@@ -429,6 +428,8 @@ class _Keeper:
         self._place = folder.path / checkpoints.FOLDER
         self._saved_round = -1
         self._versions = run_folder.versions()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
         self.loop: RoundLoop | None = None
 
     @property
@@ -450,6 +451,7 @@ class _Keeper:
             if self._engine is not None:
                 self._engine.store.restore([], {})  # it may have served another run
             self._save(0, self._world.arrays)
+            self._written()
             return self._world.arrays, 1, []
         saved = checkpoints.load(place)
         checkpoints.require(
@@ -481,6 +483,8 @@ class _Keeper:
             for each in report.local:
                 self._files[_LOCAL].append({"round": report.server_round, **each})
         self.drain()
+        if self._writing is not None and self._writing.done():
+            self._written()  # or what went wrong with it
         if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
             self._save(report.server_round, report.arrays)
 
@@ -499,14 +503,37 @@ class _Keeper:
         last = self.loop.history[-1]["round"] if self.loop.history else 0
         if last != self._saved_round:
             self._save(last, arrays)
+        self._written()
+
+    def close(self) -> None:
+        """Write down what is left, a checkpoint in the making too, whatever ends the run."""
+        try:
+            self.drain()
+        finally:
+            try:
+                self._written()
+            except FedsimError as error:  # it is something else that ends the run, and is said
+                _log.warning("%s", error)
+            self._writer.shutdown()
+            for file in self._files.values():
+                file.close()
+
+    def _written(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            RunError: If the disk does not take it, or what it counts.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Begin to write a checkpoint: the disk works while the next rounds are computed."""
+        self._written()
         world = self._world
-        for file in self._files.values():
-            file.sync()  # a checkpoint must not count bytes that a power cut can take away
         clients, memories = self._engine.store.export() if self._engine is not None else ([], {})
-        checkpoints.save(
-            self._place,
+        packed = checkpoints.pack(
             Checkpoint(
                 server_round=server_round,
                 scenario_sha256=world.scenario.sha256,
@@ -519,10 +546,15 @@ class _Keeper:
                 participation=world.participation.state(),
                 offsets={name: file.offset for name, file in self._files.items()},
                 elapsed_s=self.elapsed_s,
-            ),
-            keep=world.scenario.checkpoint.keep,
+            )
         )
+        self._writing = self._writer.submit(self._write, packed)
         self._saved_round = server_round
+
+    def _write(self, packed: checkpoints.Packed) -> Path:
+        for file in self._files.values():
+            file.sync()  # a checkpoint must not count bytes that a power cut can take away
+        return checkpoints.write(self._place, packed, keep=self._world.scenario.checkpoint.keep)
 
     def _strategy_state(self) -> dict[str, Any] | None:
         strategy = self._world.strategy

@@ -1,15 +1,17 @@
 """What a scenario's tables become in a run: attackers, graphs, rates, starts and noisy labels."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
 import fedsim
+from fedsim import checkpoint
 from fedsim import run as runs
 from fedsim.data.skew import FeatureSkew, skewed
-from fedsim.errors import CheckpointError, RunError, ScenarioError
+from fedsim.errors import CheckpointError, RunError, ScenarioError, UnwrittenCheckpointError
 from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from fedsim.world import build
@@ -41,6 +43,60 @@ def refusal(**tables):
     with pytest.raises(ScenarioError) as caught:
         build(scenario(**tables))
     return str(caught.value)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails_at", [2, 6], ids=["on the way", "the last one"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_which_goes_on_later(
+    tmp_path, monkeypatch, fails_at
+):
+    """It is written while later rounds are computed, of which none may be lost or kept twice."""
+    asked = scenario(rounds=6, checkpoint={"every": 2}, client={"momentum": 0.9})
+    whole = runs.start(asked, out=tmp_path / "whole")
+    write = checkpoint.write
+
+    def full(folder, packed, *, keep):
+        time.sleep(0.05)  # the run goes on meanwhile
+        if packed.server_round == fails_at:
+            raise UnwrittenCheckpointError("no room for a checkpoint")
+        return write(folder, packed, keep=keep)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write", full)
+        with pytest.raises(RunError, match="no room"):
+            runs.start(asked, out=tmp_path / "torn")
+    assert not (tmp_path / "torn" / "summary.json").exists()
+    newest = max((tmp_path / "torn" / "checkpoints").iterdir())
+    assert newest.name == f"round_{fails_at - 2:06d}.safetensors"
+    resumed = runs.resume(tmp_path / "torn")
+    assert resumed.summary["params_sha256"] == whole.summary["params_sha256"]
+    rounds = [record["round"] for record in records(resumed)]
+    assert rounds == [record["round"] for record in records(whole)] == list(range(7))
+
+
+def test_what_ends_a_run_is_said_and_that_a_checkpoint_could_not_be_written_is_logged(
+    tmp_path, monkeypatch, caplog
+):
+    write, append = checkpoint.write, JsonLines.append
+
+    def full(folder, packed, *, keep):
+        if packed.server_round == 2:
+            time.sleep(0.3)  # until after round 3
+            raise UnwrittenCheckpointError("no room for a checkpoint")
+        return write(folder, packed, keep=keep)
+
+    def stop(file, record):
+        if record["round"] == 3:
+            raise InterruptedError("in round 3")
+        append(file, record)
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(JsonLines, "append", stop)
+    with pytest.raises(InterruptedError, match="in round 3"):
+        runs.start(scenario(rounds=6, checkpoint={"every": 2}), out=tmp_path / "run")
+    assert "no room for a checkpoint" in caplog.text
 
 
 # --- attackers ------------------------------------------------------------------------------------
