@@ -128,18 +128,31 @@ def message_bytes(metadata_size: int, records: dict[str, int]) -> int:
     return _field(metadata_size) + _field(sum(_field(item) for item in items))
 
 
-@lru_cache(maxsize=256)
 def instruction_metadata_bytes(
     node_id_length: int, message_type: str, group_id: str, ttl: float
 ) -> int:
     """Length of an instruction's metadata, given how many bytes its node id takes."""
+    return _instruction_bytes(node_id_length, message_type, _as_long_as(group_id), ttl)
+
+
+def reply_metadata_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
+    """Length of a reply's metadata, given how many bytes its node id takes."""
+    return _reply_bytes(node_id_length, message_type, _as_long_as(group_id), ttl)
+
+
+def _as_long_as(group_id: str) -> str:
+    """A text of that length: rounds have groups of their own, and lengths are remembered."""
+    return "0" * len(group_id.encode())
+
+
+@lru_cache(maxsize=256)
+def _instruction_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
     metadata = _metadata_of_length(node_id_length, message_type, group_id, ttl)
     return int(metadata_to_proto(metadata).ByteSize())
 
 
 @lru_cache(maxsize=256)
-def reply_metadata_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
-    """Length of a reply's metadata, given how many bytes its node id takes."""
+def _reply_bytes(node_id_length: int, message_type: str, group_id: str, ttl: float) -> int:
     instruction = _metadata_of_length(node_id_length, message_type, group_id, ttl)
     reply = reply_metadata(instruction, message_id="0" * MESSAGE_ID_LENGTH, created_at=1.0)
     return int(metadata_to_proto(reply).ByteSize())

@@ -117,18 +117,29 @@ def weighted_sum(weights: Tensor, rows: Tensor, reference: Tensor | None = None)
     total = torch.zeros(dim, dtype=torch.float64, device=rows.device)
     counted = [(place, weight) for place, weight in enumerate(weights.tolist()) if weight]
     size = dim if rows.is_cuda else min(dim, _COLUMNS)  # a GPU has no use for small kernels
-    memory = torch.empty(size, dtype=torch.float64, device=rows.device)
+    many = max(1, _COLUMNS // max(1, size))  # rows whose difference is taken at once
+    memory = torch.empty(many * size, dtype=torch.float64, device=rows.device)
     for first in range(0, dim, max(1, size)):
         span = slice(first, min(first + size, dim))
-        part, apart = total[span], memory[: span.stop - first]
+        part = total[span]
         shared = None if reference is None or reference.dim() > 1 else reference[span].double()
-        for place, weight in counted:
-            row = rows[place, span]
+        for top in range(0, len(counted), many):
+            places = [place for place, _ in counted[top : top + many]]
+            block = _consecutive(rows, places)[:, span]
+            apart = memory[: block.numel()].view(block.shape).copy_(block)
             if reference is not None:
-                start = reference[place, span].double() if shared is None else shared
-                row = torch.sub(row, start, out=apart)
-            part.add_(row, alpha=weight)
+                start = _consecutive(reference, places)[:, span] if shared is None else shared
+                apart.sub_(start)
+            for row, (_, weight) in zip(apart.unbind(0), counted[top:], strict=False):
+                part.add_(row, alpha=weight)
     return total
+
+
+def _consecutive(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """Return some rows, as a view where they follow one another."""
+    if places[-1] - places[0] == len(places) - 1:
+        return rows[places[0] : places[-1] + 1]
+    return rows[list(places)]
 
 
 class FederatedStrategy(Strategy, abc.ABC):

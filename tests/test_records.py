@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
@@ -9,6 +10,7 @@ from flwr.app import Array, ArrayRecord
 from fedsim.layout import Layout
 from fedsim.records import (
     ArraysMismatchError,
+    array_record,
     first_not_finite,
     kept_model_record,
     model_record,
@@ -17,6 +19,18 @@ from fedsim.records import (
 
 NAMED = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3), "n": torch.tensor(4)}
 LAYOUT = Layout.from_named(NAMED)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i8", "i4", "u1", "?"])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (2, 3), (3, 0, 2), (2, 1, 3, 4), (10**4,)])
+def test_a_record_holds_the_bytes_that_flower_would_have_made(dtype, shape):
+    values = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    tensor = torch.from_numpy(values)
+    record = array_record({"plain": tensor, "turned": tensor.t() if tensor.dim() == 2 else tensor})
+    assert record["plain"] == Array(values)
+    turned = np.ascontiguousarray(values.T) if values.ndim == 2 else values
+    assert record["turned"] == Array(turned)
+    np.testing.assert_array_equal(record["turned"].numpy(), turned)
 
 
 def packed(change=0.0):
