@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedsim.errors import CheckpointError, UnwrittenCheckpointError
+from fedsim.tensor_file import DTYPES, tensor_bytes, write_tensors
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -86,7 +86,8 @@ def pack(checkpoint: Checkpoint) -> Packed:
     """Copy what a checkpoint holds.
 
     Raises:
-        CheckpointError: If the strategy's state holds something else than tensors and plain values.
+        CheckpointError: If the strategy's state holds something else than tensors and plain values,
+            or tensors are of a dtype that the file's format does not have.
     """
     tensors, values = _pack(checkpoint)
     return Packed(checkpoint.server_round, tensors, json.dumps(values, sort_keys=True))
@@ -94,16 +95,14 @@ def pack(checkpoint: Checkpoint) -> Packed:
 
 def write(folder: Path, packed: Packed, *, keep: int) -> Path:
     """Write a packed checkpoint, see `save`."""
-    from safetensors.torch import save as encode
-
     server_round, tensors, text = packed
-    payload = encode(tensors, {"fedsim": text, "sha256": _digest(text, tensors)})
+    header = {"fedsim": text, "sha256": _digest(text, tensors)}
     place = folder / f"round_{server_round:06d}.safetensors"
     temporary = place.with_suffix(".tmp")
     try:
         folder.mkdir(exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(payload)
+            write_tensors(file, tensors, header)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(place)
@@ -200,6 +199,8 @@ def require(checkpoint: Checkpoint, place: Path, **expected: Any) -> None:
         )
 
 
+_SAYS = {"model": "the model's", "strategy": "the strategy's", "client": "the clients'"}
+
 # A tensor's key in the file is "section/name"; the JSON text lists each section's names in order.
 
 
@@ -209,8 +210,15 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     sections = {"model": checkpoint.model, "strategy": state, "client": checkpoint.client_state}
     for section, named in sections.items():
         for name, tensor in named.items():
-            # a copy: safetensors refuses tensors that share memory
-            tensors[f"{section}/{name}"] = tensor.detach().cpu().contiguous().clone()
+            if tensor.dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{_SAYS[section]} '{name}' is {tensor.dtype}; a checkpoint holds "
+                    f"{', '.join(str(dtype) for dtype in DTYPES)}"
+                )
+            whole = tensor.detach().cpu().contiguous()
+            # a copy, for the run goes on; clients' memories are copies already, perhaps larger than
+            # main memory
+            tensors[f"{section}/{name}"] = whole if section == "client" else whole.clone()
     values = {
         "format": FORMAT,
         "server_round": checkpoint.server_round,
@@ -298,15 +306,10 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(tensor_bytes(name, tensors[name]))
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def tensor_bytes(name: str, tensor: Tensor) -> bytes:
-    """Return name, dtype, shape and content of a tensor as bytes, for hashing."""
-    head = f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode()
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return head + flat.view(torch.uint8).numpy().tobytes()
 
 
 def tensors_sha256(named: Mapping[str, Tensor]) -> str:

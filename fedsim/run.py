@@ -398,7 +398,7 @@ def make_grid(world: World, *, workers: int | None = None) -> LocalGrid:
     if engine.kind == "inline":
         from fedsim.engine.inline import InlineGrid
 
-        return InlineGrid(world.app, world.data.num_clients)
+        return InlineGrid(world.app, world.data.num_clients, state_limit_mb=engine.state_limit_mb)
     from fedsim.engine.ray import RayGrid
 
     return RayGrid(
@@ -408,6 +408,7 @@ def make_grid(world: World, *, workers: int | None = None) -> LocalGrid:
         client_resources=engine.client_resources.model_dump(),
         address=engine.address,
         client_timeout_s=engine.client_timeout_s,
+        state_limit_mb=engine.state_limit_mb,
         startup_timeout_s=engine.startup_timeout_s,
     )
 

@@ -47,6 +47,7 @@ _NO_MATTER_ENGINE = (
     "client_timeout_s",
     "round_timeout_s",
     "startup_timeout_s",
+    "state_limit_mb",
 )
 # keys of [engine] that decide results and came later: at these values a scenario has its old hash
 _LATER_ENGINE = {"retries": 2, "quorum": None, "threads": 1}

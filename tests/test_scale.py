@@ -1,5 +1,6 @@
 """A million registered clients cost nothing until they are asked for."""
 
+import resource
 import tracemalloc
 
 import numpy as np
@@ -8,10 +9,21 @@ from flwr.app import ConfigRecord
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.run import start
 from fedsim.scenario import load
 from fedsim.world import build
 
 MILLION = 1_000_000
+SHARED = """
+rounds = 2
+[data]
+name = "digits"
+[partition]
+kind = "iid"
+parts = 50
+[engine]
+kind = "inline"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +80,31 @@ def test_different_rounds_ask_different_clients(world):
     first, _, arrays = one_round(world, 1, world.arrays)
     second, _, _ = one_round(world, 2, arrays)
     assert not np.array_equal(first.client_ids, second.client_ids)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "participation"),
+    [
+        ("fedavg", {"kind": "uniform", "cohort_size": 20}),
+        ("fedau", {"kind": "bernoulli", "rate": 2e-5}),
+        ("fedavg", {"kind": "markov", "rate": 2e-5}),
+    ],
+)
+def test_an_idle_client_takes_at_most_200_bytes_in_a_whole_run(tmp_path, strategy, participation):
+    """Of the process: data, rules, the server's state, its checkpoint, whatever holds them."""
+    (tmp_path / "mine.toml").write_text(SHARED)
+
+    def run(clients, name):
+        rate = {"rate": 20 / clients} if "rate" in participation else {}
+        overrides = [
+            f"partition.clients={clients}",
+            f"strategy.name='{strategy}'",
+            *(f"participation.{k}={v!r}" for k, v in {**participation, **rate}.items()),
+        ]
+        start(load(tmp_path / "mine.toml", overrides), out=tmp_path / name)
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    before = run(1000, "few")  # whatever is loaded once
+    after = run(MILLION, "many")
+    assert after - before <= 200 * MILLION

@@ -155,6 +155,8 @@ class LocalGrid(Grid, abc.ABC):
         num_supernodes: N, the clients registered; they cost nothing until they are asked.
         run_config: The run's configuration, for the clients' contexts.
         client_timeout_s: Seconds a client may take once its worker has begun; None waits for ever.
+        state_limit_mb: Megabytes of clients' memories held in main memory, the others on the disk;
+            None holds all.
     """
 
     def __init__(
@@ -164,13 +166,14 @@ class LocalGrid(Grid, abc.ABC):
         *,
         run_config: Mapping[str, Any] | None = None,
         client_timeout_s: float | None = None,
+        state_limit_mb: float | None = None,
     ) -> None:
         if num_supernodes < 1:
             raise ValueError(f"num_supernodes = {num_supernodes}: must be at least 1")
         self.client_app = client_app
         self.num_clients = num_supernodes
         self.client_timeout_s = client_timeout_s
-        self.store = ClientStore()
+        self.store = ClientStore(state_limit_mb)
         self.incidents: list[str] = []
         self.chunk_log: list[dict[str, Any]] = []
         # told how long works took that were done in one go, and how each ended

@@ -180,6 +180,7 @@ class RayGrid(LocalGrid):
         num_supernodes: N, the clients registered.
         run_config: The run's configuration, for the clients' contexts.
         client_timeout_s: Seconds a client may take once its worker has begun; None waits for ever.
+        state_limit_mb: Megabytes of clients' memories held in main memory, the others on the disk.
         workers: At most so many workers; None takes what the resources allow.
         client_resources: What one worker takes of the cluster, as in Flower: `num_cpus` and
             `num_gpus` (fractions allowed); None takes one CPU.
@@ -200,6 +201,7 @@ class RayGrid(LocalGrid):
         *,
         run_config: Mapping[str, Any] | None = None,
         client_timeout_s: float | None = None,
+        state_limit_mb: float | None = None,
         workers: int | None = None,
         client_resources: Mapping[str, float] | None = None,
         address: str | None = None,
@@ -207,7 +209,11 @@ class RayGrid(LocalGrid):
         startup_timeout_s: float = 120.0,
     ) -> None:
         super().__init__(
-            client_app, num_supernodes, run_config=run_config, client_timeout_s=client_timeout_s
+            client_app,
+            num_supernodes,
+            run_config=run_config,
+            client_timeout_s=client_timeout_s,
+            state_limit_mb=state_limit_mb,
         )
         if workers is not None and workers < 1:
             raise ValueError(f"workers = {workers}: must be at least 1")
