@@ -9,6 +9,8 @@ so many workers.
 import json
 import sys
 import tempfile
+import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,14 +68,22 @@ class Turns(Progress):
     def update(self, server_round: int, metrics: Any, **counts: int) -> None:
         """End the run when there is no further turn."""
         super().update(server_round, metrics, **counts)
-        if not self._turns.ended(lambda: self._model(server_round)):
+        model, written = (partial(do, server_round) for do in (self._model, self._written))
+        if not self._turns.ended(model, written):
             raise KeyboardInterrupt
+
+    def _written(self, server_round: int) -> Path:
+        """Wait for the last checkpoint, which is written while the next rounds are computed."""
+        last = server_round - server_round % CHECKPOINT_EVERY
+        while True:
+            place = checkpoint.latest(self._folder / checkpoint.FOLDER)
+            if place is not None and place.stem == f"round_{last:06d}":
+                return place
+            time.sleep(0.0005)
 
     def _model(self, server_round: int) -> dict[str, Any]:
         assert server_round % CHECKPOINT_EVERY == 0, "only a checkpoint holds the model"
-        place = checkpoint.latest(self._folder / checkpoint.FOLDER)
-        assert place is not None
-        saved = checkpoint.load(place)
+        saved = checkpoint.load(self._written(server_round))
         assert saved.server_round == server_round
         return {name: tensor.numpy() for name, tensor in saved.model.items()}
 
