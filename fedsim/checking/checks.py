@@ -89,7 +89,7 @@ def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = 
 
 def record(
     scenario: Path, why: str, overrides: Sequence[str] = (), *, data: Path | None = None
-) -> tuple[Recording, list[Drift] | None]:
+) -> tuple[Recording, list[Drift] | None, bool]:
     """Record what a scenario does now, with the reason.
 
     A recording that stands for the same is left as it is, its history too.
@@ -101,7 +101,8 @@ def record(
         data: As for `check`.
 
     Returns:
-        The recording, and what was otherwise before; None when there was no recording.
+        The recording; what was otherwise before, None when there was no recording; and whether it
+        was written, which it is where nothing drifted but the environment is another.
 
     Raises:
         ScenarioError: If the scenario is refused, or its claims do not hold.
@@ -118,7 +119,7 @@ def record(
         )
     moved = None if before is None else drifts(before, now)
     if before is not None and not moved and same_environment(before, now):
-        return before, []
+        return before, [], False
     reason = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "why": " ".join(why.split()),
@@ -126,7 +127,7 @@ def record(
     }
     made = replace(now, history=[*([] if before is None else before.history), reason])
     write(place_of(scenario), made)
-    return made, moved
+    return made, moved, True
 
 
 def _update(scenario: Path) -> str:

@@ -96,8 +96,8 @@ def run_golden(
     results: list[dict[str, Any]] = []
     for file in select(names, "all").files:
         if update:
-            made, moved = record(file, str(why), overrides, data=data)
-            lines += _updated(file, moved)
+            made, moved, written = record(file, str(why), overrides, data=data)
+            lines += _updated(file, moved, written)
         else:
             found = read(place_of(file))
             lines += _history(file, found)
@@ -151,12 +151,13 @@ def _error(error: Exception) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-def _updated(file: Path, moved: list[Any] | None) -> list[str]:
+def _updated(file: Path, moved: list[Any] | None, written: bool) -> list[str]:
     if moved is None:
         return [f"{file.stem}: recorded in {place_of(file)}"]
-    if not moved:
+    if not written:
         return [f"{file.stem}: does what was recorded; nothing to update"]
-    return [f"{file.stem}: recorded anew in {place_of(file)}", *(f"  {drift}" for drift in moved)]
+    why = [f"  {drift}" for drift in moved] or ["  nothing drifted; for this machine and plan"]
+    return [f"{file.stem}: recorded anew in {place_of(file)}", *why]
 
 
 def _history(file: Path, found: Recording | None) -> list[str]:

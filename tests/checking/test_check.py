@@ -147,6 +147,9 @@ def test_models_of_another_machine_are_not_compared(project):
     assert code == 0
     assert "not compared" in said
     assert "instruction_set aarch64 DEFAULT, here" in said
+    assert "nothing drifted; for this machine and plan" in record("another machine")
+    assert [each["why"] for each in read(place).history] == ["first", "another machine"]
+    assert "not compared" not in fedsim("check", "mine.toml")[1]
 
 
 def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(project):
