@@ -52,6 +52,7 @@ def test_every_fast_scenario_is_recorded():
     assert [name for name in FAST if not place_of(files[name]).is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT)
 def test_without_its_mechanism_they_do_not(name, tmp_path):
     code, claims = run(name, tmp_path / "run", *WITHOUT[name])
