@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios bench robustness format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios mutants bench robustness format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -41,6 +41,10 @@ test-gpu: $(STAMP)
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)
 	$(BIN)/fedsim check scenarios --tier all $(if $(DATA),--data $(DATA))
+
+# breaks the five strategies in small ways, and says what no scenario and no test noticed
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutation.run --report docs/mutation.md
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
