@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsim.attacks import Attack
 from fedsim.cohort import CAUSES
 from fedsim.errors import ScenarioError, nearest, unknown
 from fedsim.evaluation import Evaluation
 from fedsim.expectations import BY_CAUSE, failed_by
 from fedsim.imports import is_import_path
 from fedsim.loop import RoundReport
+from fedsim.poison import Trigger
 from fedsim.samples import SampleSpec
 from fedsim.scenario import Scenario
 from fedsim.tasks import Task
@@ -21,7 +23,7 @@ _EXTREMES = ("min", "max")  # of the nodes' own models
 _PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
 
 
-def check_watched(scenario: Scenario, task: Task, model: nn.Module) -> None:
+def check_watched(scenario: Scenario, task: Task, model: nn.Module, attack: Attack | None) -> None:
     """Refuse a claim, or a metric to stop at, that no round of the scenario records.
 
     What the server and the clients' procedures report is known once they have: see `WatchHook`.
@@ -30,6 +32,7 @@ def check_watched(scenario: Scenario, task: Task, model: nn.Module) -> None:
         scenario: The scenario.
         task: Its task.
         model: A model of the task.
+        attack: The scenario's attack.
 
     Raises:
         ScenarioError: With one line per metric, naming the nearest that is recorded.
@@ -37,7 +40,7 @@ def check_watched(scenario: Scenario, task: Task, model: nn.Module) -> None:
     watched = list(_watched(scenario))
     if not watched:
         return
-    names = _recorded(scenario, _measured(task, model))
+    names = _recorded(scenario, _measured(task, model), attack)
     lines = []
     for where, metric in watched:
         phase = metric.partition("/")[0]
@@ -86,18 +89,22 @@ def _watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "[evaluation] stop.metric", stop.metric
 
 
-def _recorded(scenario: Scenario, measured: list[str]) -> dict[str, list[str]]:
+def _recorded(
+    scenario: Scenario, measured: list[str], attack: Attack | None
+) -> dict[str, list[str]]:
     """The names by phase; a phase whose names are not known beforehand is left out."""
     clients = ["selected", "replied", "absent", "failed", *map(failed_by, CAUSES)]
     if scenario.devices is not None:
         clients += ["late", "partial"]
     if scenario.engine.on_failure == "retry":
         clients.append("retried")
+    if attack is not None:
+        clients += ["byzantine", "byzantine_beyond_f"]
     traffic = ["downlink_bytes", "uplink_bytes"]
     if scenario.evaluation.clients:
         traffic += [f"evaluate_{name}" for name in traffic]
     found = {
-        "test": measured,
+        "test": [*measured, *(["attack_success"] if _shows_success(attack, measured) else [])],
         "pooled": measured,
         "nodes": [*measured, *_with(measured, _EXTREMES)],
         "clients": clients,
@@ -107,6 +114,11 @@ def _recorded(scenario: Scenario, measured: list[str]) -> dict[str, list[str]]:
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         found["local"] = [*measured, *_with(measured, _SPREAD)]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _shows_success(attack: Attack | None, measured: list[str]) -> bool:
+    """Whether the success of a backdoor is measured, which takes the accuracy."""
+    return attack is not None and isinstance(attack.effect, Trigger) and "accuracy" in measured
 
 
 def _with(names: list[str], endings: tuple[str, ...]) -> list[str]:

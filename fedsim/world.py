@@ -159,7 +159,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     if options.weights is not None and not on_node:
         pretrained = Pretrained(options.weights, strict=options.strict_weights)
         weights = pretrained.put_into(model)
-    check_watched(scenario, task, model)
+    check_watched(scenario, task, model, attack)
     check_model(strategy, layout)
     sent = getattr(type(strategy), "sends", ())
     if plan.executor == "batched" and sent:
