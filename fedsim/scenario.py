@@ -49,10 +49,17 @@ _NO_MATTER_ENGINE = (
     "startup_timeout_s",
     "state_limit_mb",
 )
-# keys of [engine] that decide results and came later: at these values a scenario has its old hash
-_LATER_ENGINE = {"retries": 2, "quorum": None, "threads": 1}
-_LATER_EVALUATION = {"per_client": False, "pooled": False}  # likewise of [evaluation]
-_LATER_ATTACK = {"fraction": None, "schedule": "fixed", "active_rate": None}  # likewise of [attack]
+# keys that decide results and came later, by table: at these values a scenario has its old hash
+_LATER: dict[str, dict[str, Any]] = {
+    "engine": {"retries": 2, "quorum": None, "threads": 1},
+    "evaluation": {"per_client": False, "pooled": False},
+    "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
+    "partition": {
+        **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
+        "parts": None,
+    },
+}
+_LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
 _LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
     **dict.fromkeys(
         ("num_byzantine", "num_selected", "clip_radius", "clip_iterations", "bucket_size",
@@ -60,10 +67,6 @@ _LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
     ),
     "rule": "mean", "variant": "paper", "before": [],
 }  # fmt: skip
-_LATER_PARTITION = {  # likewise of [partition]
-    **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
-    "parts": None,
-}
 
 
 @dataclass(frozen=True)
@@ -197,43 +200,32 @@ class Scenario:
         """
         if folder is None or "path" not in self.data or self.data["path"] is not None:
             return self
-        return self.with_overrides([f"data.path='{(folder / self.data['name']).absolute()}'"])
+        return self.changed(
+            data={**self.data, "path": str((folder / self.data["name"]).absolute())}
+        )
+
+    def changed(self, **tables: Any) -> "Scenario":
+        """Return this scenario with whole tables, or keys outside of tables, replaced.
+
+        Raises:
+            ScenarioError: If what comes of it is wrong.
+        """
+        return self.from_resolved({**self.resolved(), **tables}, self.origin)
 
     @property
     def sha256(self) -> str:
         """The hash of what decides the run's result, whoever computes it wherever."""
         document = {key: value for key, value in self.resolved().items() if key not in _NO_MATTER}
         document["engine"] = {
-            key: value
-            for key, value in document["engine"].items()
-            if key not in _NO_MATTER_ENGINE
-            and not (key in _LATER_ENGINE and value == _LATER_ENGINE[key])
+            key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
         }
-        document["evaluation"] = {
-            key: value
-            for key, value in document["evaluation"].items()
-            if not (key in _LATER_EVALUATION and value == _LATER_EVALUATION[key])
-        }
-        if "attack" in document:
-            document["attack"] = {
-                key: value
-                for key, value in document["attack"].items()
-                if not (key in _LATER_ATTACK and value == _LATER_ATTACK[key])
-            }
-        if "topology" in document:
-            document["strategy"] = {
-                key: value
-                for key, value in document["strategy"].items()
-                if not (key in _LATER_GOSSIP and value == _LATER_GOSSIP[key])
-            }
-        later = dict(_LATER_PARTITION)
+        later = dict(_LATER)
         if document["partition"]["kind"] == "natural":
-            later["label_noise"] = 0.0  # which other kinds always had
-        document["partition"] = {
-            key: value
-            for key, value in document["partition"].items()
-            if not (key in later and value == later[key])
-        }
+            later["partition"] = {**_LATER["partition"], **_LATER_NATURAL}
+        if "topology" in document:
+            later["strategy"] = _LATER_GOSSIP
+        for name in later.keys() & document.keys():
+            document[name] = _without(document[name], later[name])
         if document["task"]["kind"] == "auto":
             # the data decide, whose hash is in the manifest; a kind that does not fit never runs
             document["task"] = {**document["task"], "kind": "classification"}
@@ -310,6 +302,11 @@ def _find(path: str | Path) -> tuple[Path, str]:
         f"{file}: there is no such scenario file{hint} (`fedsim list scenarios` names those that "
         "come with fedsim)"
     )
+
+
+def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without the keys that have these values."""
+    return {key: value for key, value in table.items() if not (key in at and value == at[key])}
 
 
 def _without_user(path: str) -> str:

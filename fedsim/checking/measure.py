@@ -43,7 +43,7 @@ def measure(scenario: Scenario) -> Measured:
     here = scenario.with_overrides(["engine.kind=inline", f"checkpoint.every={10**6}"])
     with tempfile.TemporaryDirectory(prefix="fedsim-check-") as scratch:
         whole = start(here, out=Path(scratch) / "whole")
-        first = here.with_overrides(_first_rounds(here))
+        first = _first_rounds(here)
         # a short scenario in float64 is its own first rounds
         same = first.sha256 == here.sha256
         traced = whole if same else start(first, out=Path(scratch) / "traced")
@@ -61,19 +61,15 @@ def measure(scenario: Scenario) -> Measured:
         return Measured(recording, summary["expect"], seconds)
 
 
-def _first_rounds(scenario: Scenario) -> list[str]:
-    overrides = [
-        "task.dtype=float64",
-        f"rounds={min(scenario.rounds, TRACED_ROUNDS)}",
-        "evaluation.every=1",
-        "expect={}",
-    ]
-    if scenario.evaluation.stop is not None:
-        # a run that stops early would be shorter than what was recorded, by a hair's breadth
-        rest = scenario.evaluation.model_dump(mode="json", exclude={"stop"}, exclude_none=True)
-        keys = ", ".join(f"{key} = {str(value).lower()}" for key, value in rest.items())
-        overrides.insert(0, f"evaluation={{{keys}}}")
-    return overrides
+def _first_rounds(scenario: Scenario) -> Scenario:
+    # a run that stops early would be shorter than what was recorded, by a hair's breadth
+    evaluation = {**scenario.evaluation.model_dump(mode="json"), "every": 1, "stop": None}
+    return scenario.changed(
+        task={**scenario.task, "dtype": "float64"},
+        rounds=min(scenario.rounds, TRACED_ROUNDS),
+        evaluation=evaluation,
+        expect={},
+    )
 
 
 def _trace(result: RunResult) -> Trace:
