@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -21,7 +21,65 @@ _WORDS = {
 }
 
 
-class Progress:
+class Display:
+    """A live picture on a terminal and lines that stay, on standard error by default.
+
+    Args:
+        console: Where to write.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, console: "Console | None", *, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._live: Live | None = None
+
+    def note(self, text: str) -> None:
+        """Show a line that stays, such as a client that failed or why a fallback was taken."""
+        if self._quiet:
+            return
+        console = self._live.console if self._live is not None else self._terminal()
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """End the display; the terminal is as it was before. It may be called more than once."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _terminal(self) -> "Console":
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True)
+        return self._console
+
+    def _begin(self, picture: Callable[[], "RenderableType"], *, transient: bool = False) -> None:
+        """Show a picture that is drawn anew every second, where there is a terminal."""
+        console = self._terminal()
+        if not console.is_terminal:
+            return
+        from rich.live import Live
+
+        # A repaint per second keeps the clock going through long rounds and costs the workers
+        # nothing that could be measured.
+        self._live = Live(
+            get_renderable=picture, console=console, refresh_per_second=1, transient=transient
+        )
+        self._live.start(refresh=True)
+
+
+class Progress(Display):
     """Shows the round, the time left, who answered, and how well the model does.
 
     On a terminal two lines are kept up to date; elsewhere a line is printed per round, rounds that
@@ -36,10 +94,8 @@ class Progress:
     def __init__(
         self, total_rounds: int, *, console: "Console | None" = None, quiet: bool = False
     ) -> None:
+        super().__init__(console, quiet=quiet)
         self._total = total_rounds
-        self._console = console
-        self._quiet = quiet
-        self._live: Live | None = None
         self._shown = -math.inf
         self._unshown = False
         self._started = 0.0
@@ -54,17 +110,8 @@ class Progress:
         """Begin; `first_round` is above 1 when a run is resumed."""
         self._first_round, self._round = first_round, first_round - 1
         self._started = self._first_ended = self._ended = time.monotonic()
-        if self._quiet:
-            return
-        console = self._terminal()
-        if not console.is_terminal:
-            return
-        from rich.live import Live
-
-        # A repaint per second keeps the clock going through long rounds and costs the workers
-        # nothing that could be measured.
-        self._live = Live(get_renderable=self._picture, console=console, refresh_per_second=1)
-        self._live.start(refresh=True)
+        if not self._quiet:
+            self._begin(self._picture)
 
     def update(
         self,
@@ -98,38 +145,11 @@ class Progress:
         if now - self._shown >= _PAUSE_S or server_round >= self._total:
             self._show()
 
-    def note(self, text: str) -> None:
-        """Show a line that stays, such as a client that failed or why a fallback was taken."""
-        if self._quiet:
-            return
-        console = self._live.console if self._live is not None else self._terminal()
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     def stop(self) -> None:
-        """End the display; the terminal is as it was before. It may be called more than once."""
+        """Show what is not shown yet, and end the display."""
         if self._unshown:
             self._show()
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _terminal(self) -> "Console":
-        if self._console is None:
-            from rich.console import Console
-
-            self._console = Console(stderr=True)
-        return self._console
+        super().stop()
 
     def _show(self) -> None:
         self._shown, self._unshown = time.monotonic(), False

@@ -15,12 +15,20 @@ from fedsim.cli.shared import (
     ScenarioArgument,
     SetOption,
     app,
+    check_workers,
     finish,
     terminal_width,
 )
 
 if TYPE_CHECKING:
     from fedsim.studies.command import Answer
+
+AtOnceOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
+]
+LastOption = Annotated[
+    float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
+]
 
 
 @app.command(
@@ -50,9 +58,7 @@ def compare(
     metric: Annotated[
         str | None, typer.Option(metavar="METRIC", help="What is compared; test/accuracy.")
     ] = None,
-    last: Annotated[
-        float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
-    ] = 0.1,
+    last: LastOption = 0.1,
     target: Annotated[
         str | None,
         typer.Option(metavar="METRIC=VALUE", help="Say what it cost to reach this value."),
@@ -65,9 +71,7 @@ def compare(
         Path | None,
         typer.Option(metavar="DIR", help="The study's folder. Default: studies/SCENARIO."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
-    ] = None,
+    workers: AtOnceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -80,6 +84,7 @@ def compare(
     """
 
     def produce() -> Outcome:
+        check_workers(workers)
         from fedsim.studies.command import Asked, run_compare
 
         asked = Asked(
@@ -125,9 +130,7 @@ def tune(
     metric: Annotated[
         str | None, typer.Option(metavar="METRIC", help="What is best; pooled/accuracy.")
     ] = None,
-    last: Annotated[
-        float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
-    ] = 0.1,
+    last: LastOption = 0.1,
     keep: Annotated[
         float,
         typer.Option(metavar="SHARE", help="This share of a method's points outlives each seed."),
@@ -139,9 +142,7 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="The study's folder. Default: studies/SCENARIO-tune."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
-    ] = None,
+    workers: AtOnceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -154,6 +155,7 @@ def tune(
     """
 
     def produce() -> Outcome:
+        check_workers(workers)
         from fedsim.studies.tune_command import TuneAsked, run_tune
 
         asked = TuneAsked(
@@ -185,9 +187,7 @@ def evidence(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the runs.")] = Path(
         "studies/evidence"
     ),
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
-    ] = None,
+    workers: AtOnceOption = None,
     data: DataOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -200,6 +200,7 @@ def evidence(
     """
 
     def produce() -> Outcome:
+        check_workers(workers)
         from fedsim.studies.evidence_command import EvidenceAsked, run_evidence
 
         asked = EvidenceAsked(studies or [], page, seeds, out, workers, data)

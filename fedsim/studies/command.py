@@ -113,8 +113,6 @@ def _question(asked: Asked) -> Question:
         raise ScenarioError(f"--last {asked.last:g}: must be in (0, 1]")
     if asked.metric is not None:
         check_metric(asked.metric, "--metric")
-    if asked.workers is not None and asked.workers < 1:
-        raise ScenarioError(f"--workers {asked.workers}: must be >= 1")
     target = None if asked.target is None else parse_target(asked.target)
     return Question(asked.metric, asked.last, target, asked.baseline)
 

@@ -38,8 +38,6 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
     """
     if asked.seeds is not None and asked.seeds < 2:
         raise ScenarioError(f"--seeds {asked.seeds}: must be >= 2")
-    if asked.workers is not None and asked.workers < 1:
-        raise ScenarioError(f"--workers {asked.workers}: must be >= 1")
     names = asked.studies or list(evidence_file.shipped())
     declared = [
         evidence_file.read(evidence_file.find(name))._replace(data=asked.data) for name in names

@@ -113,7 +113,6 @@ def _rule(asked: TuneAsked) -> Rule:
         ("--keep", asked.kept, 0 < asked.kept <= 1, "in (0, 1]"),
         ("--widen", asked.widenings, asked.widenings >= 0, ">= 0"),
         ("--random", asked.random, asked.random is None or asked.random >= 1, ">= 1"),
-        ("--workers", asked.workers, asked.workers is None or asked.workers >= 1, ">= 1"),
     ):
         if not holds:
             raise ScenarioError(f"{name} {value:g}: must be {bounds}")

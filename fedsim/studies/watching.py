@@ -1,18 +1,16 @@
 """Live progress of a study: a bar and what runs now on a terminal, a line per run elsewhere."""
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from fedsim.progress import duration
+from fedsim.progress import Display, duration
 from fedsim.studies.cells import Cell
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.live import Live
 
 
-class StudyProgress:
+class StudyProgress(Display):
     """Shows how many runs are done, what runs now, and the time left.
 
     Args:
@@ -21,8 +19,7 @@ class StudyProgress:
     """
 
     def __init__(self, *, console: "Console | None" = None, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
-        self._live: Live | None = None
+        super().__init__(console, quiet=quiet)
         self._total = self._done = 0
         self._expected = False
         self._began = time.monotonic()
@@ -62,45 +59,9 @@ class StudyProgress:
             done = f"run {self._done:>{width}}/{self._total}"
             self.note(f"{done}  {self._left():<10}  {cell.name}  took {took}")
 
-    def note(self, text: str) -> None:
-        """Show a line that stays."""
-        if self._quiet:
-            return
-        console = self._live.console if self._live is not None else self._terminal()
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-
     def _start(self) -> None:
-        if self._quiet or self._live is not None or not self._total:
-            return
-        console = self._terminal()
-        if not console.is_terminal:
-            return
-        from rich.live import Live
-
-        self._live = Live(
-            get_renderable=self._picture, console=console, refresh_per_second=1, transient=True
-        )
-        self._live.start(refresh=True)
-
-    def _terminal(self) -> "Console":
-        if self._console is None:
-            from rich.console import Console
-
-            self._console = Console(stderr=True)
-        return self._console
+        if not self._quiet and self._live is None and self._total:
+            self._begin(self._picture, transient=True)
 
     def _left(self) -> str:
         """Say how long the rest will take at the pace so far."""
