@@ -161,11 +161,16 @@ class LocalSGD(ClientProcedure):
         return f"margin = {self._margin}" if self._margin else None
 
     def descent(self, server_round: int) -> Descent | None:
-        """Return the step of plain SGD; None with momentum, Adam, clipping or a penalty."""
-        if self._adam or self._momentum or self._clip_norm or self._proximal or self._margin:
+        """Return the step of SGD; None with Adam, clipping, a proximal term or a penalty."""
+        if self._adam or self._clip_norm or self._proximal or self._margin:
             return None
-        lr = self._step_size(server_round)
-        return Descent(lr, 1 - lr * self._weight_decay)
+        return Descent(
+            self._step_size(server_round),
+            self._weight_decay,
+            self._momentum,
+            guides_step=self._guides_step,
+            keeps_moments=self._keep_optimizer and self._momentum > 0,
+        )
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, else nothing."""

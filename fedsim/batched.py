@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 
 from fedsim.batches import Batches
 from fedsim.chains import Chain
-from fedsim.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Objective
+from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
 from fedsim.schedule import phases
+from fedsim.stepping import Stepping
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
 
@@ -53,29 +54,33 @@ class ChainTraining:
 
     # --- several clients at once ----------------------------------------------------------
 
-    def descend_together(self, params: Named, batches: Batches, descent: Descent) -> np.ndarray:
+    def descend_together(self, params: Named, batches: Batches, stepping: Stepping) -> np.ndarray:
         """Train by gradient descent, in place; returns each slot's sum of losses, float64.
 
         Args:
-            params: `[slots, ...]`, at least two, in descending order of their steps.
+            params: `[slots, ...]`, at least two, in descending order of their steps. Contiguous
+                tensors let a product take all slots at once.
             batches: The slots' batches.
-            descent: What a step does.
+            stepping: Takes the steps, its tensors likewise.
         """
         schedule = batches.schedule
         losses = torch.zeros(schedule.counts.T.shape, dtype=torch.float64)
         for first, end, active in phases(schedule.steps):
-            mine = {name: tensor[:active] for name, tensor in params.items()}
-            if active == 1:
-                mine = {name: tensor.repeat_interleave(2, 0) for name, tensor in mine.items()}
+            mine, moments, guidance = (
+                _first(named, active) for named in (params, stepping.moments, stepping.guidance)
+            )
+            taking = stepping._replace(moments=moments, guidance=guidance)
             for step in range(first, end):
                 batch = _doubled(batches.together(step, active))
+                shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
-                loss, slope = self._slope(outputs, batch, None, None)
-                self.chain.backward(slope, kept, mine, descent)
+                loss, slope = self._mean_slope(outputs, batch.targets, shares)
+                self.chain.backward(slope, kept, mine, taking)
                 losses[step, :active] = loss[:active]
             if active == 1:
-                for name, tensor in params.items():
-                    tensor[:1] = mine[name][:1]
+                for whole, part in ((params, mine), (stepping.moments, moments)):
+                    for name, tensor in whole.items():
+                        tensor[:1] = part[name][:1]
         return _sums(losses, schedule.counts)
 
     def step_together(
@@ -107,18 +112,18 @@ class ChainTraining:
     # --- one client -----------------------------------------------------------------------
 
     def descend_alone(
-        self, params: Named, batches: Batches, slot: int, descent: Descent
-    ) -> tuple[Named, float]:
-        """Train one client by gradient descent; returns (params, its sum of losses)."""
-        mine = _own(params)
+        self, params: Named, batches: Batches, slot: int, stepping: Stepping
+    ) -> float:
+        """Train one client by gradient descent, in place; returns its sum of losses."""
         total = 0.0
         for step in range(int(batches.schedule.steps[slot])):
             batch = batches.single(slot, step)
-            outputs, kept = self.chain.forward(mine, _fast(batch.features), batch.noise)
-            loss, slope = self._slope(outputs, batch, None, None)
-            self.chain.backward(slope, kept, mine, descent)
+            shares = batches.shares[step, slot, : len(batch.weights)]
+            outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
+            loss, slope = self._mean_slope(outputs, batch.targets, shares)
+            self.chain.backward(slope, kept, params, stepping)
             total += float(loss) * int(batches.schedule.counts[slot, step])
-        return mine, total
+        return total
 
     # --- gradients ------------------------------------------------------------------------
 
@@ -134,8 +139,7 @@ class ChainTraining:
             penalty: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
             features = batch.features.clone() if self.chain.spoils else batch.features
-            if self.chain.convolves:
-                features = _fast(features)
+            features = self._fast(features)
             with torch.no_grad():
                 outputs, kept = self.chain.forward(params, features, batch.noise)
             loss, slope = self._slope(outputs, batch, objective, penalty)
@@ -154,22 +158,12 @@ class ChainTraining:
         penalty: Objective | None,
     ) -> tuple[Tensor, Tensor]:
         """Return (the objective, the gradient of what is minimised by the outputs)."""
-        leaf = outputs.detach().requires_grad_()
-        several = batch.weights.dim() == 2
         if objective is None and penalty is None:
-            with torch.enable_grad():
-                if several:
-                    flat = self._task.sample_losses(leaf.flatten(0, 1), batch.targets.flatten(0, 1))
-                    losses = flat.view(batch.weights.shape)
-                else:
-                    losses = self._task.sample_losses(leaf, batch.targets)
             shares = batch.weights / batch.weights.sum(-1, keepdim=True).clamp(min=1)
-            (slope,) = torch.autograd.grad(losses, leaf, shares)
-            # `where` and not a product: a padding sample's loss may be anything
-            kept = torch.where(batch.weights > 0, losses.detach(), 0) * shares
-            return kept.sum(-1), slope
+            return self._mean_slope(outputs, batch.targets, shares)
+        leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            if several:
+            if batch.weights.dim() == 2:
 
                 def of_one(outputs: Tensor, targets: Tensor, weights: Tensor) -> Any:
                     one = Batch(batch.features, targets, weights, {})
@@ -180,6 +174,59 @@ class ChainTraining:
                 minimised, loss = self._loss(leaf, batch, objective, penalty)
             (slope,) = torch.autograd.grad(minimised.sum(), leaf)
         return loss.detach(), slope
+
+    def _mean_slope(
+        self, outputs: Tensor, targets: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (the task's mean loss, its gradient by the outputs).
+
+        Args:
+            outputs: The model's outputs.
+            targets: The samples' targets.
+            shares: What each sample counts for in the mean; 0 for padding.
+        """
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            if shares.dim() == 2:
+                flat = self._task.sample_losses(leaf.flatten(0, 1), targets.flatten(0, 1))
+                losses = flat.view(shares.shape)
+            else:
+                losses = self._task.sample_losses(leaf, targets)
+            # a scalar: what autograd is told of anything else makes it load a second of modules
+            (slope,) = torch.autograd.grad((losses * shares).sum(), leaf)
+        # `where` and not a product: a padding sample's loss may be anything
+        kept = torch.where(shares > 0, losses.detach(), 0) * shares
+        return kept.sum(-1), slope
+
+    def _fast(self, features: Tensor) -> Tensor:
+        """The features in the memory format in which convolutions are fastest."""
+        if not self.chain.convolves or features.dim() != 4:
+            return features
+        batch, channels, height, width = features.shape
+        if channels == 1:
+            # strides that torch takes for that format: one channel alone would be of either, and
+            # all layers above would be of the slower one
+            flat = features.contiguous()
+            return flat.as_strided((batch, 1, height, width), (height * width, 1, width, 1))
+        return features.contiguous(memory_format=torch.channels_last)
+
+
+def owned(named: Named) -> Named:
+    """Return copies that may be changed, in the memory format in which they are fastest."""
+    return {
+        name: torch.empty_like(
+            tensor,
+            memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format,
+        ).copy_(tensor)
+        for name, tensor in named.items()
+    }
+
+
+def _first(named: Named, count: int) -> Named:
+    """The rows of the first slots; a lone one is copied and doubled."""
+    if count == 1:
+        return {name: tensor[:1].repeat_interleave(2, 0) for name, tensor in named.items()}
+    return {name: tensor[:count] for name, tensor in named.items()}
 
 
 def _doubled(batch: Batch) -> Batch:
@@ -199,23 +246,6 @@ def _kept(active: Tensor, moved: Carry, carry: Carry) -> Carry:
 
     kept: Carry = pytree.tree_map(pick, moved, carry)
     return kept
-
-
-def _own(params: Named) -> Named:
-    """Copies that may be changed, in the memory format in which they are fastest."""
-    return {
-        name: torch.empty_like(
-            tensor,
-            memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format,
-        ).copy_(tensor)
-        for name, tensor in params.items()
-    }
-
-
-def _fast(features: Tensor) -> Tensor:
-    if features.dim() == 4:
-        return features.contiguous(memory_format=torch.channels_last)
-    return features
 
 
 def _sums(losses: Tensor, counts: np.ndarray) -> np.ndarray:

@@ -28,6 +28,9 @@ class Batches:
         noise_shapes: Gives the shape of each dropout layer's noise for one sample.
         reuse: Whether a step's features may overwrite those of the step before.
         poisoned: Which samples are, and what becomes of them; None when none is.
+
+    Attributes:
+        shares: What each sample counts for in its step's mean loss, `[num_steps, slots, batch]`.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Batches:
         if poisoned is not None:
             self._targets = poisoned.targets(self._targets)
         self._weights = schedule.masks.to(dtype)
+        self.shares = self._weights / self._weights.sum(-1, keepdim=True).clamp(min=1)
         self._buffer: Tensor | None = None
         if reuse and features.is_contiguous():
             most = schedule.indices.shape[1] * schedule.indices.shape[2]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.dropout import SeededDropout
-from fedsim.procedure import Descent, Named
+from fedsim.procedure import Named
+from fedsim.stepping import Stepping
 
 _aten = torch.ops.aten
 _NARROW = 16  # outputs below which weights times samples is the faster order of a product
@@ -28,7 +29,7 @@ class Layer(Protocol):
         """Return (outputs, what the backward pass needs)."""
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         """Return the objective's gradient by the layer's inputs, None when it is not wanted.
 
@@ -36,8 +37,7 @@ class Layer(Protocol):
             slope: The gradient by the layer's outputs; may be overwritten.
             kept: From the forward pass.
             tensors: The model's tensors.
-            into: Where the gradients by the layer's tensors go; a descent changes the tensors
-                themselves instead, in place.
+            into: Where the gradients by the layer's tensors go, or what is done with them at once.
             wanted: Whether the gradient by the inputs is wanted.
         """
 
@@ -66,18 +66,16 @@ class _Dense(NamedTuple):
         return torch.baddbmm(bias.unsqueeze(1), values, turned), values
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         weight = tensors[self.weight]
         below = torch.matmul(slope, weight) if wanted else None
         turned = slope.transpose(-1, -2)
         by_bias = None if self.bias is None else slope.sum(-2)
-        if isinstance(into, Descent):
-            # the step is taken inside of the product: no gradient is ever laid down
-            product = weight.addmm_ if weight.dim() == 2 else weight.baddbmm_
-            product(turned, kept, beta=into.decay, alpha=-into.step_size)
+        if isinstance(into, Stepping):
+            into.of_product(self.weight, weight, turned, kept)
             if by_bias is not None and self.bias is not None:
-                _descend(tensors[self.bias], by_bias, into)
+                into.of(self.bias, tensors[self.bias], by_bias)
         else:
             into[self.weight] = torch.matmul(turned, kept)
             if by_bias is not None and self.bias is not None:
@@ -104,7 +102,7 @@ class _Convolution(NamedTuple):
         return outputs, values
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         weight = tensors[self.weight]
         below, by_weight, by_bias = _aten.convolution_backward(
@@ -115,8 +113,8 @@ class _Convolution(NamedTuple):
         for name, gradient in ((self.weight, by_weight), (self.bias, by_bias)):
             if name is None:
                 continue
-            if isinstance(into, Descent):
-                _descend(tensors[name], gradient, into)
+            if isinstance(into, Stepping):
+                into.of(name, tensors[name], gradient)
             else:
                 into[name] = gradient
         return below if wanted else None
@@ -136,7 +134,7 @@ class _MaxPool(NamedTuple):
         return outputs, (values, places)
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         values, places = kept
         if not wanted:
@@ -153,7 +151,7 @@ class _Rectifier:
         return outputs, outputs
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         return _aten.threshold_backward(slope, kept, 0) if wanted else None
 
@@ -167,7 +165,7 @@ class _Flattening(NamedTuple):
         return values.flatten(values.dim() - len(self.shape)), None
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         if not wanted:
             return None
@@ -192,18 +190,12 @@ class _Dropping(NamedTuple):
         return values * kept / (1 - self.p), kept
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: "Named | Descent", wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
     ) -> Tensor | None:
         if not wanted or kept is None:
             return slope if wanted else None
         masked: Tensor = slope * kept
         return masked if self.p == 1 else masked / (1 - self.p)
-
-
-def _descend(tensor: Tensor, gradient: Tensor, descent: Descent) -> None:
-    if descent.decay != 1:
-        tensor.mul_(descent.decay)
-    tensor.sub_(gradient, alpha=descent.step_size)
 
 
 class Chain:
@@ -237,7 +229,7 @@ class Chain:
         return values, kept
 
     def backward(
-        self, slope: Tensor, kept: list[Any], tensors: Named, into: "Named | Descent"
+        self, slope: Tensor, kept: list[Any], tensors: Named, into: Named | Stepping
     ) -> None:
         """Go back from the objective's gradient by the outputs; see `Layer.backward`."""
         for place in range(len(self.layers) - 1, self._first - 1, -1):

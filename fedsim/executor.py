@@ -26,17 +26,27 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from fedsim.augmentation import Augmentation
-from fedsim.batched import ChainTraining
+from fedsim.batched import ChainTraining, owned
 from fedsim.batches import Batches
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.evaluation import Evaluation
 from fedsim.layout import Layout, Payload
 from fedsim.poison import Poison
-from fedsim.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Objective
+from fedsim.procedure import (
+    GUIDANCE,
+    Batch,
+    Carry,
+    ClientProcedure,
+    Descent,
+    Gradient,
+    Named,
+    Objective,
+)
 from fedsim.rng import derived_seed
 from fedsim.samples import SampleSpec
 from fedsim.schedule import Schedule, steps_taken
+from fedsim.stepping import Stepping
 
 ExecutorKind = Literal["batched", "vmap", "loop"]
 
@@ -290,19 +300,16 @@ class CohortExecutor:
         descent = self._descent(job)
         slots, batches = self._batches(job, doubled, longest_first=True, reuse=descent is not None)
         row_of = np.argsort(slots, kind="stable")[: len(members)]  # of each member
-        in_order = slots == doubled
+        picks = slice(0, len(members)) if slots == doubled else row_of
         with torch.no_grad():
+            params, buffers, sent = self._received(job, slots)
             if descent is not None:
-                flat = out if out is not None and slots == members else None
-                flat = self._received_flat(job, slots, flat)
-                losses = training.descend_together(self.layout.unflatten(flat), batches, descent)
+                memory = self._state(job, slots, params) if descent.keeps_moments else {}
+                stepping = _stepping(descent, params, sent, memory)
+                losses = training.descend_together(params, batches, stepping)
                 extra: Named = {}
-                state: Named = {}
-                if flat is not out:
-                    picked = flat[: len(members)] if in_order else flat[row_of]
-                    flat = picked if out is None else out.copy_(picked)
+                state = stepping.moments if descent.keeps_moments else {}
             else:
-                params, buffers, sent = self._received(job, slots)
                 memory = self._state(job, slots, params)
                 carry = vmap(self.procedure.begin)(params, buffers, sent, memory)
                 carry = pytree.tree_map(Tensor.contiguous, carry)
@@ -310,10 +317,9 @@ class CohortExecutor:
                 extra, state = vmap(self.procedure.finish)(carry, memory)
                 # whoever takes no step hands back exactly what it received
                 idle = torch.from_numpy(batches.schedule.steps == 0)
-                trained = _select(idle, params, carry["params"])
-                picks = slice(0, len(members)) if in_order else row_of
-                flat = self.layout.flatten({n: t[picks] for n, t in trained.items()}, out)
-                extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
+                params = _select(idle, params, carry["params"])
+            flat = self.layout.flatten({n: t[picks] for n, t in params.items()}, out)
+            extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
         every = slice(0, len(members))
         schedule = batches.schedule
         return ChunkResult(
@@ -329,8 +335,9 @@ class CohortExecutor:
 
     def _descent(self, job: ChunkJob) -> Descent | None:
         """What steps do that the executor may take itself."""
-        if job.shared.extra or job.personal.extra:
-            return None
+        for name in (*job.shared.extra, *job.personal.extra):
+            if name.partition(".")[0] != GUIDANCE:
+                return None
         return self.procedure.descent(job.server_round)
 
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
@@ -386,11 +393,10 @@ class CohortExecutor:
             memory = _row(state, slot)
             mine = {n: b.clone() for n, b in _row(buffers, slot).items()}
             if training is not None and descent is not None:
+                trained, memory = owned(_row(params, slot)), owned(memory)
+                stepping = _stepping(descent, trained, _row(extra, slot), memory)
                 with torch.no_grad():
-                    trained, total = training.descend_alone(
-                        _row(params, slot), batches, slot, descent
-                    )
-                losses[slot] = total
+                    losses[slot] = training.descend_alone(trained, batches, slot, stepping)
                 results.append((trained, mine, {}, memory))
                 continue
             with self._seeded_layers(job.server_round, job.client_ids[slot]):
@@ -568,13 +574,6 @@ class CohortExecutor:
         }
         return params, buffers, stack(job.shared.extra, job.personal.extra)
 
-    def _received_flat(self, job: ChunkJob, slots: list[int], out: Tensor | None) -> Tensor:
-        """The parameters that each slot starts from, `[slots, dim]`, written to `out` if given."""
-        sent = job.shared.params if job.personal.params is None else job.personal.params[slots]
-        assert sent is not None
-        flat = torch.empty((len(slots), self.layout.dim), dtype=sent.dtype) if out is None else out
-        return flat.copy_(sent)
-
     def _batches(
         self, job: ChunkJob, slots: list[int], *, longest_first: bool = False, reuse: bool = False
     ) -> tuple[list[int], Batches]:
@@ -645,6 +644,18 @@ class CohortExecutor:
 
     def _to_device(self, named: Mapping[str, Tensor]) -> Named:
         return {name: tensor.to(self.device) for name, tensor in named.items()}
+
+
+def _stepping(descent: Descent, params: Named, sent: Named, memory: Named) -> Stepping:
+    """Steps of these clients; a memory of moments goes on in place."""
+    if not descent.momentum:
+        moments: Named = {}
+    elif descent.keeps_moments:
+        moments = memory
+    else:
+        moments = {n: torch.zeros_like(p) for n, p in params.items()}
+    guidance = {n: sent[f"{GUIDANCE}.{n}"] for n in params} if sent else {}
+    return Stepping(descent, moments, guidance)
 
 
 def _select(condition: Tensor, chosen: Any, other: Any) -> Any:

@@ -60,15 +60,25 @@ class Gradient(Protocol):
 
 
 class Descent(NamedTuple):
-    """A step of gradient descent: p <- decay * p - step_size * gradient.
+    """A step of gradient descent: p <- p - step_size * d, d = gradient + weight_decay * p.
+
+    With momentum, m <- momentum * m + d takes the place of d. Where a guidance G is received, it is
+    a factor on what p is reduced by, or on d.
 
     Attributes:
         step_size: eta; >= 0.
-        decay: 1 - eta * weight decay.
+        weight_decay: L2 coefficient; >= 0.
+        momentum: In [0, 1).
+        guides_step: Whether a guidance acts on the step, else on d.
+        keeps_moments: Whether m goes on from the client's memory and is that memory, by the names
+            of the parameters; else m is 0 at the start of a round and forgotten at its end.
     """
 
     step_size: float
-    decay: float = 1.0
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    guides_step: bool = True
+    keeps_moments: bool = False
 
 
 class Work(NamedTuple):
@@ -127,11 +137,11 @@ class ClientProcedure(abc.ABC):
         return None
 
     def descent(self, server_round: int) -> Descent | None:
-        """Return what a step does when it is plain gradient descent on the task's loss, else None.
+        """Return what a step does when it is gradient descent on the task's loss, else None.
 
         The executor may then take the steps itself, inside of the backward pass, for clients that
-        receive nothing but the model: `begin` must only carry what it is given and `finish` add
-        nothing.
+        receive nothing but the model and a guidance: `begin` must only carry what it is given and
+        `finish` return no more than the moments. Rounding differs from that of `step`.
         """
         return None
 

@@ -14,6 +14,8 @@ from oracles import sgd_oracle as oracle
 
 from clients.local_sgd import LocalSGD
 from fedsim.executor import CohortExecutor
+from fedsim.layout import Payload
+from fedsim.procedure import GUIDANCE
 from fedsim.rng import generator
 from fedsim.tasks import make_task
 from laws import federations as fed
@@ -133,13 +135,26 @@ def test_every_size_beside_fifty_batches_equals_the_numpy_oracle(options, kind):
 
 
 WIDE = (200, 10, 35, 60, 85, 100, 120, 150, 180, 20)
+UNEQUAL = {
+    "plain": {},
+    "decay": {"weight_decay": 0.1},
+    "momentum": {"momentum": 0.9},
+    "momentum and decay": {"momentum": 0.9, "weight_decay": 0.1},
+    "momentum, kept": {"momentum": 0.9, "keep_optimizer": True},
+    "momentum, guided gradients": {"momentum": 0.9, "guidance": "gradient"},
+    "clipped": {"clip_norm": 0.5},
+    "momentum, clipped": {"momentum": 0.9, "clip_norm": 0.5},
+    "adam, clipped": {"optimizer": "adam", "clip_norm": 0.5},
+}
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap"])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.9, "clip_norm": 0.5}, {"optimizer": "adam", "clip_norm": 0.5}],
-    ids=["plain", "momentum, clipped", "adam, clipped"],
+    ("options", "kind"),
+    [
+        *((options, "batched") for options in UNEQUAL.values()),
+        *((UNEQUAL[name], "vmap") for name in ("plain", "momentum, clipped", "adam, clipped")),
+    ],
+    ids=[*UNEQUAL, "plain-vmap", "momentum, clipped-vmap", "adam, clipped-vmap"],
 )
 def test_ten_unequal_clients_of_a_wide_model_have_the_bits_of_each_among_neutral_slots(
     options, kind
@@ -149,9 +164,14 @@ def test_ten_unequal_clients_of_a_wide_model_have_the_bits_of_each_among_neutral
     executor = CohortExecutor(
         make_task({"model": "mlp"}, fed.SPEC), procedure, InMemoryData(WIDE), seed=SEED, kind=kind
     )
+    start = initial_payload(executor)
+    sent = {}
+    if "guidance" in options:
+        sent = executor.layout.unflatten(start.params.sigmoid())
+    shared = Payload(start.params, extra={f"{GUIDANCE}.{n}": t for n, t in sent.items()})
     everybody = range(len(WIDE))
-    together = executor.train(job(executor, everybody))
+    together = executor.train(job(executor, everybody, shared=shared))
     for client in everybody:
         others = tuple(other for other in everybody if other != client)
-        alone = executor.train(job(executor, everybody, absent=others))
+        alone = executor.train(job(executor, everybody, absent=others, shared=shared))
         assert result_bits(together, client) == result_bits(alone, client)
