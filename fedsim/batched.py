@@ -1,15 +1,15 @@
 """Training of a chunk whose model is a chain of known layers, without autograd or `torch.func`.
 
 Dense chains train all clients of a chunk together, each layer one batched product. The clients are
-in descending order of their steps. Under plain descent whoever has finished leaves the products:
-there is no padding but that of a client's own last batch; other steps keep the chunk's shape.
-Chains with convolutions train one client after another, in the memory format in which convolutions
-are fastest.
+in descending order of their steps. In a descent whoever has finished leaves the products:
+there is no padding but that of a client's own last batch; other steps keep the chunk's shape, and
+large models take them one client after another. So do chains with convolutions, in the memory
+format in which convolutions are fastest.
 
 The bits of a product of at least two matrices depend neither on how many there are nor on their
-place (a test holds torch to it), so under plain descent a client's bits depend on nothing but
-itself; a last client that goes on alone is doubled. Under other steps they depend on the number of
-slots besides, as under vmap.
+place (a test holds torch to it), so in a descent a client's bits depend on nothing but itself; a
+last client that goes on alone is doubled. Under other steps they depend on the number of slots
+besides, as under vmap.
 """
 
 from collections.abc import Callable, Mapping

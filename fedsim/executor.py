@@ -51,6 +51,7 @@ from fedsim.stepping import Stepping
 ExecutorKind = Literal["batched", "vmap", "loop"]
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
+_LARGE = 100_000  # parameters from which a client's steps are faster alone than among others
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
 
 
@@ -249,7 +250,7 @@ class CohortExecutor:
         self._check(job)
         with _threads(self.threads):
             self.model.train()
-            if self._one_by_one:
+            if self._one_by_one or self._trains_alone(job):
                 return self._train_one_by_one(job, out)
             if self._chain_training is not None:
                 return self._train_together(job, out, self._chain_training)
@@ -332,6 +333,15 @@ class CohortExecutor:
             samples=int(schedule.seen[row_of].sum()),
             computed=schedule.computed(leaving=descent is not None),
         )
+
+    def _trains_alone(self, job: ChunkJob) -> bool:
+        """Whether a dense chain trains one client after another.
+
+        So it does where it is large and `step` must be called: its tensors stay in a cache then,
+        and no client waits for a longer one. A descent has neither trouble.
+        """
+        dense = self._chain_training is not None
+        return dense and self.layout.dim >= _LARGE and self._descent(job) is None
 
     def _descent(self, job: ChunkJob) -> Descent | None:
         """What steps do that the executor may take itself."""

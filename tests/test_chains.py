@@ -276,3 +276,21 @@ def test_ray_workers_have_the_bits_of_this_process(ray_cluster, tmp_path):
 def test_a_model_that_is_no_chain_is_refused_by_name():
     with pytest.raises(ScenarioError, match=r"executor = 'batched': the model is not a ch"):
         build(_scenario(task={"model": "cnn_batchnorm"}))
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 0.5}, {"optimizer": "adam"}], ids=str)
+def test_large_dense_chains_take_steps_of_their_own_one_client_after_another(options, monkeypatch):
+    procedure = LocalSGD(local_lr=0.1, batch_size=16, **options)
+    made = {
+        kind: fed.make_executor("mlp_dropout", procedure, kind=kind, dtype="float64")
+        for kind in ("batched", "loop")
+    }
+    chunk = fed.job(made["batched"], (3, 5, 7))
+    together, looped = (made[kind].train(chunk) for kind in ("batched", "loop"))
+    monkeypatch.setattr("fedsim.executor._LARGE", made["batched"].layout.dim)
+    alone = made["batched"].train(chunk)
+    assert alone.computed == alone.samples < together.computed
+    for other in (together, looped):
+        torch.testing.assert_close(alone.params, other.params, rtol=0, atol=1e-9)
+    among = made["batched"].train(fed.job(made["batched"], (1, 5)))
+    assert fed.result_bits(among, 1) == fed.result_bits(alone, 1)
