@@ -19,7 +19,7 @@ from fedsim.clipping import bound_of, clip
 from fedsim.cohort import SETUP, share_of_work
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
 from fedsim.layout import Layout, Payload
-from fedsim.plan import ExecutionPlan, why_loop
+from fedsim.plan import ExecutionPlan, made_up_samples, why_loop
 from fedsim.records import (
     ARRAYS,
     EXTRA,
@@ -68,6 +68,8 @@ class CohortApp(ClientApp):
         executor = self.executor
         if executor.kind == "vmap":
             why_loop(executor.task, executor.data.spec)
+        elif executor.kind == "batched":
+            executor.rehearse(*made_up_samples(executor.task, executor.data.spec))
 
     @property
     def layout(self) -> Layout:

@@ -256,6 +256,29 @@ class CohortExecutor:
                 return self._train_together(job, out, self._chain_training)
             return self._train_vmap(job, out)
 
+    def rehearse(self, features: Tensor, targets: Tensor) -> None:
+        """Let torch load what it loads at the first gradient; "batched" only.
+
+        Args:
+            features: Samples of two clients, `[2, n, ...]`.
+            targets: Their targets.
+        """
+        training = self._chain_training
+        if training is None:
+            return
+        shapes = self._noise_shape(features[0])
+        noise = {n: torch.ones(features.shape[:2] + shape) for n, shape in shapes.items()}
+        weights = torch.ones(features.shape[:2], dtype=self.task.dtype)
+        batch = Batch(features, targets, weights, noise)
+        params = {n: p.detach() for n, p in self.model.named_parameters()}
+        with _threads(self.threads):
+            if self._one_by_one:
+                first = Batch(features[0], targets[0], weights[0], _row(noise, 0))
+                training.gradient(params, {}, first)
+            else:
+                pairs = {n: torch.stack([p, p]) for n, p in params.items()}
+                training.gradient(pairs, {}, batch)
+
     def evaluate(self, job: ChunkJob) -> ChunkResult:
         """Evaluate the model received on each member's local test split.
 

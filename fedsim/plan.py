@@ -78,7 +78,8 @@ def make_plan(
         task: The task; its model decides whether clients can be vectorised.
         spec: What one sample looks like.
         expected_cohort: Clients per round as the scenario states them.
-        executor: "auto" vectorises what can be vectorised; "batched" must be asked for.
+        executor: "auto" takes "batched" where it can be had, else vectorises what can be
+            vectorised.
         stacks: Whether the client procedure's step takes several clients at once.
         chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
             what fits a fixed number of bytes, so that two workers have work in every round.
@@ -90,21 +91,25 @@ def make_plan(
     Raises:
         ScenarioError: If "batched" or "vmap" is asked for and the model does not allow it.
     """
-    batched = executor == "batched"
-    if batched and (unknown := why_not_batched(task, spec, stacks=stacks, device=device)):
+    why_not = why_not_batched(task, spec, stacks=stacks, device=device)
+    if executor == "batched" and why_not:
         raise ScenarioError(
-            f"[engine] executor = 'batched': {unknown}; use executor = 'auto', 'vmap' or 'loop'"
+            f"[engine] executor = 'batched': {why_not}; use executor = 'auto', 'vmap' or 'loop'"
         )
-    reason = None if batched else why_loop(task, spec)
-    if executor == "vmap" and reason:
-        raise ScenarioError(
-            f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or another "
-            "model"
-        )
-    kind: ExecutorKind = "loop" if reason or executor == "loop" else "vmap"
-    if batched:
+    kind: ExecutorKind
+    if executor in ("auto", "batched") and not why_not:
         kind = "batched"
-    why = reason or ("asked for" if executor != "auto" else "the model vectorises over clients")
+        why = "asked for" if executor == kind else "the model is a chain of known layers"
+    else:
+        reason = why_loop(task, spec)
+        if executor == "vmap" and reason:
+            raise ScenarioError(
+                f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or "
+                "another model"
+            )
+        kind = "loop" if reason or executor == "loop" else "vmap"
+        asked = "asked for" if executor == kind else "the model vectorises over clients"
+        why = reason or asked
     if chunk_size is None:
         model = task.build_model(0)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -140,7 +145,7 @@ def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:
 
 def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
     """Run one gradient of two identical clients under vmap, as training does."""
-    features, targets = _samples(task, spec)
+    features, targets = made_up_samples(task, spec)
     model.train()
 
     def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -178,8 +183,8 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
     return None
 
 
-def _samples(task: TaskLike, spec: SampleSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Made-up samples of two clients, three each."""
+def made_up_samples(task: TaskLike, spec: SampleSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return made-up samples of two clients, three each: (features, targets)."""
     random = generator(0, "trial")
     shape = (2, 3, *spec.feature_shape)
     if spec.vocabulary:

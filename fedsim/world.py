@@ -161,14 +161,6 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         weights = pretrained.put_into(model)
     check_watched(scenario, task, model, attack)
     check_model(strategy, layout)
-    sent = getattr(type(strategy), "sends", ())
-    if plan.executor == "batched" and sent:
-        # steps inside of the backward pass do not have the bits of steps that are guided
-        raise ScenarioError(
-            "[engine] executor = 'batched' with [strategy] name = "
-            f'"{scenario.strategy["name"]}": '
-            f"clients also take its {sent[0]}; use executor = 'auto', 'vmap' or 'loop'"
-        )
     for each in nested(strategy):
         if isinstance(each, FederatedStrategy):
             each.declare_buffers([spec.name for spec in layout.buffers])

@@ -15,7 +15,7 @@ from fedsim import run
 from fedsim.chains import chain_of
 from fedsim.dropout import seed_dropout
 from fedsim.errors import ScenarioError
-from fedsim.plan import make_plan, why_not_batched
+from fedsim.plan import made_up_samples, make_plan, why_not_batched
 from fedsim.procedure import Descent
 from fedsim.scenario import Scenario
 from fedsim.stepping import Stepping
@@ -216,7 +216,8 @@ def test_a_plan_takes_the_written_out_passes_where_it_may(model):
     plan = make_plan(task, **asked)
     assert (plan.executor, plan.reason) == ("batched", "asked for")
     free = {**asked, "executor": "auto"}
-    assert make_plan(task, **free).executor == "vmap"
+    assert make_plan(task, **free).executor == "batched"
+    assert make_plan(task, **free, device="cuda").executor == "vmap"
     with pytest.raises(ScenarioError, match=r"executor = 'batched': it computes on the cpu"):
         make_plan(task, **asked, device="cuda")
     assert why_not_batched(task, fed.SPEC, stacks=True, device="cuda") is not None
@@ -276,6 +277,15 @@ def test_ray_workers_have_the_bits_of_this_process(ray_cluster, tmp_path):
 def test_a_model_that_is_no_chain_is_refused_by_name():
     with pytest.raises(ScenarioError, match=r"executor = 'batched': the model is not a ch"):
         build(_scenario(task={"model": "cnn_batchnorm"}))
+
+
+@pytest.mark.parametrize("model", ["mlp_dropout", "cnn"])
+def test_a_rehearsal_changes_no_bit_of_what_follows(model):
+    fresh, rehearsed = fed.make_executor(model), fed.make_executor(model)
+    assert fresh.kind == "batched"
+    rehearsed.rehearse(*made_up_samples(rehearsed.task, fed.SPEC))
+    one, other = (each.train(fed.job(each, (3, 5))) for each in (fresh, rehearsed))
+    assert [fed.result_bits(one, k) for k in (0, 1)] == [fed.result_bits(other, k) for k in (0, 1)]
 
 
 @pytest.mark.parametrize("options", [{"clip_norm": 0.5}, {"optimizer": "adam"}], ids=str)

@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fedsim import discovery, tasks
+from fedsim.chains import chain_of
 from fedsim.client_app import CohortApp
 from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe
 from fedsim.engine.inline import InlineGrid
@@ -130,8 +131,13 @@ def starting_alike(name):
     return make_strategy(name, **({"start": "shared"} if apart else {}))
 
 
-def natural_kind(model):
-    return "loop" if loop_reason(make_task(model).build_model(0)) else "vmap"
+def natural_kind(model, procedure=None):
+    """What a plan chooses on a CPU."""
+    built = make_task(model).build_model(0)
+    chain = chain_of(built, SHAPE)
+    if chain is not None and (chain.convolves or procedure is None or procedure.stacks):
+        return "batched"
+    return "loop" if loop_reason(built) else "vmap"
 
 
 def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dtype="float32"):
@@ -140,12 +146,12 @@ def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dty
         make_procedure() if procedure is None else procedure,
         InMemoryData() if data is None else data,
         seed=SEED,
-        kind=kind or natural_kind(model),
+        kind=kind or natural_kind(model, procedure),
     )
 
 
 def make_app(model="logistic", procedure=None, data=None, *, chunk_size=3, **options):
-    kind = options.get("kind") or natural_kind(model)
+    kind = options.get("kind") or natural_kind(model, procedure)
     build = functools.partial(make_executor, model, procedure, data, **options)
     return CohortApp(build, ExecutionPlan(kind, "a test", chunk_size))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedsim import discovery
 from laws import federations as fed
 from laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
 
@@ -74,32 +75,25 @@ def test_every_option_is_vectorised_exactly_over_three_rounds_in_float64(options
         assert_alike(one_by_one, other, 1e-9)
 
 
-@pytest.mark.parametrize("strategy", fed.strategies())
+# who sends clients more than the model, and one who does not
+SENDING = [name for name in fed.strategies() if discovery.strategy_factory(name).sends]
+CASES = [(strategy, "batched") for strategy in fed.strategies()] + [
+    (strategy, "vmap") for strategy in ("fedavg", *SENDING)
+]
+
+
+@pytest.mark.parametrize(("strategy", "kind"), CASES)
 @pytest.mark.parametrize(
     ("name", "arguments"), [p[1:] for p in fed.procedures()], ids=[p[0] for p in fed.procedures()]
 )
 @pytest.mark.parametrize("model", VECTORISED)
-def test_every_model_is_vectorised_exactly_over_three_rounds_in_float64(
-    model, name, arguments, strategy
+def test_every_model_is_trained_together_exactly_over_three_rounds_in_float64(
+    model, name, arguments, strategy, kind
 ):
     procedure = make_procedure(name, **arguments)
     outcomes = [
-        outcome(kind, model, procedure, rounds=3, dtype="float64", strategy=strategy)
-        for kind in ("loop", "vmap")
-    ]
-    assert_alike(*outcomes, 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"), [p[1:] for p in fed.procedures()], ids=[p[0] for p in fed.procedures()]
-)
-@pytest.mark.parametrize("model", VECTORISED)
-def test_every_chain_of_layers_is_written_out_exactly_over_three_rounds_in_float64(
-    model, name, arguments
-):
-    procedure = make_procedure(name, **arguments)
-    outcomes = [
-        outcome(kind, model, procedure, rounds=3, dtype="float64") for kind in ("loop", "batched")
+        outcome(each, model, procedure, rounds=3, dtype="float64", strategy=strategy)
+        for each in ("loop", kind)
     ]
     assert_alike(*outcomes, 1e-9)
 
