@@ -371,7 +371,12 @@ class CohortExecutor:
         for name in (*job.shared.extra, *job.personal.extra):
             if name.partition(".")[0] != GUIDANCE:
                 return None
-        return self.procedure.descent(job.server_round)
+        descent = self.procedure.descent(job.server_round)
+        if descent is not None and descent.largest > torch.finfo(self.layout.dtype).max:
+            return (
+                None  # a product takes no such factor; with `step` the client is found not finite
+            )
+        return descent
 
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))

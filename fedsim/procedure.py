@@ -80,6 +80,11 @@ class Descent(NamedTuple):
     guides_step: bool = True
     keeps_moments: bool = False
 
+    @property
+    def largest(self) -> float:
+        """The largest factor that a step needs."""
+        return max(self.step_size, self.weight_decay, self.step_size * self.weight_decay)
+
 
 class Work(NamedTuple):
     """How much a client trains in one round.

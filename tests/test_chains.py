@@ -304,3 +304,14 @@ def test_large_dense_chains_take_steps_of_their_own_one_client_after_another(opt
         torch.testing.assert_close(alone.params, other.params, rtol=0, atol=1e-9)
     among = made["batched"].train(fed.job(made["batched"], (1, 5)))
     assert fed.result_bits(among, 1) == fed.result_bits(alone, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"local_lr": 1e39}, {"weight_decay": 1e39, "momentum": 0.5}, {"weight_decay": 1e38}],
+    ids=str,
+)
+def test_steps_beyond_float32_end_in_what_is_not_finite(options):
+    procedure = LocalSGD(**{"local_lr": 1e3, "local_steps": 3, **options})
+    made = fed.make_executor("mlp", procedure, kind="batched")
+    assert not made.train(fed.job(made, (5, 6))).params.isfinite().all()
