@@ -373,9 +373,8 @@ class CohortExecutor:
                 return None
         descent = self.procedure.descent(job.server_round)
         if descent is not None and descent.largest > torch.finfo(self.layout.dtype).max:
-            return (
-                None  # a product takes no such factor; with `step` the client is found not finite
-            )
+            # a product takes no such factor; with `step` the client is found not finite
+            return None
         return descent
 
     def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:

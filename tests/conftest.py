@@ -17,6 +17,15 @@ settings.register_profile("fedsim", derandomize=True, deadline=None)
 settings.load_profile("fedsim")
 
 
+def pytest_collection_finish():
+    """Let full collections pass over what thousands of tests have imported.
+
+    Flower runs one per reply; here each would take half a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
