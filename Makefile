@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu scenarios mutants bench robustness format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised scenarios mutants bench robustness format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -37,6 +37,11 @@ test-deploy: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu
+
+# the laws with everything that makes fedsim fast forced on, then forced off
+test-optimised: $(STAMP)
+	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest tests/laws tests/parity
 
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)

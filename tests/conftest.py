@@ -9,6 +9,7 @@ import socket
 import warnings
 from pathlib import Path
 
+import optimisations
 import pytest
 import torch
 from hypothesis import settings
@@ -30,6 +31,12 @@ def pytest_collection_finish():
 def _one_thread():
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _optimisations():
+    with optimisations.forced(optimisations.asked()):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import optimisations
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -133,6 +134,8 @@ def starting_alike(name):
 
 def natural_kind(model, procedure=None):
     """What a plan chooses on a CPU."""
+    if optimisations.asked() == "off":
+        return "loop"
     built = make_task(model).build_model(0)
     chain = chain_of(built, SHAPE)
     if chain is not None and (chain.convolves or procedure is None or procedure.stacks):

@@ -1,0 +1,40 @@
+"""Law 1: what only makes a run fast changes no bit: same plan, all of it on, then all of it off."""
+
+import numpy as np
+import optimisations
+import pytest
+
+from fedsim.engine.ray import RayGrid
+from laws import federations as fed
+
+COHORTS = (tuple(range(8)), (0, 2, 3, 5, 7))
+
+
+def run(strategy, kind, procedure, *, shares):
+    app = fed.make_app("mlp_dropout", procedure, fed.InMemoryData(), kind=kind)
+    with RayGrid(app, len(fed.SIZES), workers=2) as grid:
+        assert len(grid.worker_pids) == 2  # both have started
+        assert [w.near and w.line is not None for w in grid._pool] == [shares] * 2
+        arrays, records = fed.run_rounds(
+            fed.make_strategy(strategy), grid, fed.initial_arrays("mlp_dropout"),
+            app.executor.layout, rounds=3, cohorts=COHORTS, local_clients=np.arange(8),
+        )  # fmt: skip
+        return fed.record_bits(arrays), records, fed.named_bits(grid.store.export()[1])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("fedlex", "batched"),
+        pytest.param("fedau", "vmap", marks=pytest.mark.slow),
+        pytest.param("gossip", "loop", marks=pytest.mark.slow),
+    ],
+)
+def test_shared_memory_pipes_and_memories_on_the_disk_change_no_bit(ray_cluster, strategy, kind):
+    procedure = fed.make_procedure(momentum=0.5, keep_optimizer=True)
+    with optimisations.forced("on"):
+        fast = run(strategy, kind, procedure, shares=True)
+    with optimisations.forced("off"):
+        slow = run(strategy, kind, procedure, shares=False)
+    assert fast == slow
+    assert fast[2]  # clients remember

@@ -1,0 +1,70 @@
+"""What makes fedsim fast, forced: `FEDSIM_OPTIMISATIONS=off pytest tests/laws tests/parity`.
+
+on    passes written out where the model allows it, memory shared with workers and pipes to them,
+      checkpoints in the background, and the memories of all clients on the disk
+off   a loop over clients, everything through Ray, checkpoints at once, memories in main memory
+
+Without the variable everything is as in a run: as with `on`, but memories stay in main memory.
+"""
+
+import contextlib
+import os
+from concurrent.futures import Future
+
+import pytest
+
+VARIABLE = "FEDSIM_OPTIMISATIONS"
+ALLOWED = ("on", "off")
+
+
+def asked():
+    """What the variable says; None where it is not set."""
+    value = os.environ.get(VARIABLE)
+    if value is not None and value not in ALLOWED:
+        raise pytest.UsageError(f"{VARIABLE} = {value!r}: choose from {', '.join(ALLOWED)}")
+    return value
+
+
+class AtOnce:
+    """An executor that does what is submitted before it returns."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def submit(self, function, *arguments):
+        done = Future()
+        try:
+            done.set_result(function(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self):
+        pass
+
+
+@contextlib.contextmanager
+def without_shared_memory():
+    """Workers that start now share nothing with this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.engine.ray._probe_arena", lambda: None)
+        yield
+
+
+@contextlib.contextmanager
+def forced(value):
+    """Force optimisations on or off in this process; workers follow it, or read the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        if value == "on":
+            from fedsim.engine import local
+            from fedsim.engine.store import ClientStore
+
+            patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))
+        if value == "off":
+            patch.setattr("fedsim.plan.why_not_batched", lambda *_, **__: "it is forced off")
+            patch.setattr("fedsim.plan.why_loop", lambda *_: "vmap is forced off")
+            patch.setattr("fedsim.run.ThreadPoolExecutor", AtOnce)
+            with without_shared_memory():
+                yield
+            return
+        yield
