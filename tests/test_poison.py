@@ -193,6 +193,20 @@ def test_flipped_labels_of_a_majority_lead_to_the_wrong_class(tmp_path):
     assert "test/attack_success" not in found
 
 
+@pytest.mark.parametrize("kind", ["label_flip", "backdoor"])
+def test_workers_poison_as_this_process_does(ray_cluster, tmp_path, kind):
+    attack = {"kind": kind, "num_byzantine": 2, "schedule": "random"}
+    summaries = [
+        run.start(
+            scenario(rounds=2, attack=attack, engine={"kind": engine}), out=tmp_path / engine
+        ).summary
+        for engine in ("inline", "ray")
+    ]
+    assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
+    honest = run.start(scenario(rounds=2), out=tmp_path / "honest").summary
+    assert honest["params_sha256"] != summaries[0]["params_sha256"]
+
+
 def test_a_round_with_more_attackers_than_the_rule_bears_is_recorded(tmp_path):
     attack = {"kind": "sign_flip", "fraction": 0.6, "schedule": "random"}
     strategy = {"name": "robust", "num_byzantine": 1}

@@ -106,18 +106,27 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
     assert read_summary(out)["model"] == [proof_model()] * 3
 
 
-# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models
-@pytest.mark.parametrize("strategy", ["fedavg", "fedlex", "variance_corrected_gossip"])
-def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, strategy, tmp_path):
+# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models;
+# clients that train on poisoned data
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "strategy.name=fedavg",
+        "strategy.name=fedlex",
+        "strategy.name=variance_corrected_gossip",
+        "attack.kind=label_flip attack.num_byzantine=1",
+    ],
+)
+def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, choice, tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     if "flwr" not in project["tool"] or not (ROOT / SCENARIO).is_file():
         pytest.skip(f"no [tool.flwr.app] or no {SCENARIO} yet")
     simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
     command = "from fedsim.cli import main; main()"
-    choice = f"strategy.name={strategy}"
     subprocess.run(
-        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated), "--set", choice]
-        + (["--set", "expect={}"] if strategy != "fedavg" else []),
+        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated)]
+        + [word for each in choice.split() for word in ("--set", each)]
+        + (["--set", "expect={}"] if choice != "strategy.name=fedavg" else []),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
