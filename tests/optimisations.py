@@ -8,6 +8,7 @@ Without the variable everything is as in a run: as with `on`, but memories stay 
 """
 
 import contextlib
+import functools
 import os
 from concurrent.futures import Future
 
@@ -43,28 +44,31 @@ class AtOnce:
         pass
 
 
-@contextlib.contextmanager
-def without_shared_memory():
-    """Workers that start now share nothing with this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.engine.ray._probe_arena", lambda: None)
-        yield
+@functools.cache
+def _shared_memory():
+    """The engine's own way to find out whether memory can be shared, seen before it is replaced."""
+    from fedsim.engine import ray
+
+    return ray._probe_arena
 
 
 @contextlib.contextmanager
 def forced(value):
     """Force optimisations on or off in this process; workers follow it, or read the variable."""
-    with pytest.MonkeyPatch.context() as patch:
-        if value == "on":
-            from fedsim.engine import local
-            from fedsim.engine.store import ClientStore
+    if value is None:
+        yield
+        return
+    from fedsim.engine import local
+    from fedsim.engine.store import ClientStore
 
+    on, probe = value == "on", _shared_memory()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.engine.ray._probe_arena", probe if on else lambda: None)
+        if on:
             patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))
-        if value == "off":
+        else:
+            patch.setattr(local, "ClientStore", ClientStore)
             patch.setattr("fedsim.plan.why_not_batched", lambda *_, **__: "it is forced off")
             patch.setattr("fedsim.plan.why_loop", lambda *_: "vmap is forced off")
             patch.setattr("fedsim.run.ThreadPoolExecutor", AtOnce)
-            with without_shared_memory():
-                yield
-            return
         yield

@@ -134,13 +134,17 @@ def starting_alike(name):
 
 def natural_kind(model, procedure=None):
     """What a plan chooses on a CPU."""
-    if optimisations.asked() == "off":
-        return "loop"
     built = make_task(model).build_model(0)
     chain = chain_of(built, SHAPE)
     if chain is not None and (chain.convolves or procedure is None or procedure.stacks):
         return "batched"
     return "loop" if loop_reason(built) else "vmap"
+
+
+def _kind(model, procedure):
+    if optimisations.asked() == "off":
+        return "loop"
+    return natural_kind(model, procedure)
 
 
 def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dtype="float32"):
@@ -149,12 +153,12 @@ def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dty
         make_procedure() if procedure is None else procedure,
         InMemoryData() if data is None else data,
         seed=SEED,
-        kind=kind or natural_kind(model, procedure),
+        kind=kind or _kind(model, procedure),
     )
 
 
 def make_app(model="logistic", procedure=None, data=None, *, chunk_size=3, **options):
-    kind = options.get("kind") or natural_kind(model, procedure)
+    kind = options.get("kind") or _kind(model, procedure)
     build = functools.partial(make_executor, model, procedure, data, **options)
     return CohortApp(build, ExecutionPlan(kind, "a test", chunk_size))
 
