@@ -5,6 +5,7 @@ writes what happens to standard output in the same way. When standard input ends
 middle of a run too: whoever asked for the run is gone, and a run can be resumed.
 """
 
+import gc
 import json
 import os
 import queue
@@ -61,6 +62,7 @@ def main() -> None:
 
     while True:
         say({**_run(json.loads(jobs.get()), say), "peak": peak_memory()})
+        gc.collect()  # of the cell just run; its data stay mapped otherwise until some later cell
 
 
 def peak_memory() -> int:

@@ -75,3 +75,20 @@ def test_a_process_that_dies_takes_its_cell_with_it_and_no_other(tmp_path):
         watch.at_round = lambda cell, server_round: None
         assert pool.run(cells[:1]) == {}  # and it goes on from its last checkpoint
     assert "resumed from round" in (cells[0].folder / "log.txt").read_text()
+
+
+def test_the_data_of_one_cell_are_given_back_before_the_next(tmp_path):
+    (tmp_path / CELLS).mkdir()
+    file = tmp_path / "large.toml"
+    file.write_text(
+        'rounds = 1\n[task]\nmodel = "logistic"\n[data]\nname = "studies.worlds:large"\n'
+        '[partition]\nkind = "iid"\nclients = 4\n[client]\nlocal_steps = 1\n'
+    )
+    (variant,) = of_scenarios([str(file)], [], [])
+    peaks = []
+    with Pool(tmp_path, workers=1, watch=Killing()) as pool:
+        for cell in cells_of([variant], range(11, 17), tmp_path):
+            assert pool.run([cell]) == {}
+            peaks.append(pool._largest)
+    # a new seed holds other samples out, so every cell has data of its own
+    assert peaks[-1] - peaks[1] < 2 * 2**25

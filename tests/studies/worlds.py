@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from fedsim.data import DataSet
+
 TINY = """
 seed = 3
 rounds = {rounds}
@@ -34,3 +38,8 @@ def write(folder: Path, *, rounds: int = 5, name: str = "tiny") -> Path:
     file = folder / f"{name}.toml"
     file.write_text(TINY.format(rounds=rounds), encoding="utf-8")
     return file
+
+
+def large() -> DataSet:
+    """32 MiB of features."""
+    return DataSet(np.ones((8192, 1024), dtype=np.float32), np.arange(8192) % 2)
