@@ -197,7 +197,18 @@ def test_more_clients_than_dimensions_do_not_follow_rounding():
     np.testing.assert_allclose(kernel(rows, 1.0), oracle.aggregate(rows, 1.0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("keep", 0.0), ("keep", 1.1), ("server_lr", 0.0)])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_directions_up_to_the_specifications_share_of_the_largest_eigenvalue_are_left_out(
+    dtype, limit
+):
+    for share, coordinates in ((0.7 * limit, 1), (1.4 * limit, 2)):
+        rows = np.diag([1.0, np.sqrt(share)])
+        assert np.count_nonzero(kernel(rows, 1.0, dtype)) == coordinates
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("keep", 0.0), ("keep", 1.1), ("server_lr", 0.0), ("server_lr", np.inf)]
+)
 def test_impossible_hyperparameters_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument} = .*: must be"):
         FedLD(**{argument: value})

@@ -151,6 +151,19 @@ def test_a_share_of_explorers_makes_one_map_for_all_rounds():
     run({"explorers": 0.5}, {}, {})
 
 
+@pytest.mark.parametrize(
+    ("share", "clients", "count"),
+    [(0.01, 8, 1), (0.5, 5, 2), (0.29, 100, 29), (1.0, 7, 7)],
+)
+def test_the_share_that_explores_is_rounded_down_and_at_least_one_does(share, clients, count):
+    """0.29 * 100 is below 29 by rounding alone."""
+    strategy = FedLEx(explorers=share)
+    strategy.declare_seed(1)
+    chosen = strategy.setup(None, torch.zeros(3), clients).clients.tolist()
+    assert len(chosen) == count
+    assert chosen == sorted(set(chosen) & set(range(clients)))
+
+
 @pytest.mark.parametrize("mask", ["step", "gradient"])
 def test_adam_equals_the_oracle(mask):
     run({}, {}, {"optimizer": "adam", "guidance": mask, "local_lr": 0.05}, lr=0.05)
@@ -321,7 +334,8 @@ def test_masked_gradients_under_adam_are_warned_of(caplog):
     ("argument", "value"),
     [
         ("explorers", 0.0), ("explorers", 1.5), ("deviation", "cubed"), ("order", "none"),
-        ("floor", -0.1), ("floor", 1.1), ("server_lr", 0.0), ("server_momentum", 1.0),
+        ("floor", -0.1), ("floor", 1.1), ("server_lr", 0.0), ("server_lr", np.inf),
+        ("server_momentum", 1.0),
     ],
 )  # fmt: skip
 def test_impossible_hyperparameters_are_refused(argument, value):

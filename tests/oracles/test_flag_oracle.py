@@ -309,6 +309,23 @@ def test_the_best_iterate_is_kept_when_a_pass_does_not_improve():
     assert torch.equal(stopped, flag_aggregate(rows, subspace_dim=3, iterations=9, tolerance=1e3))
 
 
+def test_a_pass_that_makes_it_worse_is_not_kept():
+    """The first pass lies on a kink of the objective, which the smoothed passes then round off."""
+    tilt = math.radians(10)
+    other = -0.5 * math.asin(0.5 * math.sin(2 * tilt))  # two of them balance the principal axis
+    at = torch.tensor([0, 0, tilt, other, other], dtype=torch.float64)
+    rows = torch.stack([at.cos(), at.sin()], dim=1)
+    unit = oracle.unit_columns(rows)
+    first, second = np.array([[1.0], [0.0]]), np.array([[math.cos(1.6e-4)], [math.sin(1.6e-4)]])
+    for turn in (1, -1):
+        moved = second * [[1], [turn]]
+        assert oracle.objective(moved, unit) > oracle.objective(first, unit) + 1e-5
+    for iterations in (1, 2, 5):
+        found = flag_aggregate(rows, subspace_dim=1, iterations=iterations)
+        assert_near(found, [at.cos().mean(), 0], 1e-9)
+        assert_near(found, oracle.flag(rows, subspace_dim=1, iterations=iterations), 1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("iterations", 0), ("subspace_dim", 0), ("pair_weight", -1.0)]
 )

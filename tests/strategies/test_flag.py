@@ -170,6 +170,17 @@ def test_the_default_dimension_follows_the_clients_that_replied():
         assert metrics["subspace_dim"] == dim == oracle.default_dim(clients)
 
 
+@pytest.mark.parametrize(("share", "rank"), [(0.7e-10, 1), (1.4e-10, 2)])
+def test_a_direction_with_next_to_nothing_of_the_largest_eigenvalue_does_not_count(share, rank):
+    """The specification's 1e-10. Nine agree, one is off by an angle: 10 and 0.9 angle^2."""
+    updates = torch.zeros(10, DIM, dtype=torch.float64)
+    updates[:, 0], updates[9, 1] = 1.0, math.sqrt(10 * share / 0.9)
+    strategy = FlagAggregator(subspace_dim=5)
+    sent = replies(START, updates)
+    _, _, metrics = strategy.server_update(strategy.init(START, 10), START, sent)
+    assert metrics["subspace_dim"] == rank
+
+
 def test_a_subspace_wider_than_the_cohort_divides_by_the_cohort():
     wide, all_of_them = (
         after_rounds(FlagAggregator(subspace_dim=m, scale="subspace"))[0] for m in (100, 7)
@@ -238,3 +249,9 @@ def test_the_state_is_the_momentum_in_the_models_dtype():
 def test_impossible_settings_are_refused(name, value, allowed):
     with pytest.raises(ValueError, match=rf"{name} = .*{value}.*: must be {allowed}"):
         FlagAggregator(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("pair_weight", 1e6), ("tolerance", 0.0)])
+def test_the_bounds_of_settings_belong_to_them(name, value):
+    found, _, _ = after_rounds(FlagAggregator(**{name: value}), rounds=1)
+    assert torch.isfinite(found).all()

@@ -407,6 +407,7 @@ def test_the_arguments_are_a_scenario_schema(cls):
         ({"target": "self"}, "target = 'self': must be received or all"),
         ({"correct": "biases"}, "correct = 'biases': must be weights or all"),
         ({"target_scale": 0.0}, "target_scale = 0.0: must be > 0"),
+        ({"target_scale": math.inf}, "target_scale = inf: must be > 0 and finite"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
