@@ -87,7 +87,7 @@ def _normalised(rows: Tensor) -> Tensor:
     """Each row scaled to [0, 1]; a constant row becomes 1."""
     low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
     width = high - low
-    return torch.where(width > 0, (rows - low) / torch.where(width > 0, width, 1.0), 1.0)
+    return torch.where(width > 0, (rows - low) / width, 1.0)  # 0 / 0 is not taken
 
 
 class Maps(NamedTuple):

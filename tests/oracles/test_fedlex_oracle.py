@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
+from fedsim.layout import Layout
 from oracles import fedlex_oracle as oracle
 from oracles import sgd_oracle
 from strategies.fedlex import FedLEx, guidance
@@ -295,8 +296,23 @@ def test_a_set_up_exchange_leaves_no_memory_behind():
     assert grid.store.export() == ([], {})
 
 
+def test_before_anybody_explored_nothing_is_restricted():
+    layout = Layout.from_named({"w": torch.zeros(3), "b": torch.zeros(2)})
+    strategy, params = FedLEx(), torch.linspace(-1, 1, 5)
+    strategy.declare_layout(layout)
+    state = strategy.init(params, 4)
+    sent, _ = strategy.broadcast(state, params, np.array([0, 2]))
+    assert sent.extra.keys() == {"guidance.w", "guidance.b"}
+    assert all((tensor == 1).all() for tensor in sent.extra.values())
+    assert len(state.explorers) == len(state.maps) == 0
+    moved, after, metrics = strategy.apply(state, params, torch.ones(5).double(), 2.0)
+    torch.testing.assert_close(moved, params + 0.5)
+    assert metrics == {"guidance_mean": 1.0, "guidance_frozen": 0.0}
+    assert after.velocity.tolist() == [0.5] * 5
+
+
 def test_a_client_without_samples_has_no_map():
-    data = fed.InMemoryData((0, 20, 45, 0, 20, 45, 7, 7))
+    data = fed.InMemoryData((0, 20, 45, 0, 20, 45, 7, 1))
     app = fed.make_app("logistic", data=data)
     strategy, grid = FedLEx(), InlineGrid(app, 8)
     sent = fed.configure(strategy, grid, fed.initial_arrays("logistic"))
