@@ -191,6 +191,15 @@ def test_a_client_without_update_counts_in_the_mean_and_adds_nothing():
     np.testing.assert_allclose(kernel(with_zero), oracle.aggregate(with_zero), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_client_that_leans_by_next_to_nothing_counts_wholly(turn):
+    """The sign of a projection survives, not its size."""
+    rows = np.array([(3.0, 0.0), (turn * 2e-8, 2.0)])
+    found = kernel(rows, 0.5)  # the first direction
+    np.testing.assert_allclose(found, [(3 + turn * 2) / 2 * 9 / 13, 0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, oracle.aggregate(rows, 0.5), rtol=0, atol=1e-12)
+
+
 def test_more_clients_than_dimensions_do_not_follow_rounding():
     """Directions beyond the rank are rounding errors of length next to nothing."""
     rows = draw(8, 12, 3)

@@ -173,6 +173,14 @@ def test_a_client_that_joins_late_counts_from_the_round_of_its_first_reply():
     assert metrics["effective_participation"] == 0.5
 
 
+def test_a_federation_of_one_client_enrols_nobody():
+    strategy = FedAU(cutoff="none")
+    state = strategy.init(START, 1)
+    for answered in (replies(START, {0: np.ones(DIM)}), replies(START, {})):
+        _, state, _ = strategy.server_update(state, START, answered)
+    assert [part.tolist() for part in state] == [[1], [1], [1]]
+
+
 def test_nodes_that_are_still_to_come_leave_the_model_alone():
     for name in ("fedau", "average_all", "known_participation", "mifa", "fedvarp"):
         strategy = make_strategy({"name": name})
