@@ -223,6 +223,17 @@ def test_impossible_hyperparameters_are_refused(argument, value):
         FedLD(**{argument: value})
 
 
+def test_all_directions_may_be_kept_by_the_strategy():
+    strategy, params = FedLD(keep=1.0), torch.zeros(11, dtype=torch.float64)
+    strategy.declare_layout(LAYOUT)
+    state = strategy.init(params, 3)._replace(moved=torch.ones(3, dtype=torch.bool))
+    updates = {"w": draw(1, 3, 6), "b": draw(2, 3, 1), "u": draw(3, 3, 4)}
+    moved, _, _ = strategy.server_update(state, params, replies(params, updates))
+    expected = [oracle.aggregate(updates["w"], 1.0), updates["b"].mean(axis=0)]
+    expected.append(oracle.aggregate(updates["u"], 1.0))
+    np.testing.assert_allclose(moved.numpy(), np.concatenate(expected), rtol=0, atol=1e-12)
+
+
 # --- laws of the specification (e) --------------------------------------------------------------
 
 MATRICES = st.tuples(st.integers(0, 2**16), st.integers(2, 9), st.integers(2, 12))

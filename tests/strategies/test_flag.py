@@ -239,10 +239,13 @@ def test_the_state_is_the_momentum_in_the_models_dtype():
         ("pair_weight", -1.0, r"in \[0, 1e\+06\]"),
         ("iterations", 0, ">= 1"),
         ("tolerance", math.nan, ">= 0 and finite"),
+        ("tolerance", math.inf, ">= 0 and finite"),
         ("scale", "mean", "workers, subspace or median"),
         ("server_momentum", 1.0, r"in \[0, 1\)"),
         ("weight_decay", -0.1, ">= 0 and finite"),
+        ("weight_decay", math.inf, ">= 0 and finite"),
         ("lr_decay", 0.0, r"in \(0, 1\]"),
+        ("lr_decay", 1.5, r"in \(0, 1\]"),
         ("lr_decay_every", 0, ">= 1"),
     ],
 )
@@ -251,7 +254,10 @@ def test_impossible_settings_are_refused(name, value, allowed):
         FlagAggregator(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("pair_weight", 1e6), ("tolerance", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("subspace_dim", 1), ("pair_weight", 1e6), ("iterations", 1), ("tolerance", 0.0)],
+)
 def test_the_bounds_of_settings_belong_to_them(name, value):
     found, _, _ = after_rounds(FlagAggregator(**{name: value}), rounds=1)
     assert torch.isfinite(found).all()
