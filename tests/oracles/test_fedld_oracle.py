@@ -54,6 +54,13 @@ def test_printed_aggregates(rows, keep, values, expected, dtype):
     np.testing.assert_allclose(kernel(rows, keep, dtype), expected, atol=1e-6)
 
 
+def test_four_of_five_directions_are_kept_unless_told_otherwise():
+    rows = np.diag([5.0, 4, 3, 2, 1])
+    found = principal_gradient_aggregate(torch.from_numpy(rows)).numpy()
+    assert np.count_nonzero(found) == 4
+    np.testing.assert_allclose(found, oracle.aggregate(rows, 0.8), rtol=0, atol=1e-14)
+
+
 def test_the_printed_revised_update():
     assert oracle.revised(PAIR, 1.0)[0] == pytest.approx([1.788854, 0.447214], abs=1e-6)
 

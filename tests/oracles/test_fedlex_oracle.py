@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import federations as fed
 
+from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.layout import Layout
 from oracles import fedlex_oracle as oracle
@@ -333,6 +334,30 @@ def test_a_deviation_that_overflows_drops_its_explorer(order):
     beside = np.insert(explored, 1, (1e200, 0, 1, 2), axis=0)
     found = kernel(START, beside, order=order)
     np.testing.assert_array_equal(found, kernel(START, explored, order=order))
+
+
+def test_an_explorer_whose_deviation_overflows_in_one_place_has_no_map():
+    explored = np.random.default_rng(0).normal(size=(3, 4))
+    explored[1, 2] = 1e200
+    layout = Layout.from_named({"w": torch.zeros(4).double()})
+    strategy, params = FedLEx(), torch.zeros(4).double()
+    strategy.declare_layout(layout)
+    answered = Replies(
+        server_round=0,
+        layout=layout,
+        client_ids=np.arange(3),
+        params=torch.from_numpy(explored),
+        reference=params,
+        buffers={},
+        extra={},
+        num_examples=torch.ones(3, dtype=torch.int64),
+        metrics={},
+        staleness=torch.zeros(3, dtype=torch.int64),
+    )
+    state = strategy.finish_setup(strategy.init(params, 3), params, answered)
+    assert state.explorers.tolist() == [0, 2]
+    maps = [oracle.guidance(np.zeros(4), explored[[client]]) for client in (0, 2)]
+    np.testing.assert_allclose(state.maps.numpy(), maps, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "value"), [("order", "none"), ("deviation", "cubed")])
