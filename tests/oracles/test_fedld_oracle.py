@@ -134,12 +134,13 @@ def test_the_penaltys_gradient_equals_the_derived_one():
 LAYOUT = Layout.from_named({n: torch.zeros(s).double() for n, s in (("w", 6), ("b", 1), ("u", 4))})
 
 
-def replies(params, updates, server_round=1):
-    rows = params + torch.from_numpy(np.concatenate([updates[n] for n in ("w", "b", "u")], axis=1))
+def replies(params, updates, server_round=1, layout=LAYOUT):
+    named = [updates[spec.name] for spec in layout.trainable]
+    rows = params + torch.from_numpy(np.concatenate(named, axis=1))
     count = len(rows)
     return Replies(
         server_round=server_round,
-        layout=LAYOUT,
+        layout=layout,
         client_ids=np.arange(count),
         params=rows,
         reference=params,
@@ -196,6 +197,26 @@ def test_a_client_without_update_counts_in_the_mean_and_adds_nothing():
     rows = draw(7, 4, 6)
     with_zero = np.concatenate([rows, np.zeros((1, 6))])
     np.testing.assert_allclose(kernel(with_zero), oracle.aggregate(with_zero), rtol=0, atol=1e-13)
+
+
+def test_clients_at_right_angles_do_not_follow_rounding():
+    """What is 0 along the axes is next to 0 in turned coordinates."""
+    for seed in range(5):
+        turn = np.linalg.qr(draw(seed, 3, 3))[0]
+        found = kernel(np.array(DIAGONAL) @ turn, 1.0)
+        expected = np.array([9 / 14, 4 / 21, 1 / 42]) @ turn
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_tensor_of_two_elements_has_directions():
+    layout = Layout.from_named({"w": torch.zeros(2).double()})
+    strategy, params = FedLD(), torch.zeros(2, dtype=torch.float64)
+    strategy.declare_layout(layout)
+    state = strategy.init(params, 2)._replace(moved=torch.ones(1, dtype=torch.bool))
+    moved, _, _ = strategy.server_update(
+        state, params, replies(params, {"w": np.array(PAIR, dtype=float)}, layout=layout)
+    )
+    np.testing.assert_allclose(moved.numpy(), (0.8 * ROOT5, 0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("turn", [1, -1])
