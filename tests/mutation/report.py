@@ -25,6 +25,7 @@ class Fate(NamedTuple):
     Attributes:
         strategy: Of which file it is.
         of: How many mutants that file has, those that were not taken included.
+        line: Where, from 1 on.
         kind: What was changed.
         before: The line as it is.
         after: The line as it was.
@@ -33,6 +34,7 @@ class Fate(NamedTuple):
 
     strategy: str
     of: int
+    line: int
     kind: str
     before: str
     after: str

@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tests.mutation.mutants import Mutant, mutants, spread
@@ -206,14 +206,18 @@ def main() -> int:
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(STRATEGIES), action="append")
-    parser.add_argument("--at-most", type=int, default=24, help="mutants of a file")
+    parser.add_argument("--at-most", type=int, default=40, help="mutants of a file")
     parser.add_argument("--keep", type=Path, help="write what became of each into this file")
     parser.add_argument("--kept", type=Path, action="append", help="take it from there")
+    parser.add_argument("--again", action="store_true", help="ask about kept survivors anew")
     parser.add_argument("--report", type=Path, help="write the report into this file")
     given = parser.parse_args()
     fates = [
         Fate(**each) for file in given.kept or [] for each in json.loads(file.read_text("utf-8"))
-    ] or list(_run(given.only or list(STRATEGIES), given.at_most))
+    ]
+    if given.again or not fates:
+        prepare()
+        fates = list(_again(fates) if fates else _run(given.only or STRATEGIES, given.at_most))
     if given.keep:
         given.keep.write_text(json.dumps([fate._asdict() for fate in fates], indent=1), "utf-8")
     found = report(fates, tomllib.loads(REASONS.read_text("utf-8")))
@@ -223,18 +227,36 @@ def main() -> int:
     return 0 if found.content else 1
 
 
-def _run(strategies: Sequence[str], at_most: int) -> Iterator[Fate]:
-    prepare()
+def _run(strategies: Iterable[str], at_most: int) -> Iterator[Fate]:
     for strategy in strategies:
         if wrong := notice(strategy, None):
             raise SystemExit(f"{strategy}: its {wrong[0]} fail as it is: {wrong[1]}")
-        made = mutants((ROOT / "strategies" / f"{strategy}.py").read_text("utf-8"))
-        chosen = spread(made, at_most)
-        for place, mutant in enumerate(chosen, start=1):
-            stage, said = notice(strategy, mutant) or (None, "")
-            print(f"{strategy} {place}/{len(chosen)} line {mutant.line} {stage or 'SURVIVES'}: "
-                  f"{mutant.after}\n    {said[:200]}", flush=True)  # fmt: skip
-            yield Fate(strategy, len(made), mutant.kind, mutant.before, mutant.after, stage)
+        made = _made(strategy)
+        for mutant in spread(made, at_most):
+            yield _fate(strategy, mutant, len(made))
+
+
+def _again(fates: Iterable[Fate]) -> Iterator[Fate]:
+    """Ask anew about those that survived: more tests notice no less."""
+    for fate in fates:
+        if fate.noticed is not None:
+            yield fate
+            continue
+        made = _made(fate.strategy)
+        place = fate.line, fate.before, fate.after
+        (mutant,) = [each for each in made if (each.line, each.before, each.after) == place]
+        yield _fate(fate.strategy, mutant, len(made))
+
+
+def _made(strategy: str) -> list[Mutant]:
+    return mutants((ROOT / "strategies" / f"{strategy}.py").read_text("utf-8"))
+
+
+def _fate(strategy: str, mutant: Mutant, of: int) -> Fate:
+    stage, said = notice(strategy, mutant) or (None, "")
+    print(f"{strategy} line {mutant.line} {stage or 'SURVIVES'}: {mutant.after}\n    {said[:200]}",
+          flush=True)  # fmt: skip
+    return Fate(strategy, of, mutant.line, mutant.kind, mutant.before, mutant.after, stage)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def test_some_are_taken_from_top_to_bottom():
 
 
 def fates(noticed, survive, **changes):
-    one = {"strategy": "rule", "of": 99, "kind": "sign", "before": "-x", "after": "(x)"} | changes
+    one = {"strategy": "rule", "of": 99, "line": 7, "kind": "sign", "before": "-x", "after": "(x)"}
+    one |= changes
     return [Fate(**one, noticed="tests")] * noticed + [Fate(**one, noticed=None)] * survive
 
 

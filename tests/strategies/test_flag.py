@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from oracles import flag_oracle as oracle
 from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.layout import Layout
-from strategies.flag import FlagAggregator, Momentum
+from strategies.flag import FlagAggregator, Momentum, flag_aggregate
 from strategies.unit_mean import UnitMean
 
 DIM = 12
@@ -179,6 +180,13 @@ def test_a_direction_with_next_to_nothing_of_the_largest_eigenvalue_does_not_cou
     sent = replies(START, updates)
     _, _, metrics = strategy.server_update(strategy.init(START, 10), START, sent)
     assert metrics["subspace_dim"] == rank
+
+
+@pytest.mark.parametrize("rule", [flag_aggregate, FlagAggregator])
+def test_kernel_and_strategy_have_the_papers_defaults(rule):
+    papers = {"subspace_dim": None, "pair_weight": 0.0, "iterations": 5, "tolerance": 1e-10}
+    found = inspect.signature(rule).parameters
+    assert {name: found[name].default for name in papers} == papers
 
 
 def test_a_subspace_wider_than_the_cohort_divides_by_the_cohort():
