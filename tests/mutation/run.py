@@ -1,6 +1,7 @@
 """Breaks the five strategies in small ways, and counts what nobody notices.
 
-    python -m tests.mutation.run [--only fedld] [--report docs/mutation.md]
+    python -m tests.mutation.run [--only fedld] [--keep fates.json] [--report docs/mutation.md]
+    python -m tests.mutation.run --kept fates.json --again  # once a test was added
 
 Each mutant lives in a process of its own, forked from this one, which sees the changed source in
 place of the file. It is held against the strategy's small scenarios (`fedsim check`) and, if those

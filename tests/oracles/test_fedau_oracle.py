@@ -63,6 +63,11 @@ def test_traces_have_the_weights_of_the_specification(trace, cutoff, weights, st
     assert (float(weight), int(intervals), int(still_open)) == state
 
 
+def test_an_interval_is_cut_at_fifty_rounds_unless_told_otherwise():
+    weights = participation_weights(column([0] * 52)).flatten().tolist()
+    assert weights == [1.0] * 50 + [50.0] * 2
+
+
 def test_a_periodic_trace_has_the_weights_of_the_specification():
     weights = used(column([0, 0, 0, 1, 1] * 2000), None).flatten()
     assert weights[:11].tolist() == [1, 1, 1, 1, 4, 2.5, 2.5, 2.5, 2.5, 3, 2.5]
