@@ -11,6 +11,8 @@ from fedsim.studies.variants import Axis
 
 Point = tuple[str, ...]
 
+_DRAWS = 20  # per point that is asked for, where values come again
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -44,12 +46,16 @@ def draw(axes: Sequence[Axis], count: int, seed: int) -> Grid:
 
     Args:
         axes: The keys with their values.
-        count: So many points; >= 1.
+        count: So many different points; >= 1. Fewer where there are no more, or hardly any.
         seed: Of the draw.
     """
     random = rng.generator(seed, "random search")
-    points = [tuple(_one(axis, random.random()) for axis in axes) for _ in range(count)]
-    return Grid(tuple(axes), tuple(dict.fromkeys(points)))
+    points: dict[Point, None] = {}
+    for _ in range(_DRAWS * count):
+        if len(points) == count:
+            break
+        points[tuple(_one(axis, random.random()) for axis in axes)] = None
+    return Grid(tuple(axes), tuple(points))
 
 
 def _one(axis: Axis, at: float) -> str:
@@ -72,6 +78,14 @@ def as_numbers(values: Iterable[str]) -> list[float] | None:
     except ValueError:
         return None
     return numbers if all(0 < number < math.inf for number in numbers) else None
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def on_edge(axis: Axis, value: str) -> bool:
@@ -117,7 +131,7 @@ def _written(number: float, like: Sequence[str], *, digits: int) -> str:
 
 
 def check(axes: Sequence[Axis], *, random: bool) -> None:
-    """Refuse keys that come twice, and a random draw between equal numbers.
+    """Refuse keys that come twice, and a random draw between numbers that have no logarithms.
 
     Raises:
         ScenarioError: Naming the key.
@@ -127,6 +141,11 @@ def check(axes: Sequence[Axis], *, random: bool) -> None:
         if keys.count(axis.key) > 1:
             raise ScenarioError(f"--grid {axis.key}: is there twice; give all its values at once")
         numbers = as_numbers(axis.values)
+        if random and numbers is None and all(map(_is_number, axis.values)):
+            raise ScenarioError(
+                f"--grid {axis.key}={','.join(axis.values)}: --random draws log-uniformly between "
+                "numbers: all must be > 0 and finite"
+            )
         if random and numbers is not None and len(numbers) < 2:
             raise ScenarioError(
                 f"--grid {axis.key}={axis.values[0]}: --random draws between the smallest and the "

@@ -53,3 +53,13 @@ def test_what_cannot_be_searched_is_refused():
         check([Axis("a", ("1",)), Axis("a", ("2",))], random=False)
     with pytest.raises(ScenarioError, match="give two"):
         check([Axis("a", ("1",))], random=True)
+    with pytest.raises(ScenarioError, match=r"a=0,1: .* all must be > 0"):
+        check([Axis("a", ("0", "1"))], random=True)
+    check([Axis("a", ("sgd", "adam"))], random=True)
+
+
+def test_points_that_come_again_are_drawn_again():
+    few = Axis("steps", ("1", "4")), Axis("how", ("x", "y"))
+    assert len(set(draw(few, 8, seed=1).points)) == 8  # all there are
+    assert len(draw(few, 9, seed=1).points) == 8
+    assert draw(few, 3, seed=1).points == draw(few, 8, seed=1).points[:3]
