@@ -35,7 +35,7 @@ class StudyProgress(Display):
         first, self._expected = not self._expected, True
         self._total += total
         if there and first and self._live is None:
-            self.note(f"{there} {_runs(there)} are there already, {total} are missing")
+            self.note(f"{there} {_runs(there)} there already, {total} missing")
         self._start()
 
     def begun(self, cell: Cell) -> None:
@@ -99,4 +99,4 @@ class StudyProgress(Display):
 
 
 def _runs(count: int) -> str:
-    return "run" if count == 1 else "runs"
+    return "run is" if count == 1 else "runs are"
