@@ -14,7 +14,13 @@ from fedsim.studies.outcome import LAST, check_metric, parse_target
 from fedsim.studies.pictures import draw_curves, draw_differences
 from fedsim.studies.pool import Pool
 from fedsim.studies.tables import comparison_lines, write_csv
-from fedsim.studies.variants import Variant, of_scenarios, parse_axis, parse_seeds
+from fedsim.studies.variants import (
+    Variant,
+    of_scenarios,
+    parse_axis,
+    parse_seeds,
+    refuse_replaced,
+)
 from fedsim.studies.watching import StudyProgress
 
 FOLDER = Path("studies")
@@ -146,6 +152,7 @@ def _declared(asked: Asked) -> tuple[Declared, Path]:
 
 def _of_scenarios(asked: Asked) -> tuple[Declared, Path]:
     axes = [parse_axis(text) for text in asked.vary]
+    refuse_replaced(axes, "--vary", asked.overrides, "--set")
     variants: list[Variant] = of_scenarios(asked.subjects, axes, asked.overrides)
     first = variants[0].scenario.seed
     seeds = (first,) if asked.seeds is None else parse_seeds(asked.seeds, first)

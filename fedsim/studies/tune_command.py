@@ -21,7 +21,13 @@ from fedsim.studies.tune import (
     validating,
 )
 from fedsim.studies.tune_report import draw_tuned, tuned_document, tuned_lines, write_tuned_csv
-from fedsim.studies.variants import Variant, of_scenarios, parse_axis, parse_seeds
+from fedsim.studies.variants import (
+    Variant,
+    of_scenarios,
+    parse_axis,
+    parse_seeds,
+    refuse_replaced,
+)
 from fedsim.studies.watching import StudyProgress
 
 GRID = "client.local_lr=0.01,0.03,0.1,0.3,1"
@@ -52,11 +58,16 @@ def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
         BusyError: If another process works in the study's folder.
     """
     rule = _rule(asked)
-    plain = of_scenarios([asked.scenario], [parse_axis(v) for v in asked.vary], asked.overrides)
-    scenario = plain[0].scenario
-    seeds = parse_seeds(asked.seeds, scenario.seed + SEEDS_APART)
+    methods = [parse_axis(text) for text in asked.vary]
     axes = [parse_axis(text, option="--grid") for text in asked.grid or [GRID]]
     check(axes, random=asked.random is not None)
+    refuse_replaced(methods, "--vary", asked.overrides, "--set")
+    refuse_replaced(axes, "--grid", [method.key for method in methods], "--vary")
+    if asked.grid:  # what is tried unless said otherwise is no reason to refuse anything
+        refuse_replaced(axes, "--grid", asked.overrides, "--set")
+    plain = of_scenarios([asked.scenario], methods, asked.overrides)
+    scenario = plain[0].scenario
+    seeds = parse_seeds(asked.seeds, scenario.seed + SEEDS_APART)
     grid = Grid(tuple(axes))
     if asked.random is not None:
         grid = draw(axes, asked.random, scenario.seed)

@@ -83,6 +83,36 @@ def parse_axis(text: str, *, option: str = "--vary") -> Axis:
     return Axis(key, values)
 
 
+def refuse_replaced(
+    axes: Sequence[Axis], option: str, others: Sequence[str], other_option: str
+) -> None:
+    """Refuse keys that are given and then replaced by what varies: they would be without effect.
+
+    Args:
+        axes: What varies.
+        option: What varying it is called.
+        others: Keys, or assignments of keys, that come before it.
+        other_option: What giving them is called.
+
+    Raises:
+        ScenarioError: Naming both.
+
+    Example:
+        >>> refuse_replaced([Axis("rounds", ("1", "2"))], "--vary", ["rounds=9"], "--set")
+        Traceback (most recent call last):
+        ...
+        fedsim.errors.ScenarioError: --set rounds=9: is replaced by --vary rounds; leave one out
+    """
+    for other in others:
+        key = other.partition("=")[0].strip()
+        for axis in axes:
+            if f"{key}.".startswith(f"{axis.key}."):
+                raise ScenarioError(
+                    f"{other_option} {printable(other)}: is replaced by {option} {axis.key}; leave "
+                    "one out"
+                )
+
+
 def parse_seeds(text: str, first: int) -> tuple[int, ...]:
     """Read a number of seeds, or a list of them.
 

@@ -167,6 +167,10 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(arguments, killed):
         (["quickstart", "--vary", "partition.alpha=0.1,1", "--baseline", "0.2"], "is none of"),
         (["quickstart", "--baseline", "0.2"], "there is one variant alone"),
         (["quickstart", "quickstart"], "quickstart: is there twice"),
+        (
+            ["quickstart", "--vary", "rounds=1,2", "--set", "rounds=3"],
+            "--set rounds=3: is replaced by --vary rounds; leave one out",
+        ),
     ],
 )
 def test_what_is_impossible_is_refused_before_anything_runs(arguments, said, tmp_path, monkeypatch):

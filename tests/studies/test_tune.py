@@ -83,6 +83,16 @@ def test_the_best_is_found_on_validation_data_and_the_grid_widens(tmp_path, monk
         (["--grid", "client.local_lrr=1,2"], "did you mean 'local_lr'?"),
         (["--grid", "client.local_lr"], "--grid client.local_lr: must be"),
         (["--random", "0"], "--random 0: must be >= 1"),
+        (["--random", "3", "--grid", "client.local_lr=0,1"], "all must be > 0"),
+        (["--vary", "client.local_lr=1,2"], "is replaced by --grid client.local_lr"),
+        (
+            ["--vary", "strategy.name=fedavg,fedau", "--grid", 'strategy={name="fedavg"}'],
+            "--vary strategy.name: is replaced by --grid strategy",
+        ),
+        (
+            ["--set", "client.local_epochs=3", "--grid", "client.local_epochs=1,2"],
+            "--set client.local_epochs=3: is replaced by --grid client.local_epochs",
+        ),
         (["--keep", "0"], "--keep 0: must be in (0, 1]"),
         (["--widen", "-1"], "--widen -1: must be >= 0"),
     ],
