@@ -51,8 +51,17 @@ class FlippedLabels:
     share: float = 1.0
 
     def check(self, spec: SampleSpec) -> None:
-        """Refuse targets that are no classes, and classes that are not there."""
+        """Refuse targets that are no classes, classes not there, and flips that change nothing."""
         _require_classes(spec, source=self.source, target=self.target)
+        if self.source is None:
+            return
+        mirrored = spec.num_classes - 1 - self.source
+        target = mirrored if self.target is None else self.target
+        if target == self.source:
+            given = "" if self.target is None else f" with target = {self.target}"
+            raise ValueError(
+                f"source = {self.source}{given}: its samples keep their class; give another target"
+            )
 
     def targets(self, targets: Tensor, spec: SampleSpec) -> Tensor:
         """Return the wrong targets."""

@@ -287,6 +287,14 @@ def test_attackers_that_contradict_each_other_are_refused_at_once(kind, argument
         ATTACKS[kind](**arguments)
 
 
+def test_a_victim_is_an_honest_client():
+    with pytest.raises(ScenarioError, match=r"victim: there is no client 5; allowed: 0..4"):
+        attacks.mimic(victim=5).check(5)
+    with pytest.raises(ScenarioError, match=r"victim = 2: clients names it as an attacker"):
+        attacks.mimic(victim=2, clients=[1, 2])
+    attacks.mimic(victim=4).check(5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -70,6 +70,8 @@ def test_which_samples_are_poisoned_is_the_clients_and_the_seeds():
     [
         (FlippedLabels(), SampleSpec((3,), 0), "needs targets that are classes"),
         (FlippedLabels(source=10), PICTURE, r"source = 10: must be in 0..9"),
+        (FlippedLabels(3, 3), PICTURE, r"source = 3 with target = 3: its samples keep their class"),
+        (FlippedLabels(source=1), SampleSpec((3,), 3), r"source = 1: its samples keep their class"),
         (Trigger(target=-1), PICTURE, r"target = -1: must be in 0..9"),
         (Trigger(size=5), PICTURE, r"size = 5: must be in 1..4"),
         (Trigger(), SampleSpec((80,), 10, (), 90), "features are tokens"),

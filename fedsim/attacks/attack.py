@@ -78,6 +78,7 @@ class Attack:
         active_rate: In (0, 1], of "intermittent"; None is 0.5.
         sees: What `forge` is told.
         effect: What becomes of the samples that attackers train on; None leaves them.
+        victim: The client that `forge` goes by, when it names one.
     """
 
     forge: Forge | None
@@ -88,12 +89,18 @@ class Attack:
     active_rate: float | None = None
     sees: Sees = "honest updates"
     effect: Effect | None = None
+    victim: int | None = None
 
     def __post_init__(self) -> None:
         named = self.clients
         if named is not None and (not named or len(set(named)) != len(named)):
             why = "nobody is named" if not named else "a client is named twice"
             raise ScenarioError(f"[attack] clients = {named}: {why}; name each attacker once")
+        if named is not None and self.victim in named:
+            raise ScenarioError(
+                f"[attack] victim = {self.victim}: clients names it as an attacker; name an honest "
+                "client"
+            )
         if named is not None and self.num_byzantine not in (None, len(named)):
             raise ScenarioError(
                 f"[attack] num_byzantine = {self.num_byzantine}: clients names {len(named)}; leave "
@@ -137,10 +144,13 @@ class Attack:
                 f"[attack] num_byzantine = {self.num_byzantine}: must be in 0..{num_clients}, the "
                 "number of clients"
             )
-        for client in self.clients or []:
+        named = [("clients", client) for client in self.clients or []]
+        if self.victim is not None:
+            named.append(("victim", self.victim))
+        for key, client in named:
             if not 0 <= client < num_clients:
                 raise ScenarioError(
-                    f"[attack] clients: there is no client {client}; allowed: 0..{num_clients - 1}"
+                    f"[attack] {key}: there is no client {client}; allowed: 0..{num_clients - 1}"
                 )
 
     def byzantine_clients(

@@ -58,7 +58,8 @@ def _attack(sees: Sees) -> Callable[[Callable[..., Any]], Callable[..., Attack]]
             others = {key: value for key, value in given.items() if key in who}
             made = make(**own)
             forge, effect = made if isinstance(made, tuple) else (made, None)
-            return Attack(forge, **others, sees=sees, effect=effect)
+            victim = own.get("victim")  # of those that go by one client
+            return Attack(forge, **others, sees=sees, effect=effect, victim=victim)
 
         mine = inspect.signature(make).parameters
         factory.__signature__ = inspect.Signature([*mine.values(), *who.values()])  # type: ignore[attr-defined]
