@@ -277,6 +277,12 @@ def test_cropping_what_is_no_image_is_refused():
     assert "[task] augment.crop = 1: needs images" in message
 
 
+@pytest.mark.parametrize("key", [{"loss": "mse"}, {"huber_delta": 1.0}])
+def test_another_tasks_key_is_refused_at_its_default_too(key):
+    message = refusal(task=key)
+    assert "is not a key of classification, which the data make this task" in message
+
+
 def test_what_says_no_more_than_the_default_is_the_same_scenario():
     plain = scenario()
     for task in (

@@ -59,8 +59,9 @@ def check(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
             except ScenarioError as error:
                 refusals.append(f"[task] {name}{error}")
                 continue
-            # while the kind is open a default may be another's
-            if len(schemas) > 1 or found != _plain(schema[name].default):
+            # while the kind is open a default may be another's, or the whole key
+            is_open = kind == AUTO and name not in options
+            if is_open or found != _plain(schema[name].default):
                 table[name] = found
             break
         else:
