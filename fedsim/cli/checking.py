@@ -15,6 +15,7 @@ from fedsim.cli.shared import (
     QuietOption,
     SetOption,
     app,
+    check_data,
     finish,
 )
 
@@ -44,13 +45,15 @@ def check(
 ) -> None:
     """Hold scenarios against their claims and their recordings.
 
-    SCENARIO is a file, a folder of them or the name of one that comes with fedsim. Each is run as
-    it stands, and its first rounds in float64, in this process; a recording is `golden/NAME.json`
+    SCENARIO is a file, a folder of them or the name of one that comes with fedsim; left out, the
+    folder `scenarios`, or those that come with fedsim where there is none. Each is run as it
+    stands, and its first rounds in float64, in this process; a recording is `golden/NAME.json`
     beside the file. Exits with 3 when a claim is broken or something has drifted, with 1 when a run
     failed, with 2 when a scenario is refused. `pytest FOLDER` does the same.
     """
 
     def produce() -> Outcome:
+        check_data(data)
         from fedsim.checking.command import run_check
 
         def say(text: str) -> None:
@@ -90,6 +93,7 @@ def golden(
     """
 
     def produce() -> Outcome:
+        check_data(data)
         from fedsim.checking.command import run_golden
 
         answer = run_golden(scenarios, update=update, why=why, overrides=overrides or [], data=data)

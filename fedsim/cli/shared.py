@@ -96,6 +96,16 @@ def check_workers(workers: int | None) -> None:
         raise ScenarioError(f"--workers {workers}: must be >= 1")
 
 
+def check_data(folder: Path | None) -> None:
+    """Refuse a folder of data sets that is not there.
+
+    Raises:
+        ScenarioError: Naming the option.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ScenarioError(f"--data {folder}: there is no such folder")
+
+
 def terminal_width() -> int:
     """Return how wide tables may be."""
     return min(shutil.get_terminal_size().columns, 120)

@@ -15,6 +15,7 @@ from fedsim.cli.shared import (
     ScenarioArgument,
     SetOption,
     app,
+    check_data,
     check_workers,
     finish,
     terminal_width,
@@ -201,6 +202,7 @@ def evidence(
 
     def produce() -> Outcome:
         check_workers(workers)
+        check_data(data)
         from fedsim.studies.evidence_command import EvidenceAsked, run_evidence
 
         asked = EvidenceAsked(studies or [], page, seeds, out, workers, data)

@@ -179,6 +179,8 @@ def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(p
     code, said = fedsim("check", "many", "--tier", "slwo")
     assert code == 2
     assert "did you mean 'slow'" in said
+    code, said = fedsim("check", "many", "--data", "nowhere")
+    assert (code, said.strip()) == (2, "fedsim: --data nowhere: there is no such folder")
 
 
 @pytest.mark.parametrize(("dtype", "runs"), [("float32", 2), ("float64", 1)])
