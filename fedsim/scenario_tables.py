@@ -31,6 +31,12 @@ class ClientResources(Table):
     num_cpus: float = Field(default=1.0, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _some_are_taken(self) -> Self:
+        if not self.num_cpus and not self.num_gpus:
+            raise ValueError("takes no CPU and no GPU: give num_cpus or num_gpus above 0")
+        return self
+
 
 class Engine(Table):
     """`[engine]`: where and how clients are computed."""

@@ -230,6 +230,7 @@ def test_programs_read_all_ways(fedsim, tiny):
     [
         (["--rounds", "1"], "--rounds 1: must be >= 2"),
         (["--workers", "0"], "--workers 0: must be >= 1"),
+        (["--write", "nowhere/x.toml"], "--write nowhere/x.toml: there is no folder nowhere"),
         (["--set", "seed=3", "--write", "x.toml"], "--write with --set: put the changes into"),
     ],
 )

@@ -304,6 +304,10 @@ def test_default_written_out_is_the_same_scenario(write: Any) -> None:
             ["engine.client_resources.num_cpu=1"],
             "'num_cpu' is not a key of [engine.client_resources]; did you mean 'num_cpus'?",
         ),
+        (
+            ["engine.client_resources.num_cpus=0"],
+            "[engine] client_resources takes no CPU and no GPU: give num_cpus or num_gpus above 0",
+        ),
         (["engine=3"], "[engine] = 3: must be a table"),
         (["attack={}"], "[attack] 'kind' is missing; allowed: uniform, sign_flip"),
         (["topology={}"], '[topology] kind = "ring": [strategy] name = "fedavg" has a server'),

@@ -172,6 +172,8 @@ def plan(
             raise ScenarioError("--write with --set: put the changes into the scenario first")
         if write is not None and write.exists():
             raise ScenarioError(f"--write {write}: exists already")
+        if write is not None and not write.parent.is_dir():
+            raise ScenarioError(f"--write {write}: there is no folder {write.parent}")
         loaded = load(scenario, overrides or [])
         from fedsim import planning
 
