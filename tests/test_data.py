@@ -539,6 +539,21 @@ def test_a_synthetic_clients_data_do_not_depend_on_its_neighbours(ids):
     assert data.sizes(ids).tolist() == [len(r) for r in data.clients(ids).rows]
 
 
+def test_alpha_changes_no_synthetic_label():
+    """As with the authors' generator; see the module. Beta changes features, hence labels."""
+    plain, moved, other = (
+        [rows.tolist() for rows in _targets_of(synthetic(20, alpha=alpha, beta=beta))]
+        for alpha, beta in ((0.0, 1.0), (50.0, 1.0), (0.0, 2.0))
+    )
+    assert moved == plain
+    assert other != plain
+
+
+def _targets_of(data):
+    held = data.clients([3, 11])
+    return [held.targets[rows] for rows in held.rows]
+
+
 def test_a_synthetic_local_test_split_is_cut_off_the_clients_samples():
     whole, split = synthetic(5, max_samples=80), synthetic(5, max_samples=80, test_fraction=0.25)
     train, test = split.clients([3]), split.clients([3], split="test")

@@ -9,6 +9,10 @@ Li et al., "Federated Optimization in Heterogeneous Networks" (FedProx), MLSys 2
 
 Everything of client k is drawn from (seed, "synthetic", k), hence equal in every process.
 
+alpha changes no label, neither here nor with the authors' generator: u_k moves all entries of W_k
+and b_k alike, which adds the same number, u_k (1 + sum_i x_i), to all logits of a sample. Labels
+differ between clients because each has a W_k of its own; beta alone says how far features differ.
+
 Deviations: alpha and beta are standard deviations, as in the authors' code (the paper's notation
 leaves it open; 0 and 1 mean the same either way). Sizes are the authors' lognormal(4, 2) + 50,
 truncated at `max_samples`, which the authors' are not. Samples of the server's test set are drawn
@@ -108,7 +112,7 @@ def synthetic(
 
     Args:
         alpha: How much local models differ (standard deviation of their mean); in
-            [0, 1e6].
+            [0, 1e6]. It changes no label: a mean of all weights moves all logits alike.
         beta: How much local features differ (standard deviation of their mean); in
             [0, 1e6].
         dimension: Features per sample; >= 1.
