@@ -39,6 +39,8 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
     if asked.seeds is not None and asked.seeds < 2:
         raise ScenarioError(f"--seeds {asked.seeds}: must be >= 2")
     names = asked.studies or list(evidence_file.shipped())
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ScenarioError(f"{twice}: is there twice")
     declared = [
         evidence_file.read(evidence_file.find(name))._replace(data=asked.data) for name in names
     ]

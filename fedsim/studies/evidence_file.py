@@ -18,7 +18,13 @@ from fedsim.factories import reason, show
 from fedsim.studies.grids import Grid, Point, check
 from fedsim.studies.outcome import check_metric
 from fedsim.studies.tune import check_metric_is_no_test
-from fedsim.studies.variants import Variant, of_scenarios, parse_axis
+from fedsim.studies.variants import (
+    Variant,
+    of_scenarios,
+    parse_axis,
+    refuse_equal,
+    refuse_replaced,
+)
 
 ARM = "arm"
 FOLDER = "studies"  # beside the scenarios
@@ -99,6 +105,9 @@ class _Document(_Table):
         roles = [arm.role for arm in self.arms]
         if roles.count("method") != 1 or "baseline" not in roles:
             raise ValueError("arms: one must be the 'method', and one or more a 'baseline'")
+        titles = [setting.title for setting in self.settings]
+        if len(set(titles)) < len(titles):
+            raise ValueError("settings: a title is there twice")
         for setting in self.settings:
             for name in setting.arms or []:
                 if name not in names:
@@ -194,7 +203,7 @@ def find(name: str) -> Path:
         return known[name]
     guess = nearest(name, known)
     hint = f"; did you mean '{guess}'?" if guess else ""
-    raise ScenarioError(f"{name}: there is no such study{hint} known: {', '.join(known)}")
+    raise ScenarioError(f"{name}: there is no such study{hint} (known: {', '.join(known)})")
 
 
 def read(path: Path) -> Declaration:
@@ -223,11 +232,14 @@ def read(path: Path) -> Declaration:
     declared = Declaration(path, hashlib.sha256(content).hexdigest(), document, scenario)
     for setting in document.settings:
         try:
-            declared.variants(setting)
+            refuse_equal(declared.variants(setting))
             if document.tune is not None and setting.best:
                 check_metric_is_no_test(document.tune.metric)
-                keys = declared.grid().keys
-                for point in declared.grid().points:
+                grid = declared.grid()
+                for arm in declared.arms_of(setting):  # whose own values the grid would replace
+                    refuse_replaced(grid.axes, "[tune] grid", arm.set, f"{arm.name}: set")
+                keys = grid.keys
+                for point in grid.points:
                     assigned = assignments(keys, point)
                     declared.variants(setting, [assigned] * len(declared.arms_of(setting)))
         except ScenarioError as error:

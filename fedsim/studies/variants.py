@@ -174,7 +174,7 @@ def of_scenarios(
                 variants.append(Variant(labels, scenario))
                 problems.passed(path)
     problems.raise_any(axes)
-    _refuse_equal(variants)
+    refuse_equal(variants)
     return variants
 
 
@@ -223,7 +223,7 @@ class _Problems:
         return [a for a in where[0][1:] if a in common & alternatives]
 
 
-def _refuse_equal(variants: Sequence[Variant]) -> None:
+def refuse_equal(variants: Sequence[Variant]) -> None:
     """Refuse variants that are the same scenario: nothing could differ between them."""
     seen: dict[str, Variant] = {}
     for variant in variants:

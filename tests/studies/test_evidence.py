@@ -135,6 +135,13 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
         ("local_lr=0.01,0.1", "local_lr=0.01,-1", "local_lr = -1.0"),
         ("seeds = 1", 'metric = "test/accuracy"', "tuning must not see"),
         ("broken_off = 0.25", "", "'broken_off' is missing"),
+        ("two of them", "tiny", "settings: a title is there twice"),
+        ("server_lr=0.5", "server_lr=1.0", "are the same scenario"),
+        (
+            "client.local_lr=0.01",
+            "strategy.server_lr=0.01",
+            "half a step: set strategy.server_lr=0.5: is replaced by [tune] grid",
+        ),
         ("[tune]", "[tuning]", "'tuning' is not a key here; did you mean 'tune'?"),
     ],
 )
@@ -145,6 +152,12 @@ def test_a_wrong_file_is_refused_before_anything_runs(was, now, said, study):
     assert ended.exit_code == 2, ended.output
     assert said in ended.output
     assert not (study.parent / "out").exists()
+
+
+def test_a_study_is_named_once(study):
+    ended = evidence(study, study, "--out", "out")
+    assert ended.exit_code == 2, ended.output
+    assert "is there twice" in ended.output
 
 
 def test_verdicts_follow_the_interval():
