@@ -13,14 +13,15 @@ Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight d
 gradient; momentum without dampening starts from the first gradient).
 """
 
-import logging
 import math
-from typing import Literal, final
+from collections.abc import Mapping
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import require_choice
+from fedsim.idle import Idle, at, given
 from fedsim.objectives import Reduction, Space, margin_penalty
 from fedsim.procedure import (
     GUIDANCE,
@@ -33,7 +34,16 @@ from fedsim.procedure import (
     Work,
 )
 
-_log = logging.getLogger("fedsim")
+
+def _no_moments(table: Mapping[str, Any]) -> str | None:
+    idle = table["optimizer"] == "sgd" and not table["momentum"]
+    return 'optimizer = "sgd" and momentum = 0' if idle else None
+
+
+def _undone_guidance(table: Mapping[str, Any]) -> str | None:
+    if table["optimizer"] != "adam":
+        return None
+    return 'optimizer = "adam", whose steps are as long whatever it says; use "step"'
 
 
 @final
@@ -69,6 +79,13 @@ class LocalSGD(ClientProcedure):
 
     takes = (GUIDANCE,)
     stacks = True
+    idle = (
+        Idle(("betas", "epsilon"), at("optimizer", "sgd")),
+        Idle(("keep_optimizer",), _no_moments),
+        Idle(("margin_space", "margin_reduction"), at("margin", 0.0)),
+        Idle(("local_epochs",), given("local_steps")),
+        Idle(("guidance",), _undone_guidance),
+    )
 
     def __init__(
         self,
@@ -139,11 +156,6 @@ class LocalSGD(ClientProcedure):
         self._guides_step = guidance == "step"
         self._setup_work = Work(batch_size, setup_epochs, None) if setup_epochs else self._work
         self._setup_lr = local_lr if setup_lr is None else setup_lr
-        if self._adam and not self._guides_step:
-            _log.warning(
-                'guidance = "gradient" with optimizer = "adam": the first step has the size of '
-                'local_lr whatever the guidance says, so it does next to nothing; use "step"'
-            )
 
     @property
     def work(self) -> Work:

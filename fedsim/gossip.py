@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from fedsim.aggregators import Recipe, Round
 from fedsim.averaging import variance
 from fedsim.cohort import Replies
 from fedsim.errors import RunError, require_choice
+from fedsim.idle import Idle, at
 from fedsim.layout import Payload, TensorSpec
 from fedsim.robust import Updates
 from fedsim.strategy import FederatedStrategy, State, weighted_sum
@@ -79,6 +80,10 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
     The model of a round, which Flower passes on and the server evaluates, is the mean of all nodes'
     models. Nobody trains it, and what a wrapper does to it is without effect.
     """
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(("interval", "buffer_ratio"), at("protocol", "synchronous")),
+    )
 
     def __init__(
         self,

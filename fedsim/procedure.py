@@ -10,6 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from fedsim.idle import Idle
+
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -121,10 +123,12 @@ class ClientProcedure(abc.ABC):
             a loss per client; `gradient` then does, too, and takes objectives of one client that
             use nothing of the carry. Such a step needs no vmap, whose dispatch costs more than the
             arithmetic of small models.
+        idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
+    idle: ClassVar[tuple[Idle, ...]] = ()
 
     @property
     @abc.abstractmethod

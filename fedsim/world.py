@@ -22,6 +22,7 @@ from fedsim.errors import ScenarioError, is_too_large, largest_number
 from fedsim.executor import CohortExecutor
 from fedsim.flower_strategies import check_model
 from fedsim.foreign import nested
+from fedsim.idle_keys import idle_keys
 from fedsim.layout import Layout
 from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
@@ -185,11 +186,13 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     arrays = array_record({name: state[name] for name in layout.names})
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
-        weights, _kept(layout, model, options), _notes(data, takes_part, plan),
+        weights, _kept(layout, model, options), _notes(scenario, data, takes_part, plan),
     )  # fmt: skip
 
 
-def _notes(data: FederatedData, takes_part: Participation, plan: ExecutionPlan) -> tuple[str, ...]:
+def _notes(
+    scenario: Scenario, data: FederatedData, takes_part: Participation, plan: ExecutionPlan
+) -> tuple[str, ...]:
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
         f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
@@ -197,6 +200,7 @@ def _notes(data: FederatedData, takes_part: Participation, plan: ExecutionPlan) 
         else None,
         takes_part.note(data.num_clients),
         f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
+        *idle_keys(scenario),
     ]
     return tuple(note for note in notes if note is not None)
 

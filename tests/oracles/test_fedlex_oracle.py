@@ -366,11 +366,6 @@ def test_a_kernel_refuses_choices_that_are_none(name, value):
         guidance(torch.zeros(3), torch.ones(2, 3), **{name: value})
 
 
-def test_masked_gradients_under_adam_are_warned_of(caplog):
-    fed.make_procedure("local_sgd", optimizer="adam", guidance="gradient")
-    assert 'use "step"' in caplog.text
-
-
 @pytest.mark.parametrize(
     ("argument", "value"),
     [

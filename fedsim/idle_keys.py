@@ -1,0 +1,45 @@
+"""Keys of a scenario that say nothing beside another one: a run names them and goes on.
+
+They are not refused, for a comparison may switch off what they belong to and leave them there. A
+strategy or procedure declares its own in `idle`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim import discovery, factories
+from fedsim.idle import Idle
+from fedsim.imports import is_import_path
+from fedsim.procedure import GUIDANCE
+from fedsim.scenario import Scenario
+from fedsim.strategy import FederatedStrategy
+
+
+def idle_keys(scenario: Scenario) -> list[str]:
+    """Return a line for each key that is not at its default and has no effect."""
+    strategy: Any = discovery.factory("strategies", name := scenario.strategy["name"])
+    client: Any = discovery.factory("clients", scenario.client["name"])
+    found = _found("strategy", scenario.strategy, strategy, getattr(strategy, "idle", ()))
+    declared = list(getattr(client, "idle", ()))
+    if GUIDANCE in getattr(client, "takes", ()) and not is_import_path(name):
+        why = f'[strategy] name = "{name}", which'
+        if GUIDANCE not in strategy.sends:
+            declared.insert(0, Idle((GUIDANCE,), lambda _: f"{why} sends none"))
+        if strategy.setup is FederatedStrategy.setup:
+            keys = ("setup_epochs", "setup_lr")
+            declared.append(Idle(keys, lambda _: f"{why} holds no set-up exchange"))
+    return [*found, *_found("client", scenario.client, client, declared)]
+
+
+def _found(name: str, table: Mapping[str, Any], factory: Any, declared: Any) -> list[str]:
+    lines: dict[str, str] = {}
+    for idle in declared:
+        why = idle.beside(table)
+        for key in idle.keys if why else ():
+            default = factories.keys(factory)[key].default if key in table else None
+            if key in table and factories.show(table[key]) != factories.show(default):
+                text = (
+                    f"[{name}] {key} = {factories.show(table[key])}: is without effect with {why}"
+                )
+                lines.setdefault(key, text)
+    return list(lines.values())
