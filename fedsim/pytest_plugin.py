@@ -42,7 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker that every scenario has."""
+    """Name the marker that every scenario has, and refuse a folder of data that is not there."""
+    folder = config.getoption("--fedsim-data")
+    if folder is not None and not Path(folder).is_dir():
+        raise pytest.UsageError(f"--fedsim-data {folder}: there is no such folder")
     config.addinivalue_line("markers", "scenario(tier): a scenario file of fedsim")
 
 

@@ -55,6 +55,13 @@ def test_each_scenario_of_a_folder_is_a_test_and_no_other_file_is(folder):
     assert "Traceback" not in said
 
 
+def test_data_that_are_not_there_are_refused_before_anything_is_collected(folder):
+    ended = run(folder, "--fedsim-data", "nowhere")
+    assert ended.returncode == 4
+    assert "--fedsim-data nowhere: there is no such folder" in ended.stderr
+    assert "collected" not in ended.stdout
+
+
 def test_pytest_starts_without_torch_and_collects_nothing_where_told(folder):
     code = (
         "import sys, pytest; code = pytest.main(['--collect-only', '-q', *sys.argv[1:]]); "
