@@ -235,7 +235,7 @@ class Markov(RatedParticipation):
 
 @final
 class Cyclic(RatedParticipation):
-    """Each client in turns of fixed length: off, on, off, on, ...
+    """Each client in turns of fixed length: off, on, and so on.
 
     A client of rate p is on for max(1, round(c p)) rounds and off for the rest of the cycle of c,
     at least one round; so its true rate is a multiple of 1 / c, or c / (c + 1) when it is on for c.
