@@ -302,6 +302,7 @@ def test_a_victim_is_an_honest_client():
         ({"num_byzantine": -1}, r"\[attack\] num_byzantine = -1: must be in 0..5"),
         ({"clients": [2, 5]}, r"\[attack\] clients: there is no client 5; allowed: 0..4"),
         ({"clients": [-1]}, r"\[attack\] clients: there is no client -1"),
+        ({"fraction": 0.19}, r"\[attack\] fraction = 0.19: of 5 clients nobody attacks; .* 0.2"),
     ],
 )
 @each_attack

@@ -8,6 +8,7 @@ import torch
 from laws import federations as fed
 
 from fedsim import rng, run
+from fedsim.attacks import backdoor
 from fedsim.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
@@ -233,3 +234,9 @@ def test_keys_that_came_later_leave_a_scenarios_hash_alone():
     said = scenario(attack={"kind": "sign_flip", "schedule": "fixed"})
     other = scenario(attack={"kind": "sign_flip", "schedule": "random"})
     assert plain.sha256 == said.sha256 != other.sha256
+
+
+def test_a_pattern_of_numbers_that_no_feature_bears_is_refused():
+    with pytest.raises(ScenarioError, match=r"\[attack\] value = 1e\+40: must be in \[-3.4e\+38, "):
+        backdoor(value=1e40)
+    backdoor(value=-1e30)

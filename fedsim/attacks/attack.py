@@ -144,6 +144,11 @@ class Attack:
                 f"[attack] num_byzantine = {self.num_byzantine}: must be in 0..{num_clients}, the "
                 "number of clients"
             )
+        if self.fraction and not self._size(num_clients):
+            raise ScenarioError(
+                f"[attack] fraction = {self.fraction:g}: of {num_clients} clients nobody attacks; "
+                f"must be 0 or at least {1 / num_clients:.3g}"
+            )
         named = [("clients", client) for client in self.clients or []]
         if self.victim is not None:
             named.append(("victim", self.victim))

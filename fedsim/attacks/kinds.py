@@ -19,6 +19,8 @@ from fedsim.errors import ScenarioError
 from fedsim.poison import Effect, FlippedLabels, Trigger
 from fedsim.robust import Updates
 
+_LARGEST = torch.finfo(torch.float32).max  # what features in float32 bear
+
 Direction = Literal["deviation", "mean", "sign"]
 
 
@@ -314,6 +316,7 @@ def backdoor(
     """
     for key, number, holds, allowed in (
         ("size", size, size >= 1, ">= 1"),
+        ("value", value, abs(value) <= _LARGEST, f"in [-{_LARGEST:.2g}, {_LARGEST:.2g}]"),
         ("share", share, 0 < share <= 1, "in (0, 1]"),
         ("boost", boost, boost > 0, "> 0"),
     ):
