@@ -185,18 +185,27 @@ class ChainTraining:
             targets: The samples' targets.
             shares: What each sample counts for in the mean; 0 for padding.
         """
+        several = shares.dim() == 2
+        flat = outputs.flatten(0, 1) if several else outputs
+        losses, slope = self._slopes(flat, targets.reshape(-1) if several else targets, shares)
+        # `where` and not a product: a padding sample's loss may be anything
+        kept = torch.where(shares > 0, losses.view(shares.shape), 0) * shares
+        return kept.sum(-1), slope.view(outputs.shape)
+
+    def _slopes(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (each sample's loss, the gradient of their weighted sum by the outputs)."""
+        shares = shares.reshape(-1)
+        own = getattr(self._task, "slopes", None)
+        found = None if own is None else own(outputs, targets, shares)
+        if found is not None:
+            losses, slope = found
+            return losses, slope
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
-            if shares.dim() == 2:
-                flat = self._task.sample_losses(leaf.flatten(0, 1), targets.flatten(0, 1))
-                losses = flat.view(shares.shape)
-            else:
-                losses = self._task.sample_losses(leaf, targets)
+            losses = self._task.sample_losses(leaf, targets)
             # a scalar: what autograd is told of anything else makes it load a second of modules
             (slope,) = torch.autograd.grad((losses * shares).sum(), leaf)
-        # `where` and not a product: a padding sample's loss may be anything
-        kept = torch.where(shares > 0, losses.detach(), 0) * shares
-        return kept.sum(-1), slope
+        return losses.detach(), slope
 
     def _fast(self, features: Tensor) -> Tensor:
         """The features in the memory format in which convolutions are fastest."""

@@ -24,6 +24,8 @@ from fedsim.samples import SampleSpec
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32
+_MAX_SMALL_CHUNK = 64  # of models whose steps cost more to start than to take
+_SMALL = 100_000  # parameters
 _CHUNK_BYTES = 2**30  # parameters, gradients, moments and activations of one chunk
 _COPIES = 8
 _NO_RULE = re.compile(r"not yet implemented the batching rule for ([\w:.]+?)\.? ")
@@ -81,8 +83,9 @@ def make_plan(
         executor: "auto" takes "batched" where it can be had, else vectorises what can be
             vectorised.
         stacks: Whether the client procedure's step takes several clients at once.
-        chunk_size: Clients per chunk; None takes half the expected cohort, at most 32 and at most
-            what fits a fixed number of bytes, so that two workers have work in every round.
+        chunk_size: Clients per chunk; None cuts the expected cohort into an even number of equal
+            chunks, so that two workers have as much to do: of at most 32 clients, 64 of a model
+            below 100,000 parameters, and no more than fit a fixed number of bytes.
         threads: Threads of torch's kernels.
         device: Where to compute.
         deterministic: Whether a GPU is held to deterministic kernels.
@@ -112,10 +115,22 @@ def make_plan(
         why = reason or asked
     if chunk_size is None:
         model = task.build_model(0)
+        small = sum(p.numel() for p in model.parameters()) < _SMALL
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
-        chunk_size = max(2, min(-(-expected_cohort // 2), _MAX_CHUNK, fits))
+        chunk_size = equal_chunks(expected_cohort, min(fits, (_MAX_CHUNK, _MAX_SMALL_CHUNK)[small]))
     return ExecutionPlan(kind, why, chunk_size, threads, device, deterministic, evaluation_batch)
+
+
+def equal_chunks(cohort: int, most: int) -> int:
+    """Return how many clients a chunk holds: an even number of chunks, as equal as can be.
+
+    Example:
+        >>> equal_chunks(20, 32), equal_chunks(100, 32), equal_chunks(100, 64), equal_chunks(1, 32)
+        (10, 25, 50, 2)
+    """
+    pairs = max(1, -(-cohort // (2 * most)))
+    return max(2, -(-cohort // (2 * pairs)))
 
 
 def why_not_batched(

@@ -158,3 +158,9 @@ def test_an_unknown_workload_is_refused_before_anything_is_installed():
     )
     assert done.returncode == 2
     assert "no 'W9'" in done.stderr
+
+
+def test_cohorts_that_differ_may_leave_what_is_nearly_learned_at_other_losses(tmp_path):
+    nearly = {"torch": 0.005, "flower": 0.009}
+    assert "**differs" not in written(tmp_path, **nearly, **{"fedsim-ray2": 0.014})
+    assert "**differs" in written(tmp_path, **nearly, **{"fedsim-ray2": 0.016})

@@ -397,3 +397,25 @@ def test_gradients_of_a_regression_are_those_of_its_equation():
     targets = torch.tensor([[0.0, 2.0], [3.0, 4.0]])
     gradient = torch.func.grad(lambda o: task.sample_losses(o, targets).sum())(outputs)
     assert gradient.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_have_the_bits_of_autograd(dtype):
+    task = make_task({"model": "logistic"}, SampleSpec((4,), 7))
+    draw = torch.Generator().manual_seed(3)
+    outputs = 30 * torch.randn(50, 7, generator=draw, dtype=dtype)
+    outputs[3, 2], outputs[4, 1] = torch.inf, torch.nan
+    targets = torch.randint(7, (50,), generator=draw)
+    shares = torch.rand(50, generator=draw, dtype=dtype) * (torch.arange(50) % 5 > 0)
+    losses, slopes = task.slopes(outputs, targets, shares)
+    leaf = outputs.clone().requires_grad_()
+    expected = task.sample_losses(leaf, targets)
+    (gradient,) = torch.autograd.grad((expected * shares).sum(), leaf)
+    assert losses.numpy().tobytes() == expected.detach().numpy().tobytes()
+    assert slopes.numpy().tobytes() == gradient.numpy().tobytes()
+
+
+def test_slopes_are_not_offered_where_the_losses_are_anothers():
+    task = make_task({"model": "logistic"}, SampleSpec((4,), 7))
+    task.sample_losses = lambda outputs, targets: outputs.sum(-1)
+    assert task.slopes(torch.zeros(2, 7), torch.zeros(2, dtype=torch.int64), torch.ones(2)) is None
