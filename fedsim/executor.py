@@ -342,7 +342,7 @@ class CohortExecutor:
                 # whoever takes no step hands back exactly what it received
                 idle = torch.from_numpy(batches.schedule.steps == 0)
                 params = _select(idle, params, carry["params"])
-            flat = self.layout.flatten({n: t[picks] for n, t in params.items()}, out)
+            flat = self.layout.flatten(params, out, rows=row_of.tolist())
             extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
         every = slice(0, len(members))
         schedule = batches.schedule

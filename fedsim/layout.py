@@ -1,7 +1,7 @@
 """How a model's named tensors lie in one flat vector, and payloads of them. Needs torch alone."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -114,22 +114,36 @@ class Layout:
         text = repr((self.names, self.trainable, self.buffers))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
+    def flatten(
+        self,
+        named: Mapping[str, Tensor],
+        out: Tensor | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
         """Copy trainable tensors `[*lead, *shape]` into one `[*lead, dim]`.
 
         Args:
             named: All trainable tensors, sharing their leading dimensions.
             out: Where to write; None allocates.
+            rows: Of tensors `[n, *shape]`, which to take and in which order; None takes all.
         """
         first = named[self.trainable[0].name]
         lead = first.shape[: first.dim() - len(self.trainable[0].shape)]
+        if rows is not None:
+            lead = torch.Size([len(rows)])
         flat = (
             out
             if out is not None
             else torch.empty((*lead, self.dim), dtype=self.dtype, device=first.device)
         )
         for spec in self.trainable:
-            flat[..., self.slices[spec.name]] = named[spec.name].reshape(*lead, spec.size)
+            part = flat[..., self.slices[spec.name]]
+            if rows is None:
+                part.copy_(named[spec.name].reshape(*lead, spec.size))
+                continue
+            for place, row in enumerate(rows):  # picked together they would be copied twice
+                part[place] = named[spec.name][row].reshape(-1)
         return flat
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:

@@ -159,3 +159,11 @@ def test_a_payload_is_empty_when_it_carries_nothing():
         Payload(extra={"c": torch.zeros(1)}),
     ):
         assert not full.is_empty
+
+
+def test_rows_are_taken_in_the_order_asked_for():
+    layout = Layout.from_model(torch.nn.Linear(2, 3))
+    named = {"weight": torch.randn(4, 3, 2), "bias": torch.randn(4, 3)}
+    out = torch.empty(3, layout.dim)
+    assert layout.flatten(named, out, rows=[2, 0, 3]) is out
+    assert torch.equal(out, layout.flatten(named)[[2, 0, 3]])
