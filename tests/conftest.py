@@ -18,10 +18,11 @@ settings.register_profile("fedsim", derandomize=True, deadline=None)
 settings.load_profile("fedsim")
 
 
-def pytest_collection_finish():
-    """Let full collections pass over what thousands of tests have imported.
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections():
+    """Let full collections pass over what is there before a module's tests.
 
-    Flower runs one per reply; here each would take half a second.
+    Flower runs one per reply, and after some thousand tests each would take half a second.
     """
     gc.collect()
     gc.freeze()
