@@ -31,7 +31,10 @@ Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tenso
 
 
 class SampleLosses(Protocol):
-    """The losses of a task, as `fedsim.tasks.Task` offers them."""
+    """The losses of a task, as `fedsim.tasks.Task` offers them.
+
+    One that also has `slopes`, as classification does, spares autograd's graph.
+    """
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss per sample."""

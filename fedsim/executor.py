@@ -51,7 +51,7 @@ from fedsim.stepping import Stepping
 ExecutorKind = Literal["batched", "vmap", "loop"]
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
-_LARGE = 100_000  # parameters from which a client's steps are faster alone than among others
+LARGE = 100_000  # parameters from which steps cost more to take than to start
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
 
 
@@ -364,7 +364,7 @@ class CohortExecutor:
         and no client waits for a longer one. A descent has neither trouble.
         """
         dense = self._chain_training is not None
-        return dense and self.layout.dim >= _LARGE and self._descent(job) is None
+        return dense and self.layout.dim >= LARGE and self._descent(job) is None
 
     def _descent(self, job: ChunkJob) -> Descent | None:
         """What steps do that the executor may take itself."""

@@ -18,14 +18,13 @@ from torch.func import functional_call, vmap
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
-from fedsim.executor import ExecutorKind, TaskLike, loop_reason
+from fedsim.executor import LARGE, ExecutorKind, TaskLike, loop_reason
 from fedsim.rng import generator
 from fedsim.samples import SampleSpec
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32
-_MAX_SMALL_CHUNK = 64  # of models whose steps cost more to start than to take
-_SMALL = 100_000  # parameters
+_MAX_SMALL_CHUNK = 64  # of models that are not LARGE
 _CHUNK_BYTES = 2**30  # parameters, gradients, moments and activations of one chunk
 _COPIES = 8
 _NO_RULE = re.compile(r"not yet implemented the batching rule for ([\w:.]+?)\.? ")
@@ -115,7 +114,7 @@ def make_plan(
         why = reason or asked
     if chunk_size is None:
         model = task.build_model(0)
-        small = sum(p.numel() for p in model.parameters()) < _SMALL
+        small = sum(p.numel() for p in model.parameters()) < LARGE
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = equal_chunks(expected_cohort, min(fits, (_MAX_CHUNK, _MAX_SMALL_CHUNK)[small]))

@@ -151,7 +151,7 @@ def complaint(changed: _Changed | None, asked: Callable[[], str | None]) -> str 
                 if said is None:
                     code = _CONTENT if changed is None or changed.is_used else _UNCHANGED
                 answer.write(said or "")
-            except BaseException as error:  # an import that fails, a model that is refused
+            except BaseException as error:  # a fork must never go on as its parent would
                 answer.write(f"{type(error).__name__}: {error}")
             finally:
                 answer.flush()
