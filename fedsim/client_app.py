@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from fedsim.clipping import bound_of, clip
 from fedsim.cohort import SETUP, share_of_work
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
-from fedsim.layout import Layout, Payload
+from fedsim.layout import Layout, Payload, Rows
 from fedsim.plan import ExecutionPlan, made_up_samples, why_loop
 from fedsim.records import (
     ARRAYS,
@@ -76,7 +76,7 @@ class CohortApp(ClientApp):
         """How the model's tensors lie in the flat vector."""
         return self.executor.layout
 
-    def run_chunk(self, job: ChunkJob, out: torch.Tensor | None = None) -> ChunkResult:
+    def run_chunk(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:
         """Train or evaluate a chunk."""
         if job.action == "evaluate":
             return self.executor.evaluate(job)
@@ -125,11 +125,12 @@ class CohortApp(ClientApp):
 
 def _is_finite(result: ChunkResult) -> bool:
     """Whether the reply will be admitted: one that is not leaves the client's memory as it was."""
-    stacks = [result.params, *result.buffers.values(), *result.extra.values()]
+    params = [] if result.params is None else [*result.params]
+    stacks = [*params, *result.buffers.values(), *result.extra.values()]
     return all(
         bool(torch.isfinite(stack).all())
         for stack in (*stacks, *result.metrics.values())
-        if stack is not None and stack.is_floating_point()
+        if stack.is_floating_point()
     )
 
 

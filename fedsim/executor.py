@@ -31,7 +31,7 @@ from fedsim.batches import Batches
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.evaluation import Evaluation
-from fedsim.layout import Layout, Payload
+from fedsim.layout import Layout, Payload, Rows
 from fedsim.poison import Poison
 from fedsim.procedure import (
     GUIDANCE,
@@ -60,6 +60,9 @@ class ClientArrays(Protocol):
 
     num_clients: int
     spec: SampleSpec
+
+    def sizes(self, client_ids: Sequence[int]) -> Any:
+        """Return each client's number of training samples."""
 
     def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
         """Return pooled features and targets with each client's row numbers."""
@@ -120,7 +123,7 @@ class ChunkResult:
     """What a chunk's members return, one row per member in client order.
 
     Attributes:
-        params: `[C, dim]` after training; None after evaluation.
+        params: `[C, dim]` after training, or its rows; None after evaluation.
         buffers: By name, `[C, ...]`, each in its own dtype.
         extra: What the procedure returns besides the model, `[C, ...]`.
         state: The members' memories after the round.
@@ -131,7 +134,7 @@ class ChunkResult:
         seconds: How long the worker took for it.
     """
 
-    params: Tensor | None
+    params: Rows | None
     buffers: dict[str, Tensor]
     extra: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -233,16 +236,25 @@ class CohortExecutor:
         )
 
     @property
+    def pads(self) -> bool:
+        """Whether the clients of a chunk wait for the one that takes most steps."""
+        training = self._chain_training
+        if training is None:
+            return self.kind == "vmap"
+        stepped = self.layout.dim < LARGE and self.procedure.descent(1) is None
+        return stepped and not training.chain.convolves
+
+    @property
     def evaluates_with_memory(self) -> bool:
         """Whether a client's own memory takes part when it evaluates."""
         return bool(self._remembered)
 
-    def train(self, job: ChunkJob, out: Tensor | None = None) -> ChunkResult:
+    def train(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:
         """Train the chunk's members.
 
         Args:
             job: The chunk.
-            out: Where the parameters go, `[C, dim]`; None allocates on the CPU.
+            out: Where the parameters go, `[C, dim]` or its rows; None allocates on the CPU.
 
         Raises:
             ValueError: If the payload does not follow this model's layout.
@@ -316,7 +328,7 @@ class CohortExecutor:
     # --- training -------------------------------------------------------------------------
 
     def _train_together(
-        self, job: ChunkJob, out: Tensor | None, training: ChainTraining
+        self, job: ChunkJob, out: Rows | None, training: ChainTraining
     ) -> ChunkResult:
         """Train a dense chain: clients in descending order of their steps, one product for all."""
         members = list(range(len(job.client_ids)))
@@ -342,7 +354,7 @@ class CohortExecutor:
                 # whoever takes no step hands back exactly what it received
                 idle = torch.from_numpy(batches.schedule.steps == 0)
                 params = _select(idle, params, carry["params"])
-            flat = self.layout.flatten(params, out, rows=row_of.tolist())
+            flat = self._laid(params, out, row_of.tolist())
             extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
         every = slice(0, len(members))
         schedule = batches.schedule
@@ -377,7 +389,7 @@ class CohortExecutor:
             return None
         return descent
 
-    def _train_vmap(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
+    def _train_vmap(self, job: ChunkJob, out: Rows | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         slots = members if len(members) > 1 else members * 2
         _, batches = self._batches(job, slots)
@@ -402,9 +414,8 @@ class CohortExecutor:
         params, buffers = carry["params"], {**buffers, **carry["buffers"]}
         keep = slice(0, len(members))
         buffers, new_state = self._parted(received, buffers, new_state)
-        flat = self.layout.flatten({n: p[keep] for n, p in params.items()}, out)
         return ChunkResult(
-            params=flat if out is not None else flat.cpu(),
+            params=self._laid({n: p[keep] for n, p in params.items()}, out),
             buffers=_rows(buffers, keep),
             extra=_rows(reply_extra, keep),
             state=_rows(new_state, keep),
@@ -414,7 +425,7 @@ class CohortExecutor:
             computed=plan.computed(),
         )
 
-    def _train_one_by_one(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
+    def _train_one_by_one(self, job: ChunkJob, out: Rows | None) -> ChunkResult:
         members = list(range(len(job.client_ids)))
         training = self._chain_training
         descent = None if training is None else self._descent(job)
@@ -453,10 +464,9 @@ class CohortExecutor:
             for part in range(4)
         ]
         every = slice(0, len(members))
-        flat = self.layout.flatten(stacked[0], out)
         buffers, new_state = self._parted(received, stacked[1], stacked[3])
         return ChunkResult(
-            params=flat if out is not None else flat.cpu(),
+            params=self._laid(stacked[0], out),
             buffers=_rows(buffers, every),
             extra=_rows(stacked[2], every),
             state=_rows(new_state, every),
@@ -465,6 +475,13 @@ class CohortExecutor:
             samples=int(plan.seen.sum()),
             computed=int(plan.seen.sum()),
         )
+
+    def _laid(self, params: Named, out: Rows | None, rows: list[int] | None = None) -> Rows:
+        """The members' parameters where they are wanted, see `Layout.write`."""
+        if out is None:
+            return self.layout.flatten(params, rows=rows).cpu()
+        self.layout.write(params, out, rows=rows)
+        return out
 
     @contextlib.contextmanager
     def _seeded_layers(self, server_round: int, client: int) -> Iterator[None]:

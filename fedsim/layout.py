@@ -12,6 +12,9 @@ from torch import Tensor, nn
 BATCHNORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+Rows = Tensor | list[Tensor]  # flat vectors, `[n, dim]`, or one by one
+
+
 class TensorSpec(NamedTuple):
     """Name, shape and dtype of one tensor."""
 
@@ -114,37 +117,41 @@ class Layout:
         text = repr((self.names, self.trainable, self.buffers))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def flatten(
-        self,
-        named: Mapping[str, Tensor],
-        out: Tensor | None = None,
-        *,
-        rows: Sequence[int] | None = None,
-    ) -> Tensor:
+    def flatten(self, named: Mapping[str, Tensor], *, rows: Sequence[int] | None = None) -> Tensor:
         """Copy trainable tensors `[*lead, *shape]` into one `[*lead, dim]`.
 
         Args:
             named: All trainable tensors, sharing their leading dimensions.
-            out: Where to write; None allocates.
             rows: Of tensors `[n, *shape]`, which to take and in which order; None takes all.
         """
         first = named[self.trainable[0].name]
         lead = first.shape[: first.dim() - len(self.trainable[0].shape)]
         if rows is not None:
             lead = torch.Size([len(rows)])
-        flat = (
-            out
-            if out is not None
-            else torch.empty((*lead, self.dim), dtype=self.dtype, device=first.device)
-        )
-        for spec in self.trainable:
-            part = flat[..., self.slices[spec.name]]
-            if rows is None:
-                part.copy_(named[spec.name].reshape(*lead, spec.size))
-                continue
-            for place, row in enumerate(rows):  # picked together they would be copied twice
-                part[place] = named[spec.name][row].reshape(-1)
+        flat = torch.empty((*lead, self.dim), dtype=self.dtype, device=first.device)
+        self.write(named, flat, rows=rows)
         return flat
+
+    def write(
+        self, named: Mapping[str, Tensor], out: Rows, *, rows: Sequence[int] | None = None
+    ) -> None:
+        """Copy trainable tensors `[*lead, *shape]` to where their flat vectors shall be.
+
+        Args:
+            named: As for `flatten`.
+            out: `[*lead, dim]`, or the rows of a `[n, dim]` one by one.
+            rows: As for `flatten`.
+        """
+        whole = isinstance(out, Tensor) and rows is None
+        for spec in self.trainable:
+            tensor, span = named[spec.name], self.slices[spec.name]
+            if whole:
+                part = out[..., span]  # type: ignore[call-overload]
+                part.copy_(tensor.reshape(part.shape))
+                continue
+            # picked together they would be copied twice
+            for place, row in enumerate(range(len(out)) if rows is None else rows):
+                out[place][span] = tensor[row].reshape(-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views `[*lead, *shape]` of a flat `[*lead, dim]` by name, in their dtypes."""
@@ -155,6 +162,21 @@ class Layout:
             .to(spec.dtype)
             for spec in self.trainable
         }
+
+
+def rows_at(rows: Tensor, places: Sequence[int]) -> Rows:
+    """Return views of some rows of `[n, dim]`: one view where they lie together.
+
+    Example:
+        >>> rows = torch.arange(8).reshape(4, 2)
+        >>> rows_at(rows, (1, 2)), rows_at(rows, (0, 3))
+        (tensor([[2, 3],
+                [4, 5]]), [tensor([0, 1]), tensor([6, 7])])
+    """
+    first, count = places[0], len(places)
+    if list(places) == list(range(first, first + count)):
+        return rows[first : first + count]
+    return [rows[place] for place in places]
 
 
 def _is_alias(tensor: Tensor, parameters: Mapping[str, Tensor]) -> bool:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.layout import Layout, Payload, TensorSpec
+from fedsim.layout import Layout, Payload, TensorSpec, rows_at
 
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 
@@ -96,8 +96,7 @@ def test_slices_partition_the_flat_vector_in_order(all_shapes):
 def test_flattening_writes_into_the_place_given():
     layout = Layout.from_named({"a": torch.zeros(2), "b": torch.zeros(1)})
     out = torch.full((2, 3), -1.0)
-    result = layout.flatten({"a": torch.ones(2, 2), "b": torch.zeros(2, 1)}, out)
-    assert result is out
+    layout.write({"a": torch.ones(2, 2), "b": torch.zeros(2, 1)}, out)
     assert out.tolist() == [[1, 1, 0], [1, 1, 0]]
 
 
@@ -161,9 +160,15 @@ def test_a_payload_is_empty_when_it_carries_nothing():
         assert not full.is_empty
 
 
-def test_rows_are_taken_in_the_order_asked_for():
+@pytest.mark.parametrize("places", [(0, 1, 2), (4, 1, 2)])
+def test_rows_are_taken_in_the_order_asked_for_and_put_where_asked_for(places):
     layout = Layout.from_model(torch.nn.Linear(2, 3))
     named = {"weight": torch.randn(4, 3, 2), "bias": torch.randn(4, 3)}
-    out = torch.empty(3, layout.dim)
-    assert layout.flatten(named, out, rows=[2, 0, 3]) is out
-    assert torch.equal(out, layout.flatten(named)[[2, 0, 3]])
+    flat = layout.flatten(named)
+    assert torch.equal(layout.flatten(named, rows=[2, 0, 3]), flat[[2, 0, 3]])
+    out = torch.zeros(5, layout.dim)
+    layout.write(named, rows_at(out, places), rows=[2, 0, 3])
+    assert torch.equal(out[list(places)], flat[[2, 0, 3]])
+    layout.write({n: t[:3] for n, t in named.items()}, rows_at(out, places))
+    assert torch.equal(out[list(places)], flat[:3])
+    assert not out[[place for place in range(5) if place not in places]].any()

@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
-from fedsim.layout import Payload
+from fedsim.layout import Payload, rows_at
 
 
 class InlineGrid(LocalGrid):
@@ -34,7 +34,7 @@ class InlineGrid(LocalGrid):
                 if isinstance(work, ChunkWork):
                     out = None
                     if rows is not None and not work.alone:
-                        out = rows[work.first_row : work.first_row + len(work.clients)]
+                        out = rows_at(rows, work.places)
                     value: object = self._runner.chunk(replace(work.job, shared=shared), out)
                 else:
                     value = self._runner.message(work)

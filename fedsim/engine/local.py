@@ -26,10 +26,11 @@ from fedsim import flower_internals as internals
 from fedsim.client_app import CohortApp
 from fedsim.clipping import bound_of
 from fedsim.cohort import SETUP, Cohort, Failure, Replies
+from fedsim.engine.dealing import deal
 from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
-from fedsim.layout import Payload
+from fedsim.layout import Payload, Rows
 
 _log = logging.getLogger("fedsim")
 _ATTEMPTS = 3  # a chunk that keeps losing its worker is run at most this often
@@ -42,14 +43,14 @@ class ChunkWork:
     Attributes:
         index: Place among the works of one call.
         job: What to do, without the shared payload.
-        first_row: Row of the cohort's stack that the first member's result goes to.
+        places: The members' rows in the cohort's stack, ascending.
         alone: Whether this is one member run by itself to find a culprit; the result is discarded.
         limit_s: Seconds after which the work is taken for hung; None waits.
     """
 
     index: int
     job: ChunkJob
-    first_row: int
+    places: tuple[int, ...]
     alone: bool
     limit_s: float | None
 
@@ -123,7 +124,7 @@ class Runner:
         if isinstance(self.app, CohortApp):
             self.app.prepare()
 
-    def chunk(self, job: ChunkJob, out: Tensor | None) -> ChunkResult:
+    def chunk(self, job: ChunkJob, out: Rows | None) -> ChunkResult:
         """Train or evaluate a chunk."""
         assert isinstance(self.app, CohortApp)
         begun = time.perf_counter()
@@ -325,7 +326,7 @@ class LocalGrid(Grid, abc.ABC):
         layout = cohort.layout
         rows = self._allocate(len(cohort), layout.dim, layout.dtype) if trains else None
         failures: dict[int, Failure] = {}
-        results: dict[int, ChunkResult] = {}
+        results: dict[tuple[int, ...], ChunkResult] = {}
         for place in np.flatnonzero(cohort.is_absent).tolist():
             client = int(cohort.client_ids[place])
             why = "was selected and dropped out"
@@ -345,11 +346,13 @@ class LocalGrid(Grid, abc.ABC):
             },
         )
 
-    def _commit(self, cohort: Cohort, results: Mapping[int, ChunkResult], replies: Replies) -> None:
+    def _commit(
+        self, cohort: Cohort, results: Mapping[tuple[int, ...], ChunkResult], replies: Replies
+    ) -> None:
         """Keep the memories of the clients whose replies are admitted, and of nobody else."""
         admitted = set(replies.admit().client_ids.tolist())
-        for first, result in results.items():
-            members = cohort.client_ids[first : first + len(result.num_examples)].tolist()
+        for places, result in results.items():
+            members = cohort.client_ids[list(places)].tolist()
             rows = [row for row, client in enumerate(members) if client in admitted]
             state = {name: stack[rows] for name, stack in result.state.items()}
             self.store.commit([members[row] for row in rows], state)
@@ -357,13 +360,12 @@ class LocalGrid(Grid, abc.ABC):
     def _cut(self, cohort: Cohort, trains: bool) -> list[ChunkWork]:
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
         assert isinstance(self.client_app, CohortApp)
-        size = self.client_app.plan.chunk_size
         bound = bound_of(cohort.config) if trains else None
         works: list[ChunkWork] = []
-        for first in range(0, len(cohort), size):
-            span = slice(first, first + size)
-            ids = tuple(cohort.client_ids[span].tolist())
-            absent = tuple(cohort.is_absent[span].tolist())
+        for places in self._dealt(cohort, trains):
+            chosen = list(places)
+            ids = tuple(cohort.client_ids[chosen].tolist())
+            absent = tuple(cohort.is_absent[chosen].tolist())
             if all(absent):
                 continue
             remembers = trains or self.client_app.executor.evaluates_with_memory
@@ -375,15 +377,24 @@ class LocalGrid(Grid, abc.ABC):
                 absent=absent,
                 layout=cohort.layout.fingerprint,
                 shared=Payload(),
-                personal=cohort.personal.rows(span),
+                personal=cohort.personal.rows(chosen),
                 state=state,
                 has_state=has_state,
-                work=() if cohort.work is None else tuple(cohort.work[span].tolist()),
+                work=() if cohort.work is None else tuple(cohort.work[chosen].tolist()),
                 clipping_norm=bound,
             )
             limit = None if self.client_timeout_s is None else self.client_timeout_s * len(ids)
-            works.append(ChunkWork(len(works), job, first, False, limit))
+            works.append(ChunkWork(len(works), job, places, False, limit))
         return works
+
+    def _dealt(self, cohort: Cohort, trains: bool) -> list[tuple[int, ...]]:
+        """The places of each chunk's members."""
+        assert isinstance(self.client_app, CohortApp)
+        executor, size = self.client_app.executor, self.client_app.plan.chunk_size
+        samples: Sequence[int] | np.ndarray = [0] * len(cohort)
+        if trains and len(cohort) > size:
+            samples = executor.data.sizes(cohort.client_ids.tolist())
+        return deal(samples, size, "alike" if executor.pads else "even")
 
     def _work_off(
         self,
@@ -391,7 +402,7 @@ class LocalGrid(Grid, abc.ABC):
         works: Sequence[ChunkWork],
         rows: Tensor | None,
         failures: dict[int, Failure],
-        results: dict[int, ChunkResult],
+        results: dict[tuple[int, ...], ChunkResult],
         deadline: float | None,
     ) -> None:
         """Do all chunks, naming culprits and running their chunks again without them."""
@@ -409,7 +420,7 @@ class LocalGrid(Grid, abc.ABC):
                 attempts[work.index] += 1
                 self._log_chunk(work, outcome, attempts[work.index])
                 if outcome.fault is None:
-                    results[work.first_row] = outcome.value
+                    results[work.places] = outcome.value
                 elif outcome.fault == "late":
                     self._fail(cohort, work.clients, "late", outcome.reason, failures)
                 else:
@@ -484,7 +495,8 @@ class LocalGrid(Grid, abc.ABC):
                     has_state=work.job.has_state[place : place + 1],
                     work=work.job.work[place : place + 1],
                 )
-                singles.append(ChunkWork(len(singles), job, 0, True, self.client_timeout_s))
+                alone = (work.places[place],)
+                singles.append(ChunkWork(len(singles), job, alone, True, self.client_timeout_s))
         culprits = set()
         for single, outcome in list(self._perform(singles, cohort.shared, None, deadline)):
             client = single.clients[0]
@@ -526,26 +538,24 @@ class LocalGrid(Grid, abc.ABC):
     def _stack(
         self,
         cohort: Cohort,
-        results: Mapping[int, ChunkResult],
+        results: Mapping[tuple[int, ...], ChunkResult],
         rows: Tensor | None,
         failures: Mapping[int, Failure],
     ) -> Replies:
         ids = cohort.client_ids
-        size = self.client_app.plan.chunk_size  # type: ignore[attr-defined]
         keep = np.array([client not in failures for client in ids.tolist()], dtype=bool)
-        done = [results[first] for first in sorted(results)]
+        done = [results[places] for places in sorted(results)]
         if not done or not keep.any():
             return Replies.empty(cohort, [failures[c] for c in sorted(failures)])
-        members = np.concatenate(
-            [np.arange(first, min(first + size, len(ids))) for first in sorted(results)]
-        )
+        members = [place for places in sorted(results) for place in places]
+        in_order = members == list(range(len(ids)))
 
         def join(parts: list[Tensor]) -> Tensor:
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            if len(members) == len(ids):
+            if in_order:
                 return whole
             full = whole.new_zeros((len(ids), *whole.shape[1:]))
-            full[torch.from_numpy(members)] = whole
+            full[members] = whole
             return full
 
         personal, shared = cohort.personal.params, cohort.shared.params

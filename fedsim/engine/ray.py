@@ -31,7 +31,7 @@ from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, des
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
 from fedsim.imports import folders_beside
-from fedsim.layout import Payload
+from fedsim.layout import Payload, rows_at
 
 try:
     import ray
@@ -127,7 +127,7 @@ class _WorkerProcess:
         out = None
         if results is not None and not work.alone:
             rows = self._view(results.arena).tensor(results.dtype, results.shape)
-            out = rows[work.first_row : work.first_row + len(work.clients)]
+            out = rows_at(rows, work.places)
         job = replace(work.job, shared=self._shared(broadcast))
         result = self._runner.chunk(job, out)
         return replace(result, params=None) if out is not None or work.alone else result
@@ -489,8 +489,8 @@ class RayGrid(LocalGrid):
             return Outcome(None, "raised", value.reason, worker.number, value.detail)
         if isinstance(work, ChunkWork) and not work.alone and rows is not None:
             assert isinstance(value, ChunkResult)
-            if value.params is not None:
-                rows[work.first_row : work.first_row + len(work.clients)] = value.params
+            if isinstance(value.params, Tensor):
+                rows[list(work.places)] = value.params
         return Outcome(value, None, "", worker.number)
 
     def _heard(self, worker: _Worker) -> Any:
