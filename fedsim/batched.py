@@ -67,7 +67,7 @@ class ChainTraining:
             stepping: Takes the steps, its tensors likewise.
         """
         schedule = batches.schedule
-        losses = torch.zeros(schedule.counts.T.shape, dtype=torch.float64)
+        losses = torch.zeros(batches.shares.shape, dtype=batches.shares.dtype)
         for first, end, active in phases(schedule.steps):
             mine, moments, guidance = (
                 _first(named, active) for named in (params, stepping.moments, stepping.guidance)
@@ -77,14 +77,14 @@ class ChainTraining:
                 batch = _doubled(batches.together(step, active))
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
-                loss, slope = self._mean_slope(outputs, batch.targets, shares)
+                found, slope = self._slopes(outputs, batch.targets, shares)
                 self.chain.backward(slope, kept, mine, taking)
-                losses[step, :active] = loss[:active]
+                losses[step, :active] = found[:active]
             if active == 1:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
                     for name, tensor in whole.items():
                         tensor[:1] = part[name][:1]
-        return _sums(losses, schedule.counts)
+        return _totals(_kept_losses(losses, schedule.masks))
 
     def step_together(
         self, carry: Carry, batches: Batches, server_round: int
@@ -110,7 +110,7 @@ class ChainTraining:
             carry = moved if schedule.all_active(step) else _kept(active, moved, carry)
         # what stands where nobody took a step may be anything
         losses = torch.where(torch.from_numpy(schedule.counts.T > 0), losses, 0.0)
-        return carry, _sums(losses, schedule.counts)
+        return carry, _totals(losses.numpy() * schedule.counts.T)
 
     # --- one client -----------------------------------------------------------------------
 
@@ -118,15 +118,18 @@ class ChainTraining:
         self, params: Named, batches: Batches, slot: int, stepping: Stepping
     ) -> float:
         """Train one client by gradient descent, in place; returns its sum of losses."""
-        total = 0.0
-        for step in range(int(batches.schedule.steps[slot])):
+        schedule = batches.schedule
+        shares_of = batches.shares[:, slot]
+        losses = torch.zeros(shares_of.shape, dtype=shares_of.dtype)
+        for step in range(int(schedule.steps[slot])):
             batch = batches.single(slot, step)
-            shares = batches.shares[step, slot, : len(batch.weights)]
+            count = len(batch.targets)
+            shares = shares_of[step, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
-            loss, slope = self._mean_slope(outputs, batch.targets, shares)
+            losses[step, :count], slope = self._slopes(outputs, batch.targets, shares)
             self.chain.backward(slope, kept, params, stepping)
-            total += float(loss) * int(batches.schedule.counts[slot, step])
-        return total
+        kept_losses = _kept_losses(losses[:, None], schedule.masks[:, slot : slot + 1])
+        return float(_totals(kept_losses)[0])
 
     # --- gradients ------------------------------------------------------------------------
 
@@ -188,24 +191,29 @@ class ChainTraining:
             targets: The samples' targets.
             shares: What each sample counts for in the mean; 0 for padding.
         """
-        several = shares.dim() == 2
-        flat = outputs.flatten(0, 1) if several else outputs
-        losses, slope = self._slopes(flat, targets.reshape(-1) if several else targets, shares)
+        losses, slope = self._slopes(outputs, targets, shares)
         # `where` and not a product: a padding sample's loss may be anything
-        kept = torch.where(shares > 0, losses.view(shares.shape), 0) * shares
-        return kept.sum(-1), slope.view(outputs.shape)
+        return (torch.where(shares > 0, losses, 0) * shares).sum(-1), slope
 
     def _slopes(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (each sample's loss, the gradient of their weighted sum by the outputs)."""
-        shares = shares.reshape(-1)
+        """Return (each sample's loss, the gradient of their weighted sum by the outputs).
+
+        Args:
+            outputs: The model's outputs, `[batch, ...]`, or `[clients, batch, ...]`.
+            targets: The samples' targets.
+            shares: What each sample counts for, `[batch]` or `[clients, batch]`.
+        """
         own = getattr(self._task, "slopes", None)
-        found = None if own is None else own(outputs, targets, shares)
+        found: tuple[Tensor, Tensor] | None = None if own is None else own(outputs, targets, shares)
         if found is not None:
-            losses, slope = found
-            return losses, slope
+            return found
         leaf = outputs.detach().requires_grad_()
+        several = shares.dim() == 2
         with torch.enable_grad():
-            losses = self._task.sample_losses(leaf, targets)
+            losses = self._task.sample_losses(
+                leaf.flatten(0, 1) if several else leaf,
+                targets.flatten(0, 1) if several else targets,
+            ).view(shares.shape)
             # a scalar: what autograd is told of anything else makes it load a second of modules
             (slope,) = torch.autograd.grad((losses * shares).sum(), leaf)
         return losses.detach(), slope
@@ -260,9 +268,16 @@ def _kept(active: Tensor, moved: Carry, carry: Carry) -> Carry:
     return kept
 
 
-def _sums(losses: Tensor, counts: np.ndarray) -> np.ndarray:
-    """Sum `[steps, slots]` losses times samples in order of the steps: trailing zeros are exact."""
+def _kept_losses(losses: Tensor, masks: Tensor) -> np.ndarray:
+    """Sum each step's losses, `[steps, slots, batch]`, over the samples that are no padding."""
+    # `where` and not a product: a padding sample's loss may be anything
+    kept: np.ndarray = torch.where(masks, losses, 0).double().numpy().sum(-1)
+    return kept
+
+
+def _totals(losses: np.ndarray) -> np.ndarray:
+    """Sum `[steps, slots]` losses in order of the steps: trailing zeros are exact."""
     if not len(losses):
-        return np.zeros(len(counts))
-    total: np.ndarray = np.cumsum(losses.numpy() * counts.T, axis=0)[-1]
+        return np.zeros(losses.shape[1])
+    total: np.ndarray = np.cumsum(losses, axis=0)[-1]
     return total

@@ -1,8 +1,10 @@
 """What makes fedsim fast, forced: `FEDSIM_OPTIMISATIONS=off pytest tests/laws tests/parity`.
 
 on    passes written out where the model allows it, memory shared with workers and pipes to them,
-      checkpoints in the background, and the memories of all clients on the disk
-off   a loop over clients, everything through Ray, checkpoints at once, memories in main memory
+      checkpoints in the background, chunks even in samples, and the memories of all clients on the
+      disk
+off   a loop over clients, everything through Ray, checkpoints at once, chunks in client order where
+      who shares one changes no bit, memories in main memory
 
 Without the variable everything is as in a run: as with `on`, but memories stay in main memory.
 """
@@ -52,6 +54,13 @@ def _shared_memory():
     return ray._probe_arena
 
 
+def _in_client_order(samples, size, way):
+    """Chunks as they would be if all clients held as many samples, unless clients are padded."""
+    from fedsim.engine.dealing import deal
+
+    return deal([0] * len(samples) if way == "even" else samples, size, way)
+
+
 @contextlib.contextmanager
 def forced(value):
     """Force optimisations on or off in this process; workers follow it, or read the variable."""
@@ -59,11 +68,13 @@ def forced(value):
         yield
         return
     from fedsim.engine import local
+    from fedsim.engine.dealing import deal
     from fedsim.engine.store import ClientStore
 
     on, probe = value == "on", _shared_memory()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedsim.engine.ray._probe_arena", probe if on else lambda: None)
+        patch.setattr(local, "deal", deal if on else _in_client_order)
         if on:
             patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))
         else:

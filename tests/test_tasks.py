@@ -415,6 +415,25 @@ def test_slopes_have_the_bits_of_autograd(dtype):
     assert slopes.numpy().tobytes() == gradient.numpy().tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_along_samples_have_the_bits_of_autograd_too(dtype):
+    task = make_task({"model": "logistic"}, SampleSpec((4,), 7))
+    draw = torch.Generator().manual_seed(3)
+    across = 30 * torch.randn(3, 7, 20, generator=draw, dtype=dtype)
+    across[0, 2, 3], across[1, 1, 4] = torch.inf, torch.nan
+    targets = torch.randint(7, (3, 20), generator=draw)
+    shares = torch.rand(3, 20, generator=draw, dtype=dtype) * (torch.arange(20) % 5 > 0)
+    losses, slopes = task.slopes(across.mT, targets, shares)
+    leaf = across.clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(leaf, targets, reduction="none")
+    (gradient,) = torch.autograd.grad((expected * shares).sum(), leaf)
+    assert losses.numpy().tobytes() == expected.detach().numpy().tobytes()
+    assert slopes.mT.contiguous().numpy().tobytes() == gradient.numpy().tobytes()
+    rows, by_row = task.slopes(across.mT.contiguous(), targets, shares)
+    torch.testing.assert_close(losses, rows, equal_nan=True)
+    torch.testing.assert_close(slopes, by_row, equal_nan=True)
+
+
 def test_slopes_are_not_offered_where_the_losses_are_anothers():
     task = make_task({"model": "logistic"}, SampleSpec((4,), 7))
     task.sample_losses = lambda outputs, targets: outputs.sum(-1)

@@ -52,21 +52,25 @@ class _Classes(Task):
     ) -> tuple[Tensor, Tensor] | None:
         """Return (each sample's loss, the gradient of their weighted sum by the outputs).
 
-        The bits of autograd at half its cost: the same two kernels, and nothing around them. None
-        where a subclass has losses of its own.
+        The bits of autograd at half its cost: the same two kernels, and nothing around them. They
+        go along whichever of the classes and the samples lie apart in memory. None where a subclass
+        has losses of its own.
 
         Args:
-            outputs: `[batch, C]`.
-            targets: `[batch]` classes.
-            shares: `[batch]`, what each sample counts for in the sum.
+            outputs: `[..., batch, C]`.
+            targets: `[..., batch]` classes.
+            shares: `[..., batch]`, what each sample counts for in the sum.
         """
         if getattr(self.sample_losses, "__func__", None) is not _Classes.sample_losses:
             return None
-        logs = torch.log_softmax(outputs, -1)
-        chosen = targets.unsqueeze(-1)
-        above = torch.zeros_like(logs).scatter_(-1, chosen, -shares.unsqueeze(-1))
-        slopes = torch.ops.aten._log_softmax_backward_data(above, logs, -1, logs.dtype)
-        return -logs.gather(-1, chosen).squeeze(-1), slopes
+        # with few classes, ten times as fast where samples lie side by side
+        side = -1 if outputs.is_contiguous() else -2
+        logs = torch.log_softmax(outputs if side == -1 else outputs.mT, side)
+        chosen = targets.unsqueeze(side)
+        above = torch.zeros_like(logs).scatter_(side, chosen, -shares.unsqueeze(side))
+        slopes = torch.ops.aten._log_softmax_backward_data(above, logs, side, logs.dtype)
+        losses = -logs.gather(side, chosen).squeeze(side)
+        return losses, slopes if side == -1 else slopes.mT
 
     def statistics(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return the sums of losses, correct answers and samples, and what is asked for by class.

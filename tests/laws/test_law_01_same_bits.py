@@ -94,6 +94,10 @@ def test_training_twice_gives_the_same_bits():
 # --- engines --------------------------------------------------------------------------------------
 
 
+def _everybody():
+    return InMemoryData(fed.SIZES * len(CASES), test_sizes=(5, 1, 30, 7, 2, 110, 9, 3) * len(CASES))
+
+
 class ManyFederations(CohortApp):
     """One federation per case behind one ClientApp, so that one set of workers serves all cases.
 
@@ -101,7 +105,9 @@ class ManyFederations(CohortApp):
     """
 
     def __init__(self):
-        super().__init__(make_executor, ExecutionPlan("vmap", "a test", 3))
+        super().__init__(
+            lambda: make_executor(data=_everybody()), ExecutionPlan("vmap", "a test", 3)
+        )
 
     def __reduce__(self):
         return ManyFederations, ()
@@ -109,10 +115,7 @@ class ManyFederations(CohortApp):
     @functools.cache  # noqa: B019 - lives as long as the process
     def case(self, number):
         model, name, arguments = CASES[number]
-        data = InMemoryData(
-            fed.SIZES * len(CASES), test_sizes=(5, 1, 30, 7, 2, 110, 9, 3) * len(CASES)
-        )
-        return make_executor(model, make_procedure(name, **arguments), data)
+        return make_executor(model, make_procedure(name, **arguments), _everybody())
 
     def run_chunk(self, job, out=None):
         executor = self.case(job.client_ids[0] // CLIENTS)
