@@ -221,6 +221,7 @@ class CohortExecutor:
         self.model = seed_dropout(model).to(self.device)
         self._dropouts = dropout_layers(self.model)
         self._noise_shapes: dict[str, tuple[int, ...]] | None = None
+        self._reused: Named = {}  # parameters of the chunk that is trained in place
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
         self._chain_training: ChainTraining | None = None
         if kind == "batched":
@@ -338,7 +339,7 @@ class CohortExecutor:
         row_of = np.argsort(slots, kind="stable")[: len(members)]  # of each member
         picks = slice(0, len(members)) if slots == doubled else row_of
         with torch.no_grad():
-            params, buffers, sent = self._received(job, slots)
+            params, buffers, sent = self._received(job, slots, reuse=descent is not None)
             if descent is not None:
                 memory = self._state(job, slots, params) if descent.keeps_moments else {}
                 stepping = _stepping(descent, params, sent, memory)
@@ -360,7 +361,7 @@ class CohortExecutor:
         schedule = batches.schedule
         return ChunkResult(
             params=flat,
-            buffers=_rows(self._received(job, members)[1], every),
+            buffers=_rows(self._received_buffers(job, members), every),
             extra=_rows(extra, every),
             state=_rows(state, every),
             num_examples=schedule.num_examples[row_of],
@@ -609,24 +610,46 @@ class CohortExecutor:
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
 
-    def _received(self, job: ChunkJob, slots: list[int]) -> tuple[Named, Named, Named]:
-        def stack(shared: Mapping[str, Tensor], personal: Mapping[str, Tensor]) -> Named:
-            rows = {n: t.to(self.device)[slots] for n, t in personal.items()}
-            lead = len(slots)
-            common = {
-                n: t.to(self.device).expand(lead, *t.shape)
-                for n, t in shared.items()
-                if n not in rows
-            }
-            return {**common, **rows}
+    def _received(
+        self, job: ChunkJob, slots: list[int], *, reuse: bool = False
+    ) -> tuple[Named, Named, Named]:
+        """Return (parameters, buffers, what else was sent) of each slot, contiguous but the last.
 
+        Args:
+            job: The chunk.
+            slots: Its members in the order wanted.
+            reuse: Whether the parameters may overwrite those that were returned for an earlier
+                chunk: the system takes longer to hand out fresh memory than to copy them.
+        """
         shared = {} if job.shared.params is None else self.layout.unflatten(job.shared.params)
         personal = {} if job.personal.params is None else self.layout.unflatten(job.personal.params)
-        params = {n: t.contiguous() for n, t in stack(shared, personal).items()}
-        buffers = {
-            n: t.contiguous() for n, t in stack(job.shared.buffers, job.personal.buffers).items()
+        params = self._stacked(shared, personal, slots)
+        if reuse:
+            shapes = {n: t.shape for n, t in params.items()}
+            if {n: t.shape for n, t in self._reused.items()} != shapes:
+                self._reused = {n: t.new_empty(t.shape) for n, t in params.items()}
+            for name, tensor in params.items():
+                self._reused[name].copy_(tensor)
+            params = dict(self._reused)
+        else:
+            params = {n: t.contiguous() for n, t in params.items()}
+        extra = self._stacked(job.shared.extra, job.personal.extra, slots)
+        return params, self._received_buffers(job, slots), extra
+
+    def _received_buffers(self, job: ChunkJob, slots: list[int]) -> Named:
+        stacked = self._stacked(job.shared.buffers, job.personal.buffers, slots)
+        return {n: t.contiguous() for n, t in stacked.items()}
+
+    def _stacked(
+        self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor], slots: list[int]
+    ) -> Named:
+        """Named tensors with a row per slot; what is shared is laid down once."""
+        rows = {n: t.to(self.device)[slots] for n, t in personal.items()}
+        lead = len(slots)
+        common = {
+            n: t.to(self.device).expand(lead, *t.shape) for n, t in shared.items() if n not in rows
         }
-        return params, buffers, stack(job.shared.extra, job.personal.extra)
+        return {**common, **rows}
 
     def _batches(
         self, job: ChunkJob, slots: list[int], *, longest_first: bool = False, reuse: bool = False
