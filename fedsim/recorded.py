@@ -1,6 +1,6 @@
 """Which metrics a run of a scenario records, so that nothing waits for one that never comes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,21 +37,37 @@ def check_watched(scenario: Scenario, task: Task, model: nn.Module, attack: Atta
     Raises:
         ScenarioError: With one line per metric, naming the nearest that is recorded.
     """
-    watched = list(_watched(scenario))
+    if lines := unrecorded(scenario, list(_watched(scenario)), task, model, attack):
+        raise ScenarioError("\n".join(f"{scenario.origin}: {line}" for line in lines))
+
+
+def unrecorded(
+    scenario: Scenario,
+    watched: Sequence[tuple[str, str]],
+    task: Task,
+    model: nn.Module,
+    attack: Attack | None,
+) -> list[str]:
+    """Return a line for each metric that no round of a scenario records, with the nearest that is.
+
+    Args:
+        scenario: The scenario.
+        watched: (who waits for it, the metric).
+        task: The scenario's task.
+        model: A model of the task.
+        attack: The scenario's attack.
+    """
+    lines: list[str] = []
     if not watched:
-        return
+        return lines
     names = _recorded(scenario, _measured(task, model), attack)
-    lines = []
     for where, metric in watched:
         phase = metric.partition("/")[0]
         known = names.get(phase)
         if known is not None and metric not in known:
-            lines.append(
-                f"{scenario.origin}: {where} "
-                + unknown(metric, f"a metric that {phase} records here", known)
-            )
-    if lines:
-        raise ScenarioError("\n".join(lines))
+            what = unknown(metric, f"a metric that {phase} records here", known)
+            lines.append(f"{where} {what}")
+    return lines
 
 
 @dataclass(frozen=True)

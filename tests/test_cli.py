@@ -395,7 +395,7 @@ def test_partition_is_counted_and_drawn(fedsim: Any, write: Any, folder: Path) -
 def test_picture_that_cannot_be_written_is_refused(fedsim: Any, write: Any) -> None:
     ended = fedsim("partition", write(VALID), "--png", "nowhere/who.png")
     assert ended.code == 2
-    assert "--png nowhere/who.png: cannot be drawn" in ended.err
+    assert "--png nowhere/who.png: cannot be drawn: the folder nowhere does not" in ended.err
 
 
 # Running and resuming. What runs is not the subject here, so a stand-in records the calls.

@@ -26,7 +26,8 @@ class Verdict:
         drifts: What is no longer as recorded; None when there is no recording.
         seconds: How long its runs took.
         note: What was not compared, and why.
-        edited: Whether the scenario was changed since it was recorded.
+        edited: Whether the scenario is another than was recorded.
+        altered: Whether assignments on the command line were made to it.
     """
 
     scenario: Path
@@ -35,6 +36,7 @@ class Verdict:
     seconds: float
     note: str = ""
     edited: bool = False
+    altered: bool = False
 
     @property
     def holds(self) -> bool:
@@ -49,6 +51,8 @@ class Verdict:
             for claim in self.claims
             if not claim["holds"]
         ]
+        if self.edited and self.altered:
+            return [*found, f"{name}: --set makes it another scenario than was recorded"]
         if self.edited:
             return [*found, f"{name}: was edited since it was recorded; {_update(self.scenario)}"]
         apart = self.drifts or []
@@ -78,13 +82,14 @@ def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = 
     with loaded.named_in_refusals():
         now, claims, seconds = measure(loaded)
     if golden is None:
-        return Verdict(scenario, claims, None, seconds, f"not recorded; {_update(scenario)}")
+        note = "not recorded" if overrides else f"not recorded; {_update(scenario)}"
+        return Verdict(scenario, claims, None, seconds, note)
     apart = drifts(golden, now)
     note = ""
     if not same_environment(golden, now):
         note = f"hashes of models not compared: {other_environment(golden, now)}"
     edited = golden.scenario_sha256 != now.scenario_sha256
-    return Verdict(scenario, claims, apart, seconds, note, edited)
+    return Verdict(scenario, claims, apart, seconds, note, edited, bool(overrides))
 
 
 def record(

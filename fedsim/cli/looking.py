@@ -216,7 +216,10 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> Outcome:
         try:
             draw_partition(data, png)
         except (OSError, ValueError) as error:
-            raise ScenarioError(f"--png {png}: cannot be drawn: {error}") from error
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            if isinstance(error, FileNotFoundError):
+                why = f"the folder {png.parent} does not exist"
+            raise ScenarioError(f"--png {png}: cannot be drawn: {why}") from error
         facts.append(("picture", str(png)))
         document["png"] = str(png)
     return Outcome(document, [*columns(facts), "", *columns(rows)])

@@ -14,6 +14,7 @@ from fedsim.studies.outcome import (
     Target,
     outcome_of,
     read_history,
+    refuse_unrecorded,
     require_recorded,
     worst_metric,
 )
@@ -129,6 +130,10 @@ def compare(
     # asked of the first run that is there, before hours are spent on a name that none records
     _metric(cells, question)
     missing = [cell for cell in cells if not cell.finished]
+    if len(missing) == len(cells) and cells:
+        target = None if question.target is None else question.target.metric
+        asked = [("--target", target), ("--metric", question.metric)]
+        refuse_unrecorded(cells[0].scenario, asked)
     failed = pool.run(missing, then=lambda cell: _metric([cell], question))
     failures = {cell.name: failed[cell.folder] for cell in cells if cell.folder in failed}
     metric = _metric(cells, question) or ""

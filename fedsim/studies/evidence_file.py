@@ -219,6 +219,11 @@ def read(path: Path) -> Declaration:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ScenarioError(f"{path}: invalid TOML: {error}") from None
+    if "arms" not in table and table.keys() & {"strategy", "partition", "client"}:
+        raise ScenarioError(
+            f"{path}: is a scenario, not a study, which names a scenario and [[arms]] of it; "
+            f"`fedsim compare {path}` holds a scenario's variants beside each other"
+        )
     try:
         document = _Document.model_validate(table)
     except ValidationError as error:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim.errors import RunError, ScenarioError, nearest, printable
+from fedsim.errors import FedsimError, RunError, ScenarioError, nearest, printable
 from fedsim.expectations import METRIC_PHASES
 from fedsim.local_metrics import is_error
 from fedsim.run_folder import METRICS_FILE, JsonLines
+from fedsim.scenario import Scenario
 
 LAST = 0.1  # the share of a run's rounds whose mean is its value
 _TRAFFIC = ("comm/downlink_bytes", "comm/uplink_bytes")
@@ -106,6 +107,36 @@ def check_metric(metric: str, option: str) -> None:
         f"{option} {printable(metric)}: is not a metric that a run records; {hint}metrics are "
         f"phase/name with a phase of {', '.join(METRIC_PHASES)}"
     )
+
+
+def refuse_unrecorded(scenario: Scenario, watched: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse metrics that no round of a scenario will record, before anything runs.
+
+    Names that only a run can tell pass, and so does a scenario that cannot be built: its run says
+    why.
+
+    Args:
+        scenario: The scenario.
+        watched: (the option, its metric or None).
+
+    Raises:
+        ScenarioError: With a line for each, naming the nearest that is recorded.
+    """
+    named = [(option, metric) for option, metric in watched if metric is not None]
+    if not named:
+        return
+    from fedsim.recorded import unrecorded
+    from fedsim.world import build
+
+    try:
+        world = build(scenario)
+    except FedsimError:
+        return
+    task = world.app.executor.task
+    model = task.build_model(scenario.seed)
+    lines = unrecorded(world.scenario, named, task, model, world.attack)  # type: ignore[arg-type]
+    if lines:
+        raise ScenarioError("\n".join(lines))
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

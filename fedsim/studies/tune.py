@@ -16,7 +16,13 @@ from fedsim.errors import ScenarioError
 from fedsim.local_metrics import is_error
 from fedsim.studies.cells import Cell, cells_of
 from fedsim.studies.grids import Grid, Point, on_edge, widened
-from fedsim.studies.outcome import LAST, outcome_of, read_history, require_recorded
+from fedsim.studies.outcome import (
+    LAST,
+    outcome_of,
+    read_history,
+    refuse_unrecorded,
+    require_recorded,
+)
 from fedsim.studies.pool import Pool
 from fedsim.studies.statistics import Mean, mean_interval
 from fedsim.studies.variants import Axis, Variant
@@ -111,9 +117,20 @@ def validating(overrides: Sequence[str], test_fraction: float) -> list[str]:
     Args:
         overrides: Assignments so far.
         test_fraction: What the scenario's clients keep to themselves already.
+
+    Raises:
+        ScenarioError: If they switch that measurement off.
     """
+    key, value = "evaluation.pooled", "true"
+    for override in overrides:
+        name, _, given = override.partition("=")
+        if name.strip() == key and given.strip() != value:
+            raise ScenarioError(
+                f"--set {override}: points are judged by the model's metric on what all clients "
+                f"keep to themselves, which takes {key}={value}; leave it out"
+            )
     split = [] if test_fraction else [f"partition.test_fraction={TEST_FRACTION}"]
-    return [*overrides, *split, "evaluation.pooled=true"]
+    return [*overrides, *split, f"{key}={value}"]
 
 
 def check_metric_is_no_test(metric: str | None) -> None:
@@ -219,6 +236,8 @@ class _Race:
         return found
 
     def _run(self, cells: Sequence[Cell]) -> None:
+        if self._rule.metric is not None and not any(cell.finished for cell in cells):
+            refuse_unrecorded(cells[0].scenario, [("--metric", self._rule.metric)])
         tried = [cell for cell in cells if cell.folder not in self._failed]
         there = sum(cell.finished for cell in tried)
         self._expect(len(tried) - there, there)

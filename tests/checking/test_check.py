@@ -128,6 +128,11 @@ def test_an_edited_scenario_says_so_and_a_torn_recording_is_refused(project):
     code, said = fedsim("check", "mine.toml")
     assert code == 3
     assert "mine: was edited since it was recorded" in said
+    file.write_text(whole)
+    code, said = fedsim("check", "mine.toml", "--set", "client.local_lr=0.2")
+    assert code == 3
+    assert "mine: --set makes it another scenario than was recorded" in said
+    assert "golden --update" not in said
     file.write_text(f'title = "another"\n{whole}')  # which decides nothing
     assert fedsim("check", "mine.toml")[0] == 0
     place_of(file).write_text("{")

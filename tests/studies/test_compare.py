@@ -162,6 +162,11 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(arguments, killed):
         (["quickstart", "--seeds", "x"], "--seeds x: must be"),
         (["quickstart", "--last", "0"], "--last 0: must be in (0, 1]"),
         (["quickstart", "--metric", "tets/accuracy"], "did you mean 'test/accuracy'"),
+        (["quickstart", "--metric", "test/acuracy"], "did you mean 'test/accuracy'"),
+        (
+            ["quickstart", "--target", "pooled/los=0.1"],
+            "--target 'pooled/los' is not a metric that pooled records here",
+        ),
         (["quickstart", "--target", "0.9"], "must be metric=value"),
         (["quickstart", "--workers", "0"], "--workers 0: must be >= 1"),
         (["quickstart", "--vary", "partition.alpha=0.1,1", "--baseline", "0.2"], "is none of"),

@@ -186,3 +186,11 @@ def test_the_page_is_of_the_studies_as_they_are(request):
     found = {name: evidence_file.read(path).sha256[:16]
              for name, path in evidence_file.shipped().items()}  # fmt: skip
     assert stamps == found
+
+
+def test_a_scenario_is_told_apart_from_a_study(study):
+    (scenario,) = [file for file in study.parent.glob("*.toml") if file != study]
+    ended = evidence(str(scenario))
+    assert ended.exit_code == 2
+    assert "is a scenario, not a study" in ended.output
+    assert len(ended.output.strip().splitlines()) == 1

@@ -93,6 +93,7 @@ def test_the_best_is_found_on_validation_data_and_the_grid_widens(tmp_path, monk
             ["--set", "client.local_epochs=3", "--grid", "client.local_epochs=1,2"],
             "--set client.local_epochs=3: is replaced by --grid client.local_epochs",
         ),
+        (["--set", "evaluation.pooled=false"], "which takes evaluation.pooled=true; leave it out"),
         (["--keep", "0"], "--keep 0: must be in (0, 1]"),
         (["--widen", "-1"], "--widen -1: must be >= 0"),
     ],
@@ -103,3 +104,11 @@ def test_what_is_impossible_is_refused_before_anything_runs(arguments, said, tmp
     assert ended.exit_code == 2, ended.output
     assert said in ended.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_that_is_never_recorded_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = tune("quickstart", "--metric", "pooled/acuracy", "--out", "study")
+    assert ended.exit_code == 2, ended.output
+    assert "did you mean 'pooled/accuracy'" in ended.output
+    assert not list(tmp_path.glob("study/cells/*"))
