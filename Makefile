@@ -41,8 +41,8 @@ test-gpu: $(STAMP)
 
 # the laws with everything that makes fedsim fast forced on, then forced off
 test-optimised: $(STAMP)
-	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest tests/laws tests/parity
-	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest -n 2 --dist worksteal tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest -n 2 --dist worksteal tests/laws tests/parity
 
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)
