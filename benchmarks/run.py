@@ -325,13 +325,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         begun = time.monotonic()
         options.log.parent.mkdir(parents=True, exist_ok=True)
+        first = {**machine(), "repeats": options.repeats}  # the log itself makes a checkout dirty
         with options.log.open("w") as file:
 
             def record(entry: Mapping[str, Any]) -> None:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
 
-            record({**machine(), "repeats": options.repeats})
+            record(first)
             versions = environments.packages(Path(PYTHON))
             record({"kind": "environment", "name": "fedsim", "packages": versions})
             bench = Bench(options, record)
