@@ -479,9 +479,14 @@ class CohortExecutor:
 
     def _laid(self, params: Named, out: Rows | None, rows: list[int] | None = None) -> Rows:
         """The members' parameters where they are wanted, see `Layout.write`."""
+        if out is not None and self.device.type == "cpu":
+            self.layout.write(params, out, rows=rows)
+            return out
+        flat = self.layout.flatten(params, rows=rows).cpu()  # one way from a device for all
         if out is None:
-            return self.layout.flatten(params, rows=rows).cpu()
-        self.layout.write(params, out, rows=rows)
+            return flat
+        for row, place in zip(flat, out, strict=True):
+            place.copy_(row)
         return out
 
     @contextlib.contextmanager

@@ -23,7 +23,7 @@ from clients.local_sgd import LocalSGD
 from fedsim import tasks
 from fedsim.dropout import SeededDropout, seed_dropout
 from fedsim.executor import CohortExecutor, loop_reason
-from fedsim.layout import Payload
+from fedsim.layout import Payload, rows_at
 from fedsim.plan import why_loop
 from fedsim.procedure import ClientProcedure, Work
 from fedsim.samples import SampleSpec
@@ -497,3 +497,18 @@ def test_other_tasks_train_and_evaluate_alike_in_both_executors(spec, table):
     assert measured.metrics.keys() == again.metrics.keys()
     for name, column in measured.metrics.items():
         torch.testing.assert_close(column, again.metrics[name], rtol=0, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (4, 0, 2)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_trained_rows_are_written_where_they_are_wanted(device, places, monkeypatch):
+    executor = make_executor("mlp")
+    params = {n: torch.stack([p.detach()] * 3) for n, p in executor.model.named_parameters()}
+    for tensor in params.values():
+        tensor.mul_(torch.arange(3.0).view(-1, *(1,) * (tensor.dim() - 1)))
+    rows = torch.full((5, executor.layout.dim), -1.0)
+    # what comes from a GPU comes at once; tensors of this process take that way as well
+    monkeypatch.setattr(executor, "device", torch.device(device))
+    executor._laid(params, rows_at(rows, places), [2, 0, 1])
+    assert torch.equal(rows[list(places)], executor.layout.flatten(params)[[2, 0, 1]])
+    assert (rows[[place for place in range(5) if place not in places]] == -1).all()

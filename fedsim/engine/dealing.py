@@ -1,5 +1,6 @@
 """Which clients of a cohort share a chunk. It moves work about and changes no client's bits."""
 
+import heapq
 from collections.abc import Sequence
 from typing import Literal
 
@@ -41,12 +42,13 @@ def deal(
         return [tuple(sorted(order[first : first + size])) for first in firsts]
     room = [min(size, len(held) - first) for first in firsts]
     chunks: list[list[int]] = [[] for _ in room]
-    loads = [0] * len(room)
-    while order:
-        open_ones = [chunk for chunk, members in enumerate(chunks) if len(members) < room[chunk]]
-        chosen = min(open_ones, key=loads.__getitem__)
-        count = min(2, room[chosen] - len(chunks[chosen]))
-        dealt, order = order[:count], order[count:]
-        chunks[chosen] += dealt
-        loads[chosen] += int(held[dealt].sum())
+    loads = [(0, chunk) for chunk in range(len(room))]  # a heap of those that have room
+    dealt = 0
+    while dealt < len(order):
+        load, chosen = heapq.heappop(loads)
+        pair = order[dealt : dealt + min(2, room[chosen] - len(chunks[chosen]))]
+        dealt += len(pair)
+        chunks[chosen] += pair
+        if len(chunks[chosen]) < room[chosen]:
+            heapq.heappush(loads, (load + int(held[pair].sum()), chosen))
     return [tuple(sorted(chunk)) for chunk in chunks]
