@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# two tests at a time: much of their time is workers that start
+PAIR   := -n 2 --dist worksteal
 
 .PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised scenarios mutants bench robustness format clean
 
@@ -26,9 +28,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# two at a time: much of the tests' time is workers that start
 unit: $(STAMP)
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest $(PAIR)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
@@ -41,8 +42,8 @@ test-gpu: $(STAMP)
 
 # the laws with everything that makes fedsim fast forced on, then forced off
 test-optimised: $(STAMP)
-	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest -n 2 --dist worksteal tests/laws tests/parity
-	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest -n 2 --dist worksteal tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest $(PAIR) tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest $(PAIR) tests/laws tests/parity
 
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)

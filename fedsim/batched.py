@@ -84,7 +84,7 @@ class ChainTraining:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
                     for name, tensor in whole.items():
                         tensor[:1] = part[name][:1]
-        return _totals(_kept_losses(losses, schedule.masks))
+        return _sums(_means(losses, batches.shares), schedule.counts)
 
     def step_together(
         self, carry: Carry, batches: Batches, server_round: int
@@ -110,7 +110,7 @@ class ChainTraining:
             carry = moved if schedule.all_active(step) else _kept(active, moved, carry)
         # what stands where nobody took a step may be anything
         losses = torch.where(torch.from_numpy(schedule.counts.T > 0), losses, 0.0)
-        return carry, _totals(losses.numpy() * schedule.counts.T)
+        return carry, _sums(losses, schedule.counts)
 
     # --- one client -----------------------------------------------------------------------
 
@@ -119,17 +119,16 @@ class ChainTraining:
     ) -> float:
         """Train one client by gradient descent, in place; returns its sum of losses."""
         schedule = batches.schedule
-        shares_of = batches.shares[:, slot]
-        losses = torch.zeros(shares_of.shape, dtype=shares_of.dtype)
+        every = batches.shares[:, slot : slot + 1]
+        losses = torch.zeros(every.shape, dtype=every.dtype)
         for step in range(int(schedule.steps[slot])):
             batch = batches.single(slot, step)
             count = len(batch.targets)
-            shares = shares_of[step, :count]
+            shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
-            losses[step, :count], slope = self._slopes(outputs, batch.targets, shares)
+            losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
             self.chain.backward(slope, kept, params, stepping)
-        kept_losses = _kept_losses(losses[:, None], schedule.masks[:, slot : slot + 1])
-        return float(_totals(kept_losses)[0])
+        return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
     # --- gradients ------------------------------------------------------------------------
 
@@ -192,8 +191,7 @@ class ChainTraining:
             shares: What each sample counts for in the mean; 0 for padding.
         """
         losses, slope = self._slopes(outputs, targets, shares)
-        # `where` and not a product: a padding sample's loss may be anything
-        return (torch.where(shares > 0, losses, 0) * shares).sum(-1), slope
+        return _means(losses, shares), slope
 
     def _slopes(self, outputs: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Return (each sample's loss, the gradient of their weighted sum by the outputs).
@@ -268,16 +266,15 @@ def _kept(active: Tensor, moved: Carry, carry: Carry) -> Carry:
     return kept
 
 
-def _kept_losses(losses: Tensor, masks: Tensor) -> np.ndarray:
-    """Sum each step's losses, `[steps, slots, batch]`, over the samples that are no padding."""
+def _means(losses: Tensor, shares: Tensor) -> Tensor:
+    """Return each step's mean loss; the samples are along the last axis."""
     # `where` and not a product: a padding sample's loss may be anything
-    kept: np.ndarray = torch.where(masks, losses, 0).double().numpy().sum(-1)
-    return kept
+    return (torch.where(shares > 0, losses, 0) * shares).sum(-1)
 
 
-def _totals(losses: np.ndarray) -> np.ndarray:
-    """Sum `[steps, slots]` losses in order of the steps: trailing zeros are exact."""
+def _sums(losses: Tensor, counts: np.ndarray) -> np.ndarray:
+    """Sum `[steps, slots]` losses times samples in order of the steps: trailing zeros are exact."""
     if not len(losses):
-        return np.zeros(losses.shape[1])
-    total: np.ndarray = np.cumsum(losses, axis=0)[-1]
+        return np.zeros(len(counts))
+    total: np.ndarray = np.cumsum(losses.numpy() * counts.T, axis=0)[-1]
     return total

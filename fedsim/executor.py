@@ -629,7 +629,7 @@ class CohortExecutor:
         shared = {} if job.shared.params is None else self.layout.unflatten(job.shared.params)
         personal = {} if job.personal.params is None else self.layout.unflatten(job.personal.params)
         params = self._stacked(shared, personal, slots)
-        if reuse:
+        if reuse and not personal:  # rows of their own are picked into fresh memory anyway
             shapes = {n: t.shape for n, t in params.items()}
             if {n: t.shape for n, t in self._reused.items()} != shapes:
                 self._reused = {n: t.new_empty(t.shape) for n, t in params.items()}

@@ -142,11 +142,10 @@ class Layout:
             out: `[*lead, dim]`, or the rows of a `[n, dim]` one by one.
             rows: As for `flatten`.
         """
-        whole = isinstance(out, Tensor) and rows is None
         for spec in self.trainable:
             tensor, span = named[spec.name], self.slices[spec.name]
-            if whole:
-                part = out[..., span]  # type: ignore[call-overload]
+            if isinstance(out, Tensor) and rows is None:
+                part = out[..., span]
                 part.copy_(tensor.reshape(part.shape))
                 continue
             # picked together they would be copied twice

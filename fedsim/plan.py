@@ -115,9 +115,10 @@ def make_plan(
     if chunk_size is None:
         model = task.build_model(0)
         small = sum(p.numel() for p in model.parameters()) < LARGE
+        most = _MAX_SMALL_CHUNK if small else _MAX_CHUNK
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
-        chunk_size = equal_chunks(expected_cohort, min(fits, (_MAX_CHUNK, _MAX_SMALL_CHUNK)[small]))
+        chunk_size = equal_chunks(expected_cohort, min(fits, most))
     return ExecutionPlan(kind, why, chunk_size, threads, device, deterministic, evaluation_batch)
 
 

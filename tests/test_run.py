@@ -386,15 +386,13 @@ def test_a_nodes_buffers_count_whether_it_took_part_or_not(tmp_path):
 
 def test_the_training_loss_is_without_the_margin_penalty(tmp_path):
     losses = []
-    for margin in (0.0, 0.5, 5.0):
+    for margin in (0.0, 5.0):
         changed = scenario(
             client={"local_lr": 0.0, "margin": margin}, task={"model": "mlp", "hidden": [8]}
         )
         result = fedsim.start(changed, out=tmp_path / f"{margin}")
         losses.append(records(result)[-1]["train/loss"])
-    assert losses[1] == losses[2]
-    # without a penalty the steps are taken otherwise, and their losses added up in float64
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] == losses[1]
 
 
 def test_messages_between_nodes_follow_the_graph(tmp_path):

@@ -1,4 +1,4 @@
-"""Which clients of a cohort share a chunk. It moves work about and changes no client's bits."""
+"""Which clients of a cohort share a chunk: a function of the cohort and of the plan alone."""
 
 import heapq
 from collections.abc import Sequence

@@ -126,16 +126,16 @@ def refuse_unrecorded(scenario: Scenario, watched: Sequence[tuple[str, str | Non
     if not named:
         return
     from fedsim.recorded import unrecorded
+    from fedsim.tasks import make_task
     from fedsim.world import build
 
     try:
         world = build(scenario)
     except FedsimError:
         return
-    task = world.app.executor.task
+    task = make_task(scenario.task, world.data.spec, data=scenario.data["name"])
     model = task.build_model(scenario.seed)
-    lines = unrecorded(world.scenario, named, task, model, world.attack)  # type: ignore[arg-type]
-    if lines:
+    if lines := unrecorded(world.scenario, named, task, model, world.attack):
         raise ScenarioError("\n".join(lines))
 
 

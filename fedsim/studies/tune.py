@@ -175,6 +175,7 @@ def tune(
         ScenarioError: If nothing records the metric, or a point is impossible.
     """
     notes: list[str] = []
+    refuse_unrecorded(make(0, grid.points[0]).scenario, [("--metric", rule.metric)])
     race = _Race(methods, make, seeds, study, rule, pool, expect)
     for widening in range(rule.widenings + 1):
         candidates = race.run(grid)
@@ -236,8 +237,6 @@ class _Race:
         return found
 
     def _run(self, cells: Sequence[Cell]) -> None:
-        if self._rule.metric is not None and not any(cell.finished for cell in cells):
-            refuse_unrecorded(cells[0].scenario, [("--metric", self._rule.metric)])
         tried = [cell for cell in cells if cell.folder not in self._failed]
         there = sum(cell.finished for cell in tried)
         self._expect(len(tried) - there, there)
