@@ -7,11 +7,14 @@ import importlib
 import os
 from typing import Any
 
+from fedsim.basics import kernels
+
 # These libraries read their settings when they are first imported, so the defaults must stand
 # before; what the user has set wins.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+kernels.pin_as_asked()
 
 __version__ = "0.1.0"
 

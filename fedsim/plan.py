@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from fedsim.basics.kernels import Bits
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
@@ -44,6 +45,8 @@ class ExecutionPlan:
         deterministic: Whether a GPU is held to kernels that give the same bits every time.
         evaluation_batch: Samples per forward pass of the server's evaluation.
         reduction: How replies are summed.
+        bits: What is promised about kernels: the same bits on one kind of machine ("fast"), or on
+            every x86-64 processor with AVX2 ("portable").
     """
 
     executor: ExecutorKind
@@ -54,6 +57,7 @@ class ExecutionPlan:
     deterministic: bool = True
     evaluation_batch: int = 1000
     reduction: str = REDUCTION
+    bits: Bits = "fast"
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values."""
@@ -72,6 +76,7 @@ def make_plan(
     device: str = "cpu",
     deterministic: bool = True,
     evaluation_batch: int = 1000,
+    bits: Bits = "fast",
 ) -> ExecutionPlan:
     """Derive a plan.
 
@@ -89,6 +94,7 @@ def make_plan(
         device: Where to compute.
         deterministic: Whether a GPU is held to deterministic kernels.
         evaluation_batch: Samples per forward pass of the server's evaluation.
+        bits: What is promised about kernels.
 
     Raises:
         ScenarioError: If "batched" or "vmap" is asked for and the model does not allow it.
@@ -119,7 +125,9 @@ def make_plan(
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = equal_chunks(expected_cohort, min(fits, most))
-    return ExecutionPlan(kind, why, chunk_size, threads, device, deterministic, evaluation_batch)
+    return ExecutionPlan(
+        kind, why, chunk_size, threads, device, deterministic, evaluation_batch, bits=bits
+    )
 
 
 def equal_chunks(cohort: int, most: int) -> int:

@@ -8,11 +8,16 @@ files are left alone. Nothing heavy is imported before a scenario runs.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fedsim.checking.selection import TIERS, is_scenario, tier_of
+
+if TYPE_CHECKING:
+    from fedsim.checking.measure import Measurer
+
+_MEASURER = pytest.StashKey["Measurer"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +63,22 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "ScenarioF
     return ScenarioFile.from_parent(parent, path=file_path)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the processes that have run scenarios."""
+    measurer = config.stash.get(_MEASURER, None)
+    if measurer is not None:
+        measurer.close()
+
+
+def _measurer_of(config: pytest.Config) -> "Measurer":
+    """What runs all scenarios of a session: one process, for pytest may run several sessions."""
+    from fedsim.checking.measure import Measurer
+
+    if (measurer := config.stash.get(_MEASURER, None)) is None:
+        measurer = config.stash[_MEASURER] = Measurer(workers=1)
+    return measurer
+
+
 class ScenarioFile(pytest.File):
     """A scenario file: one test."""
 
@@ -88,7 +109,12 @@ class ScenarioItem(pytest.Item):
 
         folder = self.config.getoption("--fedsim-data")
         data = None if folder is None else Path(folder)
-        verdict = check(self.path, self.config.getoption("--fedsim-set"), data=data)
+        verdict = check(
+            self.path,
+            self.config.getoption("--fedsim-set"),
+            data=data,
+            measurer=_measurer_of(self.config),
+        )
         self.user_properties.append(("seconds", round(verdict.seconds, 3)))
         if verdict.note:
             self.add_report_section("call", "fedsim", f"{self.path.stem}: {verdict.note}")

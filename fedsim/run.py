@@ -21,6 +21,7 @@ from torch import Tensor
 from fedsim import checkpoint as checkpoints
 from fedsim import run_folder
 from fedsim.attacks import AttackGrid
+from fedsim.basics.kernels_in_use import decisive
 from fedsim.checkpoint import Checkpoint
 from fedsim.cohort import Failure
 from fedsim.devices import AbsenceGrid, DeviceGrid
@@ -429,7 +430,8 @@ class _Keeper:
         self._begun, self._before_s = begun, 0.0
         self._place = folder.path / checkpoints.FOLDER
         self._saved_round = -1
-        self._versions = run_folder.versions()
+        # what is portable may go on on another kind of processor
+        self._versions = decisive(run_folder.versions(), world.scenario.promise)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
         self.loop: RoundLoop | None = None

@@ -2,7 +2,7 @@
 
 A folder appears whole or not at all: it is made under a temporary name and renamed. Files that grow
 (`JsonLines`) know their length in bytes, which a checkpoint stores and a resumed run cuts back to.
-Nothing in a run folder names the machine, its user or its environment.
+A run folder says which kind of processor computed; nothing in it names the machine or its user.
 """
 
 import contextlib
@@ -196,8 +196,11 @@ def open_existing(path: Path) -> RunFolder:
 
 
 def versions() -> dict[str, Any]:
-    """Return what a run's bits depend on besides its scenario, without naming the machine."""
-    import torch
+    """Return what a run's bits depend on besides its scenario: versions and kernels in use.
+
+    The machine's kind is among it (`kernels_in_use.in_use`), its name is not.
+    """
+    from fedsim.basics.kernels_in_use import in_use
 
     found: dict[str, Any] = {
         "python": platform.python_version(),
@@ -210,8 +213,7 @@ def versions() -> dict[str, Any]:
             found[package] = None
     found["system"] = platform.system()
     found["machine"] = platform.machine()
-    found["instruction_set"] = torch.backends.cpu.get_cpu_capability()
-    return found
+    return found | in_use()
 
 
 class JsonLines:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import discovery
+from fedsim.basics import kernels
+from fedsim.basics.kernels import Bits
 from fedsim.errors import ScenarioError, nearest
 from fedsim.expectations import Expectation
 from fedsim.imports import is_import_path, search_beside
@@ -51,7 +53,7 @@ _NO_MATTER_ENGINE = (
 )
 # keys that decide results and came later, by table: at these values a scenario has its old hash
 _LATER: dict[str, dict[str, Any]] = {
-    "engine": {"retries": 2, "quorum": None, "threads": 1},
+    "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
     "evaluation": {"per_client": False, "pooled": False},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {
@@ -140,6 +142,23 @@ class Scenario:
                 document[name][key] = _without_user(path)
         return document
 
+    @property
+    def own_code(self) -> list[str]:
+        """What computes and is code of the user's own, such as `[task] model = 'mine:Net'`."""
+        tables = {name: getattr(self, name) for name in ("task", "strategy", "client", "attack")}
+        return [
+            f"[{name}] {key} = '{value}'"
+            for name, table in tables.items()
+            for key, value in table.items()
+            if isinstance(value, str) and is_import_path(value) and not value.startswith("flower:")
+        ]
+
+    @property
+    def promise(self) -> Bits:
+        """Which promise about its bits holds: fedsim pins no GPU and no kernels of the user's."""
+        pinned = self.engine.device == "cpu" and not self.own_code
+        return self.engine.bits if pinned else "fast"
+
     @contextlib.contextmanager
     def named_in_refusals(self) -> Iterator[None]:
         """Put this scenario's file before every refusal inside that names only a table.
@@ -178,6 +197,7 @@ class Scenario:
         """
         if not isinstance(document, Mapping):
             raise ScenarioError(f"{origin}: is not a scenario: it must be a table")
+        _pin(document)
         return cls(**validated(document, origin=origin, folder=None))
 
     def with_overrides(self, overrides: Sequence[str]) -> "Scenario":
@@ -263,6 +283,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         message = str(error)
         raise ScenarioError(f"{origin}: invalid TOML: {message[:1].lower()}{message[1:]}") from None
     apply(document, overrides)
+    _pin(document)
     for table in document.values():
         for value in table.values() if isinstance(table, dict) else ():
             if isinstance(value, str) and is_import_path(value):
@@ -302,6 +323,13 @@ def _find(path: str | Path) -> tuple[Path, str]:
         f"{file}: there is no such scenario file{hint} (`fedsim list scenarios` names those that "
         "come with fedsim)"
     )
+
+
+def _pin(document: Mapping[str, Any]) -> None:
+    """Pin this process's kernels as a scenario wants them: checking it imports torch and NumPy."""
+    engine = document.get("engine")
+    if isinstance(engine, Mapping) and engine.get("bits") == "portable":
+        kernels.pin("portable")
 
 
 def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.basics.kernels import Bits
+
 FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
 OPTIONAL_TABLES = ("attack", "topology")  # factory tables that a scenario may leave out
 # tables that name a file or folder, and under which key
@@ -46,6 +48,7 @@ class Engine(Table):
     chunk_size: int | None = None
     executor: Literal["auto", "batched", "vmap", "loop"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024)
+    bits: Bits = "fast"
     device: Literal["cpu", "cuda"] = "cpu"
     deterministic: bool = True
     client_resources: ClientResources = ClientResources()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim import discovery, tasks
 from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
+from fedsim.basics import kernels_in_use
 from fedsim.client_app import CohortApp
 from fedsim.data import FederatedData, prepare
 from fedsim.data.statistics import label_counts
@@ -105,6 +106,7 @@ def build(scenario: Scenario, *, on_node: bool = False) -> World:
 
 
 def _build(scenario: Scenario, on_node: bool) -> World:
+    kernels_in_use.keep(scenario.engine.bits)
     evaluation = scenario.evaluation
     if (evaluation.clients or evaluation.pooled) and not scenario.partition.get("test_fraction"):
         asked = f"clients = {evaluation.clients}" if evaluation.clients else "pooled = true"
@@ -144,6 +146,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         deterministic=engine.deterministic,
         threads=engine.threads,
         evaluation_batch=scenario.evaluation.batch_size,
+        bits=engine.bits,
     )
     attack = _attack_of(scenario.attack, data)
     app = make_app(scenario, data, plan)
@@ -200,9 +203,26 @@ def _notes(
         else None,
         takes_part.note(data.num_clients),
         f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
+        *kernels_in_use.notes(plan.bits),
+        _beyond_portable(scenario),
         *idle_keys(scenario),
     ]
     return tuple(note for note in notes if note is not None)
+
+
+def _beyond_portable(scenario: Scenario) -> str | None:
+    """Say what the promise of portable bits does not reach."""
+    if scenario.engine.bits == scenario.promise:
+        return None
+    if scenario.engine.device != "cpu":
+        return (
+            "[engine] bits = 'portable' is about processors: a GPU computes, so the bits are those "
+            "of its kind, of torch and of CUDA"
+        )
+    return (
+        f"[engine] bits = 'portable' holds for {', '.join(scenario.own_code)} as far as it "
+        "computes with torch and NumPy; kernels of its own are not pinned"
+    )
 
 
 def _check_batch(scenario: Scenario, data: FederatedData) -> None:
@@ -274,7 +294,12 @@ def make_executor(
     plan: ExecutionPlan,
     attack: Mapping[str, Any] | None = None,
 ) -> CohortExecutor:
-    """Return the executor of a process; `data` arrives as its recipe and opens the cache there."""
+    """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
+
+    Raises:
+        ScenarioError: If the process cannot keep the plan's promise about bits.
+    """
+    kernels_in_use.keep(plan.bits)
     return CohortExecutor(
         _task(task, data),
         discovery.make_procedure(client),

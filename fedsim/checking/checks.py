@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
-from fedsim.checking.drift import Drift, drifts, other_environment, same_environment
-from fedsim.checking.measure import measure
+from fedsim.checking.drift import (
+    Drift,
+    drifts,
+    other_environment,
+    same_environment,
+    same_models,
+)
+from fedsim.checking.measure import Measured, Measurer
 from fedsim.checking.recording import Recording, place_of, read, write
 from fedsim.errors import ScenarioError
-from fedsim.scenario import load
+from fedsim.scenario import Scenario, load
 
 _SHOWN = 8  # drifts of one scenario that are told in full
 
@@ -64,7 +70,13 @@ class Verdict:
         return found
 
 
-def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = None) -> Verdict:
+def check(
+    scenario: Path,
+    overrides: Sequence[str] = (),
+    *,
+    data: Path | None = None,
+    measurer: Measurer | None = None,
+) -> Verdict:
     """Run a scenario and hold it against its claims and its recording.
 
     Args:
@@ -72,6 +84,7 @@ def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = 
         overrides: Assignments such as "data.path=/data/mnist"; those that change results make it
             another scenario than the recorded one.
         data: A folder with a folder for each data set that can be read from files, by its name.
+        measurer: What runs it; None makes one for this scenario alone.
 
     Raises:
         ScenarioError: If the scenario or its recording is refused.
@@ -79,21 +92,25 @@ def check(scenario: Path, overrides: Sequence[str] = (), *, data: Path | None = 
     """
     loaded = load(scenario, overrides).with_data(data)
     golden = read(place_of(scenario))
-    with loaded.named_in_refusals():
-        now, claims, seconds = measure(loaded)
+    now, claims, seconds = _measured(loaded, measurer)
     if golden is None:
         note = "not recorded" if overrides else f"not recorded; {_update(scenario)}"
         return Verdict(scenario, claims, None, seconds, note)
     apart = drifts(golden, now)
     note = ""
-    if not same_environment(golden, now):
-        note = f"hashes of models not compared: {other_environment(golden, now)}"
+    if not same_environment(golden, now) and not same_models(golden, now):
+        note = f"hashes of models differ, and may: {other_environment(golden, now)}"
     edited = golden.scenario_sha256 != now.scenario_sha256
     return Verdict(scenario, claims, apart, seconds, note, edited, bool(overrides))
 
 
 def record(
-    scenario: Path, why: str, overrides: Sequence[str] = (), *, data: Path | None = None
+    scenario: Path,
+    why: str,
+    overrides: Sequence[str] = (),
+    *,
+    data: Path | None = None,
+    measurer: Measurer | None = None,
 ) -> tuple[Recording, list[Drift] | None, bool]:
     """Record what a scenario does now, with the reason.
 
@@ -104,6 +121,7 @@ def record(
         why: What moved it, for whoever reads the history.
         overrides: Assignments such as "data.path=/data/mnist".
         data: As for `check`.
+        measurer: As for `check`.
 
     Returns:
         The recording; what was otherwise before, None when there was no recording; and whether it
@@ -115,8 +133,7 @@ def record(
     """
     loaded = load(scenario, overrides).with_data(data)
     before = read(place_of(scenario))
-    with loaded.named_in_refusals():
-        now, claims, _ = measure(loaded)
+    now, claims, _ = _measured(loaded, measurer)
     if broken := [claim["metric"] for claim in claims if not claim["holds"]]:
         raise ScenarioError(
             f"{scenario}: is not recorded while its claim on {broken[0]} is broken; change the "
@@ -133,6 +150,14 @@ def record(
     made = replace(now, history=[*([] if before is None else before.history), reason])
     write(place_of(scenario), made)
     return made, moved, True
+
+
+def _measured(scenario: Scenario, measurer: Measurer | None) -> Measured:
+    with scenario.named_in_refusals():
+        if measurer is not None:
+            return measurer.measure(scenario)
+        with Measurer() as alone:
+            return alone.measure(scenario)
 
 
 def _update(scenario: Path) -> str:

@@ -1,11 +1,13 @@
 """`fedsim check` and `fedsim golden`: what they do, and what they say."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.checking.checks import Verdict, check, record
+from fedsim.checking.measure import Measurer
 from fedsim.checking.recording import Recording, place_of, read
 from fedsim.checking.selection import select
 from fedsim.errors import FedsimError, ScenarioError
@@ -52,13 +54,14 @@ def run_check(
     wrong: list[str] = []
     results: list[dict[str, Any]] = []
     worst = HELD
-    for place, file in enumerate(selected.files, start=1):
-        state, row, words, result = _one(file, overrides, data)
-        worst = max(worst, state, key=[HELD, BROKEN, FAILED, REFUSED].index)
-        rows.append(row)
-        wrong += words
-        results.append({"scenario": str(file), "verdict": state, **result})
-        say(f"{place}/{len(selected.files)}  {file.stem}: {state}")
+    with Measurer() as measurer:
+        for place, file in enumerate(selected.files, start=1):
+            state, row, words, result = _one(file, overrides, data, measurer)
+            worst = max(worst, state, key=[HELD, BROKEN, FAILED, REFUSED].index)
+            rows.append(row)
+            wrong += words
+            results.append({"scenario": str(file), "verdict": state, **result})
+            say(f"{place}/{len(selected.files)}  {file.stem}: {state}")
     lines = [*_table(("scenario", "claims", "recording", "models", "time"), rows)]
     if wrong:
         lines += ["", *wrong]
@@ -94,26 +97,30 @@ def run_golden(
         raise ScenarioError("golden --why: says why a recording moves; say --update too")
     lines: list[str] = []
     results: list[dict[str, Any]] = []
-    for file in select(names, "all").files:
-        if update:
-            made, moved, written = record(file, str(why), overrides, data=data)
-            lines += _updated(file, moved, written)
-        else:
-            found = read(place_of(file))
-            lines += _history(file, found)
-            if found is None:
-                continue
-            made = found
-        results.append({"scenario": str(file), **asdict(made)})
+    with contextlib.ExitStack() as stack:
+        measurer = stack.enter_context(Measurer()) if update else None
+        for file in select(names, "all").files:
+            if update:
+                made, moved, written = record(
+                    file, str(why), overrides, data=data, measurer=measurer
+                )
+                lines += _updated(file, moved, written)
+            else:
+                found = read(place_of(file))
+                lines += _history(file, found)
+                if found is None:
+                    continue
+                made = found
+            results.append({"scenario": str(file), **asdict(made)})
     return Answer({"recordings": results}, lines)
 
 
 def _one(
-    file: Path, overrides: Sequence[str], data: Path | None
+    file: Path, overrides: Sequence[str], data: Path | None, measurer: Measurer
 ) -> tuple[str, tuple[str, str, str, str, str], list[str], dict[str, Any]]:
     """Check one scenario: its state, its row, what is wrong in lines, and what programs read."""
     try:
-        verdict = check(file, overrides, data=data)
+        verdict = check(file, overrides, data=data, measurer=measurer)
     except ScenarioError as error:
         return (
             REFUSED,
@@ -143,7 +150,7 @@ def _recorded(verdict: Verdict) -> tuple[str, str]:
         return "EDITED", "-"
     models = [each for each in verdict.drifts if each.what.endswith("params_sha256")]
     rest = len(verdict.drifts) - len(models)
-    same = "not compared" if verdict.note else "DRIFT" if models else "same"
+    same = "others" if verdict.note else "DRIFT" if models else "same"
     return f"{rest} DRIFT" if rest else "same", same
 
 

@@ -37,7 +37,7 @@ class Drift(NamedTuple):
 def drifts(recorded: Recording, now: Recording) -> list[Drift]:
     """Return what has drifted, the earliest metric first.
 
-    The hashes of models are compared where the environments are equal alone: other kernels have
+    Other hashes of models are drift where the environments are equal alone: other kernels have
     other bits. When the scenario itself was edited, that is the only thing said.
     """
     if recorded.scenario_sha256 != now.scenario_sha256:
@@ -56,8 +56,13 @@ def drifts(recorded: Recording, now: Recording) -> list[Drift]:
     return found
 
 
+def same_models(recorded: Recording, now: Recording) -> bool:
+    """Return whether all bits of the models are as recorded."""
+    return all(_model(recorded, name) == _model(now, name) for name in _MODELS)
+
+
 def same_environment(recorded: Recording, now: Recording) -> bool:
-    """Return whether the bits of models may be compared."""
+    """Return whether the bits of models must be equal."""
     return recorded.environment == now.environment
 
 

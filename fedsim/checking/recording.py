@@ -39,8 +39,10 @@ class Recording:
         participation_sha256: The hash of who was selected when.
         partition_sha256: The hash of who holds which samples.
         trace: Its first rounds in float64.
-        environment: What the bits of a model depend on besides the scenario: `instruction_set`,
-            `torch`, `threads`, `executor`, `chunk_size`.
+        environment: What the bits of a model depend on besides the scenario: which promise was
+            kept (`bits`), the kernels in use (`fedsim.basics.kernels_in_use`; for portable bits
+            without the processor), versions of torch and NumPy, `threads`, `executor` and
+            `chunk_size`.
         history: Why it was recorded, oldest first: `date`, `why`, `fedsim` (the version).
     """
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from fedsim.basics.kernels import Bits, environment
 from fedsim.run_folder import LOG_FILE, taking
 from fedsim.studies.cells import Cell
 from fedsim.studies.machine import has_room, usable_processors
@@ -40,9 +40,12 @@ class Watch(Protocol):
 
 
 class _Worker:
-    """A process, and the cell that it runs."""
+    """A process, the promise about bits that it keeps, and the cell that it runs."""
 
-    def __init__(self, errors: IO[bytes], answers: "queue.SimpleQueue[_Answer]") -> None:
+    def __init__(
+        self, bits: Bits, errors: IO[bytes], answers: "queue.SimpleQueue[_Answer]"
+    ) -> None:
+        self.bits = bits
         self.cell: Cell | None = None
         self.fresh = True  # it has not said yet how much memory it takes
         self.ending = False
@@ -51,7 +54,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, **dict.fromkeys(_THREADS, "1")},
+            env={**environment(bits), **dict.fromkeys(_THREADS, "1")},
             start_new_session=True,  # an interrupt of the terminal's is for the parent alone
         )
         self._reader = threading.Thread(target=self._listen, args=(answers,), daemon=True)
@@ -123,6 +126,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._failed: dict[Path, str] = {}
+        self._refused: set[Path] = set()
         self._largest = 0
 
     def run(
@@ -140,6 +144,11 @@ class Pool:
             self._assign(limit)
             self._take(*self._answers.get())
         return self._failed
+
+    @property
+    def refused(self) -> frozenset[Path]:
+        """The folders of cells that failed for their scenario was refused when it was built."""
+        return frozenset(self._refused)
 
     def __enter__(self) -> Self:
         return self
@@ -164,15 +173,22 @@ class Pool:
         return 1 if card else usable_processors()
 
     def _assign(self, limit: int) -> None:
-        """Give work to who is idle, and start as many more as limit and memory allow."""
-        for worker in self._workers:
-            if self._waiting and worker.cell is None and not worker.ending:
+        """Give work to who is idle, and start as many more as limit and memory allow.
+
+        An idle process whose kernels are pinned for other cells makes room for one that is not.
+        """
+        idle = [each for each in self._workers if each.cell is None and not each.ending]
+        for worker in idle:
+            if self._waiting and worker.bits == self._waiting[0].scenario.engine.bits:
                 self._give(worker)
+            elif self._waiting:
+                worker.end()
         while self._waiting and len(self._workers) < limit:
             starting = sum(worker.fresh for worker in self._workers)
             if self._workers and not has_room(self._largest, starting):
                 return
-            worker = _Worker(self._errors, self._answers)
+            bits = self._waiting[0].scenario.engine.bits
+            worker = _Worker(bits, self._errors, self._answers)
             self._workers.append(worker)
             self._give(worker)
 
@@ -194,6 +210,8 @@ class Pool:
             self._watch.at_round(cell, int(answer["round"]))
             return
         self._largest, worker.fresh = max(self._largest, int(answer["peak"])), False
+        if answer.get("refused"):
+            self._refused.add(cell.folder)
         self._ended(worker, cell, answer.get("reason"))
         if len(self._workers) > 1 and not has_room(0, 0):
             worker.end()  # what it holds is wanted by the others

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, ScenarioError
 from fedsim.progress import Progress
 
 Say = Callable[[Mapping[str, Any]], None]
@@ -91,7 +91,8 @@ def _run(job: Mapping[str, Any], say: Say) -> dict[str, Any]:
         else:
             start(scenario, out=folder, progress=progress)
     except FedsimError as error:
-        return {"event": "failed", "reason": str(error)}
+        refused = isinstance(error, ScenarioError)
+        return {"event": "failed", "reason": str(error), "refused": refused}
     except Exception as error:  # named, and the other cells go on; the run's log has its traceback
         return {"event": "failed", "reason": f"{type(error).__name__}: {error}"}
     return {"event": "done"}
