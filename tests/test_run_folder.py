@@ -55,12 +55,13 @@ def test_folder_is_named_after_scenario_time_and_chance(
     assert first != second
 
 
-def test_versions_name_packages_and_instruction_set_and_no_person_or_machine(
+def test_versions_name_packages_and_kernels_and_no_person_or_machine(
     tmp_path: Path, scenario: Scenario
 ) -> None:
     folder = run_folder.create(tmp_path / "run", scenario)
     versions = read_json(folder.file("versions.json"))
     assert {"python", "fedsim", "flwr", "torch", "ray", "numpy", "machine"} <= set(versions)
+    assert {"processor", "instructions", "aten", "mkl", "onednn", "openblas"} <= set(versions)
     assert versions["numpy"] == np.__version__
     text = folder.file("versions.json").read_text() + folder.file("scenario.json").read_text()
     assert socket.gethostname() not in text

@@ -31,7 +31,7 @@ class Verdict:
         claims: What its metrics make of `[expect]`.
         drifts: What is no longer as recorded; None when there is no recording.
         seconds: How long its runs took.
-        note: What was not compared, and why.
+        note: What is otherwise and no drift, and why; or that there is no recording.
         edited: Whether the scenario is another than was recorded.
         altered: Whether assignments on the command line were made to it.
     """

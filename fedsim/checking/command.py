@@ -53,6 +53,7 @@ def run_check(
     rows: list[tuple[str, str, str, str, str]] = []
     wrong: list[str] = []
     results: list[dict[str, Any]] = []
+    notes: dict[str, list[str]] = {}
     worst = HELD
     with Measurer() as measurer:
         for place, file in enumerate(selected.files, start=1):
@@ -60,9 +61,12 @@ def run_check(
             worst = max(worst, state, key=[HELD, BROKEN, FAILED, REFUSED].index)
             rows.append(row)
             wrong += words
+            if note := result.get("note"):
+                notes.setdefault(note, []).append(file.stem)
             results.append({"scenario": str(file), "verdict": state, **result})
             say(f"{place}/{len(selected.files)}  {file.stem}: {state}")
     lines = [*_table(("scenario", "claims", "recording", "models", "time"), rows)]
+    wrong += [f"{_names(stems)}: {note}" for note, stems in notes.items()]
     if wrong:
         lines += ["", *wrong]
     if selected.left_out:
@@ -135,8 +139,6 @@ def _one(
     claims = f"{held} of {len(verdict.claims)}" if verdict.claims else "none"
     row = (file.stem, claims, *_recorded(verdict), f"{verdict.seconds:.1f} s")
     lines = verdict.lines()
-    if verdict.note:
-        lines.append(f"{file.stem}: {verdict.note}")
     apart = None if verdict.drifts is None else [each._asdict() for each in verdict.drifts]
     result = {"claims": verdict.claims, "drifts": apart, "note": verdict.note}
     return HELD if verdict.holds else BROKEN, row, lines, result
@@ -152,6 +154,10 @@ def _recorded(verdict: Verdict) -> tuple[str, str]:
     rest = len(verdict.drifts) - len(models)
     same = "others" if verdict.note else "DRIFT" if models else "same"
     return f"{rest} DRIFT" if rest else "same", same
+
+
+def _names(stems: Sequence[str]) -> str:
+    return stems[0] if len(stems) == 1 else f"{stems[0]} and {len(stems) - 1} more"
 
 
 def _error(error: Exception) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def other_environment(recorded: Recording, now: Recording) -> str:
         'torch 2.11.0, here 2.13.0'
     """
     keys = {**recorded.environment, **now.environment}
+    if not recorded.environment.keys() & {"bits"} and now.environment.keys() & {"bits"}:
+        return "recorded before bits could be portable"
     pairs = {key: (recorded.environment.get(key), now.environment.get(key)) for key in keys}
     return "; ".join(f"{key} {a}, here {b}" for key, (a, b) in pairs.items() if a != b)
 

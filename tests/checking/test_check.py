@@ -1,25 +1,32 @@
 """`fedsim check` and `fedsim golden`, on scenarios of a project of its own."""
 
+import contextlib
 import json
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from fedsim.checking import measure
+from fedsim.basics import kernels_in_use
+from fedsim.checking import command
+from fedsim.checking.measure import Measurer
 from fedsim.checking.recording import place_of, read
 from fedsim.cli import app
+from fedsim.studies.pool import Pool
 
 STRATEGY = """
+from pathlib import Path
+
 from strategies.fedavg import FedAvg
 
-FACTOR = 1.0
+FACTOR = Path(__file__).with_suffix(".factor")
 
 
 class Mine(FedAvg):
     def apply(self, state, params, weighted_sum, weight_sum):
         moved, state, metrics = super().apply(state, params, weighted_sum, weight_sum)
-        return params + FACTOR * (moved - params), state, metrics
+        factor = float(FACTOR.read_text()) if FACTOR.exists() else 1.0
+        return params + factor * (moved - params), state, metrics
 """
 SCENARIO = """
 rounds = 4
@@ -44,20 +51,35 @@ local_lr = 0.1
 """
 
 
+MODULE = "mine_checked"
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """A folder of modules, and processes that know it and run the scenarios of all tests here."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / f"{MODULE}.py").write_text(STRATEGY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        with Measurer(workers=1) as shared:
+            patch.setattr(command, "Measurer", lambda: contextlib.nullcontext(shared))
+            yield folder
+    sys.modules.pop(MODULE, None)
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch, request):
-    """A folder with a scenario and the strategy that it names; a new module for each test."""
-    module = f"mine_{abs(hash(request.node.name))}"
-    (tmp_path / f"{module}.py").write_text(STRATEGY)
-    (tmp_path / "mine.toml").write_text(SCENARIO.format(module=module))
-    monkeypatch.syspath_prepend(str(tmp_path))
+def project(modules, tmp_path, monkeypatch):
+    """A folder with a scenario that names a strategy of its own."""
+    (tmp_path / "mine.toml").write_text(SCENARIO.format(module=MODULE))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop(module, None)
+    (modules / f"{MODULE}.factor").unlink(missing_ok=True)
 
 
-def strategy(project):
-    return next(m for n, m in sys.modules.items() if n.startswith("mine_"))
+@pytest.fixture
+def step_by(modules):
+    """Lets the strategy drift: its step is so many times as long."""
+    return lambda factor: (modules / f"{MODULE}.factor").write_text(repr(factor))
 
 
 def fedsim(*arguments):
@@ -71,26 +93,26 @@ def record(why="first"):
     return said
 
 
-def test_what_is_recorded_holds_until_the_code_drifts(project):
+def test_what_is_recorded_holds_until_the_code_drifts(project, step_by):
     assert "recorded in golden/mine.json" in record()
     code, said = fedsim("check", "mine.toml")
     assert code == 0, said
     assert said.splitlines()[-1].split()[:6] == ["mine", "1", "of", "1", "same", "same"]
-    strategy(project).FACTOR = 1 + 1e-6
+    step_by(1 + 1e-6)
     code, said = fedsim("check", "mine.toml")
     assert code == 3
     assert "mine: test/loss parts in round 1: recorded " in said
     assert "(tolerance " in said
     assert 'mine: if that is meant: fedsim golden --update mine.toml --why "..."' in said
     # too little for a metric in float64, and seen in the bits of the model
-    strategy(project).FACTOR = 1 + 1e-12
+    step_by(1 + 1e-12)
     code, said = fedsim("check", "mine.toml")
     assert code == 3
     assert "parts in round" not in said
     assert "mine: trace.params_sha256: recorded" in said
 
 
-def test_a_recording_moves_with_a_reason_alone(project):
+def test_a_recording_moves_with_a_reason_alone(project, step_by):
     for arguments in (["--update"], ["--update", "--why", "  "]):
         code, said = fedsim("golden", "mine.toml", *arguments)
         assert code == 2
@@ -98,7 +120,7 @@ def test_a_recording_moves_with_a_reason_alone(project):
     assert not place_of(project / "mine.toml").exists()
     record("first")
     assert "nothing to update" in record("again")
-    strategy(project).FACTOR = 0.9
+    step_by(0.9)
     assert "test/loss parts in round 1" in record("the step is shorter")
     found = read(place_of(project / "mine.toml"))
     assert [each["why"] for each in found.history] == ["first", "the step is shorter"]
@@ -141,20 +163,20 @@ def test_an_edited_scenario_says_so_and_a_torn_recording_is_refused(project):
     assert "golden/mine.json" in said
 
 
-def test_models_of_another_machine_are_not_compared(project):
+def test_other_bits_of_another_environment_are_no_drift(project):
     record()
     place = place_of(project / "mine.toml")
     document = json.loads(place.read_text())
-    document["environment"]["instruction_set"] = "aarch64 DEFAULT"
+    document["environment"]["mkl"] = "2023.1 COMPATIBLE"
     document["params_sha256"] = document["trace"]["params_sha256"] = "0" * 64
     place.write_text(json.dumps(document))
     code, said = fedsim("check", "mine.toml")
     assert code == 0
-    assert "not compared" in said
-    assert "instruction_set aarch64 DEFAULT, here" in said
+    assert "mine: hashes of models differ, and may: mkl 2023.1 COMPATIBLE, here 20" in said
+    assert "1 of 1  same       others" in said
     assert "nothing drifted; for this machine and plan" in record("another machine")
     assert [each["why"] for each in read(place).history] == ["first", "another machine"]
-    assert "not compared" not in fedsim("check", "mine.toml")[1]
+    assert "hashes of models" not in fedsim("check", "mine.toml")[1]
 
 
 def test_folders_are_taken_by_tier_and_one_that_fails_does_not_stop_the_others(project):
@@ -193,10 +215,27 @@ def test_a_short_scenario_in_float64_is_run_once(project, monkeypatch, dtype, ru
     file = project / "mine.toml"
     file.write_text(file.read_text().replace("[task]", f'[task]\ndtype = "{dtype}"'))
     done = []
-    start = measure.start
-    monkeypatch.setattr(measure, "start", lambda *a, **k: done.append(1) or start(*a, **k))
+    run = Pool.run
+    monkeypatch.setattr(Pool, "run", lambda pool, cells: done.extend(cells) or run(pool, cells))
     record()
     assert len(done) == runs
     found = read(place_of(file))
     assert found.trace.rounds == [0, 1, 2, 3, 4]
     assert (found.trace.params_sha256 == found.params_sha256) == (runs == 1)
+
+
+def test_a_recording_holds_portable_bits_whatever_this_process_computes_with(project):
+    record()
+    found = read(place_of(project / "mine.toml"))
+    # a strategy of one's own is code that fedsim cannot pin: what holds, holds on such a processor
+    assert found.environment["bits"] == "fast"
+    assert found.environment["mkl"].endswith(" COMPATIBLE")
+    assert found.environment["aten"] == "AVX2"
+    assert found.environment["processor"]
+    file = project / "mine.toml"
+    file.write_text(SCENARIO.replace("{module}:Mine", "fedavg").format())
+    record("without code of its own")
+    environment = read(place_of(file)).environment
+    assert environment["bits"] == "portable"
+    assert not {"processor", "instructions"} & set(environment)
+    assert kernels_in_use.in_use()["mkl"].split()[1] != "off"

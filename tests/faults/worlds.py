@@ -36,7 +36,8 @@ seed = 5
 rounds = 3
 
 [task]
-model = "logistic"
+model = "mlp"
+hidden = [9]
 
 [data]
 name = "synthetic"
@@ -53,7 +54,7 @@ test_fraction = 0.2
 local_lr = 0.1
 momentum = 0.9
 keep_optimizer = true
-batch_size = 8
+batch_size = 50
 
 [engine]
 kind = "inline"

@@ -32,15 +32,15 @@ SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11
 SPEC = SampleSpec(SHAPE, CLASSES)
 MODELS = {
     "logistic": {},
-    "mlp": {"hidden": [8]},
+    "mlp": {"hidden": [9]},
     "cnn": {},
-    "mlp_dropout": {"hidden": [8], "dropout": 0.4},
+    "mlp_dropout": {"hidden": [15], "dropout": 0.4},
     "cnn_batchnorm": {},
 }
 VECTORISED = [name for name in MODELS if name != "cnn_batchnorm"]
 
 # Small settings for whatever procedure takes them; the others keep their defaults.
-_QUICK = {"local_lr": 0.05, "batch_size": 16, "local_epochs": 1}
+_QUICK = {"local_lr": 0.05, "batch_size": 50, "local_epochs": 1}
 
 
 class InMemoryData(FederatedData):

@@ -88,7 +88,7 @@ def planted(tmp_path):
 
 def test_a_new_file_is_covered_without_a_list_to_edit(planted):
     assert "planted" in fed.strategies()
-    assert ("halving", "halving", {"batch_size": 16}) in fed.procedures()
+    assert ("halving", "halving", {"batch_size": 50}) in fed.procedures()
 
 
 def test_what_is_not_there_any_more_is_not_covered():

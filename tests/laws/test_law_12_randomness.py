@@ -12,7 +12,7 @@ from fedsim.procedure import ClientProcedure, Work
 from fedsim.rng import derived_seed, generator
 from laws import federations as fed
 
-STEPS, BATCH, HIDDEN = 6, 8, 8
+STEPS, BATCH, HIDDEN = 6, 8, 15  # the last as in `federations`
 
 
 class Recorder(ClientProcedure):
