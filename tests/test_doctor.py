@@ -533,3 +533,32 @@ def test_data_that_were_fetched_before_need_no_network(held, hub, tmp_path, monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "hub" / "datasets--ylecun--mnist" / "snapshots" / "1a2b").mkdir(parents=True)
     assert found(held(MNIST), "its data").found == "mnist, on this machine already"
+
+
+KERNELS = {
+    "processor": "Maker family 1 model 2", "aten": "AVX512", "mkl": "2024.2 AUTO",
+    "onednn": "3.12.0 unlimited", "numpy_simd": "X86_V3 X86_V4", "openblas": "SkylakeX",
+    "libc": "glibc 2.36",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "expected"),
+    [
+        ({}, None, ("ok", "fast and portable; Maker family 1 model 2: torch AVX512, MKL ", "")),
+        ({}, "needs more", ("note", "fast, not portable (needs more); Maker ", "")),
+        ({"mkl": "2024.2 off"}, None, ("note", "may depend on who shares ", "unset MKL_CBWR")),
+    ],
+)
+def test_kernels_and_the_promise_that_holds_are_told(changed, reason, expected):
+    bits = doctor.kernels.look({"kernels": {**KERNELS, **changed}, "not_portable": reason})
+    state, words, remedy = expected
+    assert (bits.state, bits.remedy) == (state, remedy)
+    assert bits.found.startswith(words)
+    assert "NumPy X86_V4, OpenBLAS SkylakeX" in bits.found
+
+
+def test_kernels_are_unknown_without_torch():
+    for facts in (None, {"built_for": None, "devices": []}):
+        finding = doctor.kernels.look(facts)
+        assert (finding.state, finding.found) == ("note", "unknown without torch")

@@ -150,11 +150,12 @@ def _not_portable(found: Mapping[str, str]) -> list[str]:
 
 def _processor(root: Path) -> dict[str, str]:
     told = _cpuinfo(root)
-    names = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
-    words = [f"{name} {told[name]}" for name in names if name in told]
+    names = {"vendor_id": "", "cpu family": "family ", "model": "model ",
+             "CPU implementer": "implementer ", "CPU part": "part "}  # fmt: skip
+    words = [word + told[name] for name, word in names.items() if name in told]
     flags = (told.get("flags") or told.get("Features") or "").split()
     return {
-        "processor": ", ".join(words).removeprefix("vendor_id ") or platform.machine(),
+        "processor": " ".join(words) or platform.machine(),
         "instructions": " ".join(sorted(flag for flag in flags if _TOLD.fullmatch(flag))),
     }
 
@@ -188,7 +189,7 @@ def _mkl_mode() -> str:
 
 def _onednn_limit() -> str:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
-    return "without a limit" if limit is None else f"up to {limit.upper()}"
+    return "unlimited" if limit is None else f"up to {limit.upper()}"
 
 
 def _numpy_simd() -> list[str]:

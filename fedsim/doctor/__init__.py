@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fedsim
-from fedsim.doctor import machine, packages, ray_start
+from fedsim.doctor import kernels, machine, packages, ray_start
 from fedsim.doctor.finding import Finding, State, in_bytes
 from fedsim.errors import ScenarioError
 
@@ -129,6 +129,7 @@ def examine(
 def _machine(installed: packages.Packages) -> Iterator[Finding]:
     torch = installed.torch
     yield machine.processors()
+    yield kernels.look(torch.facts if torch is not None and torch.ok else None)
     yield machine.graphics(torch.facts if torch is not None and torch.ok else None)
     yield machine.memory()
     yield machine.shared_memory()

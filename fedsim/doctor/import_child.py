@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 
 def main(modules: list[str], report: TextIO) -> None:
-    """Import the modules and report on each; with torch among them, on its devices too."""
+    """Import the modules and report on each; of torch, on its devices and kernels too."""
 
     def say(*words: Any) -> None:
         print(json.dumps(words), file=report, flush=True)
@@ -24,7 +24,7 @@ def main(modules: list[str], report: TextIO) -> None:
         begun = time.perf_counter()
         try:
             module = importlib.import_module(name)
-            found: Any = _cuda(module) if name == "torch" else {}
+            found: Any = {**_cuda(module), **_kernels()} if name == "torch" else {}
         except BaseException as error:  # whatever a package raises is what is to be reported
             say(name, "failed", _in_one_line(error))
             continue
@@ -38,6 +38,17 @@ def _cuda(torch: Any) -> dict[str, Any]:
         "built_for": torch.version.cuda or torch.version.hip,
         "devices": [{"name": each.name, "memory": each.total_memory} for each in properties],
     }
+
+
+def _kernels() -> dict[str, Any]:
+    """What this process computes with; nothing where that cannot be told."""
+    try:
+        import fedsim  # noqa: F401 - pins what decides it, as every run does
+        from fedsim.basics.kernels_in_use import in_use, why_not_portable
+
+        return {"kernels": in_use(), "not_portable": why_not_portable()}
+    except Exception:  # torch works and is not as fedsim knows it: its own finding says which
+        return {}
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def test_the_kind_of_processor_is_what_the_system_says(tmp_path):
     )
     (tmp_path / "proc/cpuinfo").write_text(told)
     found = kernels_in_use.in_use(tmp_path)
-    assert found["processor"] == "GenuineIntel, cpu family 6, model 143"
+    assert found["processor"] == "GenuineIntel family 6 model 143"
     assert found["instructions"] == "amx_tile avx2 avx512f fma"
     assert kernels_in_use.decisive(found, "fast") == found
     assert found.keys() - kernels_in_use.decisive(found, "portable") == {
