@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedsim.basics.kernels import settings
+
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = sorted((ROOT / "deploy").glob("*.yml"))
 FLOWER = importlib.metadata.version("flwr")
@@ -99,6 +101,14 @@ def test_services_networks_and_volumes_that_are_named_exist():
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.name)
 def test_an_overlay_changes_only_services_of_the_base_file(path):
     assert set(load(path)["services"]) <= set(services())
+
+
+def test_the_portable_overlay_pins_what_computes_as_fedsim_does():
+    overlay = load(ROOT / "deploy" / "portable.yml")["services"]
+    assert overlay.keys() == {name for name in services() if name.startswith("superexec-")}
+    wanted = {name: value for name, value in settings("portable").items() if value is not None}
+    for service in overlay.values():
+        assert service == {"environment": wanted}
 
 
 def test_every_image_is_pinned_to_the_flower_version_in_use():

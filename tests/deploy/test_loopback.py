@@ -137,3 +137,29 @@ def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, 
     expected, found = read_summary(simulated), read_summary(deployed)
     assert found["rounds"] == expected["rounds"] == 3
     assert found["params_sha256"] == expected["params_sha256"]
+
+
+def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path):
+    simulated, deployed, refused = (tmp_path / n for n in ("simulated", "deployed", "refused"))
+    choice = "engine.bits=portable rounds=2 expect={}"
+    command = "from fedsim.cli import main; main()"
+    overrides = [word for each in choice.split() for word in ("--set", each)]
+    subprocess.run(
+        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    settings = {"scenario": SCENARIO, "set": choice}
+    with Deployment(
+        ROOT / "docker-compose.yml",
+        overlays=[ROOT / "deploy" / "portable.yml"],
+        folder=tmp_path / "nodes",
+    ) as portable:
+        portable.flwr_run(ROOT, {**settings, "out": str(deployed)}, timeout_s=400)
+    expected, found = read_summary(simulated), read_summary(deployed)
+    assert found["params_sha256"] == expected["params_sha256"]
+    # without the overlay nothing is trained under a promise that is not kept
+    with pytest.raises(RunError, match=r"(?s)'portable': this process computes with other kernels"):
+        deployment.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
