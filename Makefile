@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two tests at a time: much of their time is workers that start
 PAIR   := -n 2 --dist worksteal
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised scenarios mutants bench robustness format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants bench robustness format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -44,6 +44,10 @@ test-gpu: $(STAMP)
 test-optimised: $(STAMP)
 	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest $(PAIR) tests/laws tests/parity
 	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest $(PAIR) tests/laws tests/parity
+
+# all tests as other processors would run them, then those that emulate one of another maker
+test-processors: $(STAMP)
+	$(BIN)/python -m tests.processors $(PAIR)
 
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)

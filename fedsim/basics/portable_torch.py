@@ -91,8 +91,12 @@ def _cholesky() -> Callable[..., tuple[Tensor, Tensor]]:
 def _without_onednn(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def of_torch(*given: Any, **named: Any) -> Any:
-        with torch.backends.mkldnn.flags(enabled=False):
+        enabled = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
             return forward(*given, **named)
+        finally:
+            torch._C._set_mkldnn_enabled(enabled)
 
     return of_torch
 
