@@ -5,17 +5,24 @@ updates. They are summed up in float64 in one pass over `[K, dim]`, the rest is 
 second pass makes the combination; memory is a block of columns at a time, never a copy of the rows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedsim.basics.ties import EPSILON
 from fedsim.strategy import weighted_sum
 
 _COLUMNS = 2**13  # of a block; fixed, for it decides in which order inner products are summed
-_NEAR = 1e-6  # of the squared lengths: a squared distance below has lost 6 digits to them
+NEAR = 1e-6  # of the squared lengths: a squared distance below has lost 6 digits to them
 _SQUARABLE = 2.0**400  # the square of a float64 up to here, and of its inverse, is one too
+
+
+def rounding(dim: int) -> float:
+    """Return how much of the lengths of so long vectors rounding may be in sums of them."""
+    return 16 * EPSILON * math.sqrt(max(1, dim))
 
 
 def finite(stack: Tensor) -> Tensor:
@@ -92,18 +99,24 @@ class Updates:
                 torch.sub(part, reference[..., first : first + _COLUMNS].double(), out=block)
             yield block if self.mix is None else self.mix.to(block.device) @ block
 
-    def transposed(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield columns and what they hold, `[columns, K]`, in the rows' dtype unless mixed."""
-        if self.mix is not None:
-            for first, block in zip(range(0, self.dim, _COLUMNS), self.blocks(), strict=True):
-                yield slice(first, first + _COLUMNS), block.T.contiguous()
-            return
+    def transposed(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield columns, what they hold and its sizes, twice `[columns, K]`.
+
+        What they hold is in the rows' dtype unless mixed; it is its own size unless it was added
+        up, when that is the sum of what was added, without signs.
+        """
+        exact = self.rows.dtype if self.mix is None else torch.float64
         for first in range(0, self.dim, _COLUMNS):
             span = slice(first, first + _COLUMNS)
-            part = self.rows[:, span]
+            part = self.rows[:, span].to(exact)
             if self.reference is not None:
-                part = part - self.reference[..., span]
-            yield span, part.T.contiguous()
+                part = part - self.reference[..., span].to(exact)
+            turned = part.T.contiguous()
+            if self.mix is None:
+                yield span, turned, turned
+            else:
+                mix = self.mix.T.to(part.device)
+                yield span, turned @ mix, turned.abs() @ mix.abs()
 
     def gram(self) -> Tensor:
         """Return their inner products, float64 `[K, K]` on the CPU."""
@@ -113,11 +126,31 @@ class Updates:
         return products.cpu()
 
     def lengths(self) -> Tensor:
-        """Return their lengths, float64 `[K]` on the CPU."""
+        """Return their lengths, float64 `[K]` on the CPU; of a sum that cancels it is zero."""
         squares = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
         for block in self.blocks():
             squares += torch.linalg.vecdot(block, block)
-        return squares.sqrt().cpu()
+        found = squares.sqrt().cpu()
+        if self.mix is None:
+            return found
+        return torch.where(found <= rounding(self.dim) * self.sizes(), 0.0, found)
+
+    def sizes(self) -> Tensor:
+        """Return the lengths of what each is the sum of, float64 `[K]` on the CPU.
+
+        Rounding is of that size, and not of an update's own length where rows cancel.
+        """
+        lengths = Updates(self.rows, self.reference).lengths()
+        if self.mix is None:
+            return lengths
+        return torch.where(self.mix == 0, 0.0, self.mix.abs() * lengths).sum(dim=1)
+
+    def sums(self) -> Tensor:
+        """Return the sums of their entries, float64 `[K]` on the CPU."""
+        found = torch.zeros(len(self), dtype=torch.float64, device=self.rows.device)
+        for block in self.blocks():
+            found += block.sum(dim=1)
+        return found.cpu()
 
     def distances_to(self, point: Tensor) -> Tensor:
         """Return how far each is from a point, float64 `[dim]`; float64 `[K]` on the CPU."""
@@ -145,18 +178,21 @@ class Updates:
             triangle = torch.linalg.qr(torch.cat([triangle, apart.T]), mode="r").R
         return triangle.T.cpu()
 
-    def squared_distances(self) -> Tensor:
-        """Return the squares of their distances, float64 `[K, K]` on the CPU.
+    def squared_distances(self, gram: Tensor | None = None) -> Tensor:
+        """Return the squares of their distances, float64 `[K, K]` on the CPU, the same both ways.
 
         They come of the Gram matrix, or where rounding would tell in them (updates that are long
         beside their distance, or too long to be squared) of the differences.
+
+        Args:
+            gram: That matrix, if it is known.
         """
-        gram = self.gram()
+        gram = self.gram() if gram is None else gram
         squares = gram.diagonal()[:, None] + gram.diagonal()
-        found = squares - gram - gram.T
-        doubtful = ~(found > _NEAR * squares)
+        found = (squares - gram - gram.T).triu(1)
+        found = found + found.T  # a product of matrices is symmetric but for its last digits
+        doubtful = ~(found > NEAR * squares)
         doubtful.fill_diagonal_(False)
-        found.fill_diagonal_(0.0)
         pairs = [torch.nonzero(row).flatten().to(self.rows.device) for row in doubtful.triu()]
         if any(len(others) for others in pairs):
             exact = torch.zeros(gram.shape, dtype=torch.float64, device=self.rows.device)
@@ -215,7 +251,8 @@ class Directions:
     def unit_gram(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the unit updates' inner products, and what `factors` does."""
         gram = self.updates.gram()
-        factors, lengths = self.factors(gram.diagonal().sqrt())
+        known = gram.diagonal().sqrt() if self.updates.mix is None else None
+        factors, lengths = self.factors(known)
         return gram * factors[:, None] * factors, factors, lengths
 
     def factors(self, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ Deviations:
 - The paper knows n and f. Here the clients that reply vary, and by default f is the most that n
   bear, (n - 3) // 2; with a given f, a round with fewer than 2 f + 3 replies is an error.
 - With f = 0 there is nothing to withstand, and any n will do.
-- Equal scores are ordered by client (the paper: arbitrarily).
+- Equal scores (the paper: any of them) go by the score with a neighbour more, and so on, then by
+  the smaller sum of entries; what is equal by all of that shares the places it takes.
 - The Flag Aggregator's released library, which has it as a baseline, sums n - f - 1 distances that
   are not squared and averages n - f - 2 updates; fedsim follows the paper.
 """

@@ -8,13 +8,17 @@
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.aggregators.bounds import MAJORITY
+from fedsim.basics.ties import EPSILON
 from fedsim.robust import Updates
+
+_ROUNDING = 32 * EPSILON  # of a value in its distance from a centre
 
 
 def coordinate_median(updates: Tensor) -> Tensor:
@@ -79,29 +83,27 @@ def phocas(updates: Tensor, *, num_byzantine: int) -> Tensor:
 
 def median_of(updates: Updates, *, lower: bool = False) -> Tensor:
     """Return the median, float64 `[dim]`; with `lower`, of an even number the smaller middle."""
-    return _by_column(updates, lambda values: _middle(values, lower))
+    return _by_column(updates, lambda columns: _middle(columns.ordered, lower))
 
 
 def trimmed_mean_of(updates: Updates, num_byzantine: int) -> Tensor:
     """Return the trimmed mean, float64 `[dim]`."""
     MAJORITY.require(max(1, len(updates)), num_byzantine)
-    return _by_column(updates, lambda values: _inner_mean(values, num_byzantine))
+    return _by_column(updates, lambda columns: _inner_mean(columns.ordered, num_byzantine))
 
 
 def meamed_of(updates: Updates, num_byzantine: int, *, lower: bool = False) -> Tensor:
     """Return MeaMed, float64 `[dim]`; `lower` as in `median_of`."""
     MAJORITY.require(max(1, len(updates)), num_byzantine)
-    return _by_column(
-        updates, lambda values: _nearest_mean(values, _middle(values, lower), num_byzantine)
-    )
+    return around_median_of(updates, num_byzantine, lower=lower)
 
 
 def phocas_of(updates: Updates, num_byzantine: int) -> Tensor:
     """Return Phocas, float64 `[dim]`."""
     MAJORITY.require(max(1, len(updates)), num_byzantine)
 
-    def rule(values: Tensor) -> Tensor:
-        return _nearest_mean(values, _inner_mean(values, num_byzantine), num_byzantine)
+    def rule(columns: _Columns) -> Tensor:
+        return _nearest_mean(columns, _inner_mean(columns.ordered, num_byzantine), num_byzantine)
 
     return _by_column(updates, rule)
 
@@ -109,16 +111,28 @@ def phocas_of(updates: Updates, num_byzantine: int) -> Tensor:
 def around_median_of(updates: Updates, left_out: int, *, lower: bool = False) -> Tensor:
     """Return the mean without the values furthest from the median, float64 `[dim]`."""
     return _by_column(
-        updates, lambda values: _nearest_mean(values, _middle(values, lower), left_out)
+        updates, lambda columns: _nearest_mean(columns, _middle(columns.ordered, lower), left_out)
     )
 
 
-def _by_column(updates: Updates, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a rule on sorted values, `[columns, K]` to float64 `[columns]`, to all columns."""
+class _Columns(NamedTuple):
+    """Some columns, each a row `[columns, K]`.
+
+    Attributes:
+        ordered: Their values, ascending.
+        sizes: What each is the sum of, with or without a sign: its rounding is of that size.
+    """
+
+    ordered: Tensor
+    sizes: Tensor
+
+
+def _by_column(updates: Updates, rule: Callable[[_Columns], Tensor]) -> Tensor:
+    """Apply a rule, `[columns, K]` to float64 `[columns]`, to all columns."""
     found = torch.zeros(updates.dim, dtype=torch.float64, device=updates.rows.device)
     if len(updates):
-        for span, block in updates.transposed():
-            found[span] = rule(_ordered(block))
+        for span, block, sizes in updates.transposed():
+            found[span] = rule(_ordered(block, sizes))
     return found
 
 
@@ -132,8 +146,9 @@ def _inner_mean(values: Tensor, cut: int) -> Tensor:
     return values[:, cut : values.shape[1] - cut].double().mean(dim=1)
 
 
-def _nearest_mean(values: Tensor, centre: Tensor, left_out: int) -> Tensor:
-    """The mean of sorted values without those furthest from a centre; of two, the larger goes."""
+def _nearest_mean(columns: _Columns, centre: Tensor, left_out: int) -> Tensor:
+    """The mean without the values furthest from a centre; those equally far share what is left."""
+    values = columns.ordered
     first = torch.zeros(len(values), 1, dtype=torch.int64, device=values.device)
     last = first + values.shape[1] - 1
     for _ in range(left_out):
@@ -142,11 +157,44 @@ def _nearest_mean(values: Tensor, centre: Tensor, left_out: int) -> Tensor:
         lower_goes = (below > above).long()[:, None]
         first, last = first + lower_goes, last - (1 - lower_goes)
     kept = torch.arange(values.shape[1] - left_out, device=values.device)
-    return values.gather(1, first + kept).double().mean(dim=1)
+    found = values.gather(1, first + kept).double().mean(dim=1)
+    doubtful = _ends_in_a_tie(columns, centre, first, last)
+    if doubtful.any():
+        few = _Columns(values[doubtful], columns.sizes[doubtful])
+        found[doubtful] = _shared_mean(few, centre[doubtful], len(kept))
+    return found
 
 
-def _ordered(block: Tensor) -> Tensor:
+def _ends_in_a_tie(columns: _Columns, centre: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Where the next value outside may be as near as the last one inside, bool `[columns]`."""
+    most = columns.ordered.shape[1] - 1
+    ends = torch.cat([first, last, first - 1, last + 1], dim=1)
+    there = ends.clamp(0, most)
+    apart = (columns.ordered.gather(1, there).double() - centre[:, None]).abs()
+    apart[:, 2:].masked_fill_((ends != there)[:, 2:], torch.inf)
+    slack = _ROUNDING * columns.sizes.gather(1, there).double().abs().sum(dim=1)
+    return apart[:, 2:].amin(dim=1) <= apart[:, :2].amax(dim=1) + slack
+
+
+def _shared_mean(columns: _Columns, centre: Tensor, kept: int) -> Tensor:
+    """The mean of the nearest values, float64 `[columns]`, ties told from rounding."""
+    values, sizes = columns.ordered.double(), columns.sizes.double().abs()
+    apart = (values - centre[:, None]).abs()
+    limit, place = apart.kthvalue(kept, dim=1, keepdim=True)
+    slack = _ROUNDING * (sizes + sizes.gather(1, place))
+    nearer = (apart < limit - slack).double()
+    equal = (apart <= limit + slack).double() - nearer
+    left = (kept - nearer.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)
+    return (values * (nearer + left * equal)).sum(dim=1) / kept
+
+
+def _ordered(block: Tensor, sizes: Tensor) -> _Columns:
     """Its rows sorted; on a processor by NumPy, which sorts short rows ten times as fast."""
     if block.is_cuda or block.dtype not in (torch.float32, torch.float64):
-        return block.sort(dim=1).values
-    return torch.from_numpy(np.sort(block.numpy(), axis=1))
+        ordered, order = block.sort(dim=1)
+        return _Columns(ordered, sizes.gather(1, order))
+    if sizes is block:  # they need no order of their own
+        ordered = torch.from_numpy(np.sort(block.numpy(), axis=1))
+        return _Columns(ordered, ordered)
+    order = torch.from_numpy(np.argsort(block.numpy(), axis=1))
+    return _Columns(block.gather(1, order), sizes.gather(1, order))

@@ -8,23 +8,27 @@
   al., "Adaptive Gradient Clipping for Robust Federated Learning", ICLR 2025 (arXiv:2405.14432).
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.ties import Distances
+from fedsim.basics.ties import ranks, shares
 from fedsim.robust import Updates
 
 
 def nearest_neighbour_mixing(updates: Updates, num_byzantine: int) -> Updates:
     """Replace each update by the mean of the n - f nearest to it, itself among them.
 
-    Equal distances go by client.
+    Those equally far away share the places that are left for them.
     """
     count = len(updates) - num_byzantine
-    distances = updates.squared_distances()
-    distances.fill_diagonal_(-1.0)  # nearest to itself, also among copies
-    nearest = distances.argsort(dim=1, stable=True)[:, :count]
-    return updates.mixed(torch.zeros_like(distances).scatter_(1, nearest, 1 / count))
+    distances = Distances.of(updates)
+    distances.values.fill_diagonal_(-math.inf)  # nearest to itself, also among copies
+    nearest = torch.from_numpy(shares(ranks([distances]), 0, count))
+    return updates.mixed(nearest / count)
 
 
 def bucketing(updates: Updates, size: int, draw: np.random.Generator) -> Updates:

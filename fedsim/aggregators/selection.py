@@ -13,15 +13,20 @@ theta - 2 means of ever fewer of the updates, ordered by the n - f - 2 smallest 
 
 Deviations of Bulyan: Krum's n' - f - 2 neighbours among the n' left are none at the end of the
 selection; it then takes one, and with nobody else left none.
+
+Equal scores (the papers: any) go as `fedsim.aggregators.ties` has it. With one neighbour the two
+nearest always have equal scores: Krum of three updates, the last steps of Bulyan with f <= 2.
 """
 
-import math
+import functools
 
 import torch
 from torch import Tensor
 
 from fedsim.aggregators.bounds import BULYAN, KRUM, MAJORITY, Bound
 from fedsim.aggregators.coordinatewise import around_median_of
+from fedsim.aggregators.ties import Distances, by_score, entries
+from fedsim.basics.ties import Ints, shares
 from fedsim.robust import Updates
 
 
@@ -30,7 +35,9 @@ def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None 
 
     The score s(i) is the sum of the n - f - 2 smallest squared distances from V_i to the others.
     Distances come of the Gram matrix in float64, and of the differences themselves where updates
-    are much closer than they are long, so that these are told apart. Equal scores go by client.
+    are much closer than they are long, so that these are told apart. Equal scores go by the score
+    with a neighbour more, and so on, then by the smaller sum of entries; updates that are equal by
+    all of that share the places they take, so that Krum gives their mean.
 
     Args:
         updates: `[clients, dim]`; rows that are not finite are dropped, and n counts the others.
@@ -46,7 +53,7 @@ def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None 
     Example:
         >>> rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [100.0]])
         >>> multi_krum(rows, num_byzantine=1), multi_krum(rows, num_byzantine=1, num_selected=1)
-        (tensor([1.5000]), tensor([1.]))
+        (tensor([1.5000]), tensor([2.]))
     """
     found = multi_krum_of(Updates.of(updates), num_byzantine, num_selected)
     return found.to(updates.dtype)
@@ -55,7 +62,9 @@ def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None 
 def bulyan(updates: Tensor, *, num_byzantine: int) -> Tensor:
     """Return each coordinate's mean over the n - 4 f values nearest the median of n - 2 f updates.
 
-    Those are chosen by Krum, one after another, each out of what is left.
+    Those are chosen by Krum, one after another, each out of what is left. Equal scores go as in
+    `multi_krum`, but in the end by client: where neither distances nor sums of entries tell updates
+    apart that differ (a symmetry maps them on each other), the order of clients decides.
 
     Args:
         updates: `[clients, dim]`; rows that are not finite are dropped, and n counts the others.
@@ -70,7 +79,7 @@ def bulyan(updates: Tensor, *, num_byzantine: int) -> Tensor:
     Example:
         >>> rows = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [100.0]])
         >>> bulyan(rows, num_byzantine=1)
-        tensor([2.])
+        tensor([3.])
     """
     return bulyan_of(Updates.of(updates), num_byzantine).to(updates.dtype)
 
@@ -115,9 +124,10 @@ def multi_krum_of(
     check_selected(clients, num_selected)
     selected = clients - num_byzantine if num_selected is None else num_selected
     others = clients - num_byzantine - 2 if neighbours is None else neighbours
-    best = _scores(updates, others, squared=squared).argsort(stable=True)[:selected]
-    chosen = torch.zeros(clients, dtype=torch.float64)
-    chosen[best] = 1 if weights is None else weights[best]
+    order = _order(updates, others, squared=squared)
+    chosen = torch.from_numpy(shares(order, 0, selected))
+    if weights is not None:
+        chosen = chosen * weights
     total = float(selected) if weights is None else float(chosen.sum())
     return updates.combined(chosen) / total
 
@@ -147,11 +157,11 @@ def bulyan_of(updates: Updates, num_byzantine: int, *, repeated: bool = True) ->
     BULYAN.require(clients, num_byzantine)
     count = clients - 2 * num_byzantine
     if repeated:
-        chosen = _one_by_one(updates.squared_distances(), num_byzantine, count)
+        chosen = _one_by_one(updates, num_byzantine, count)
     else:
-        scores = _scores(updates, max(1, clients - num_byzantine - 2))
-        chosen = scores.argsort(stable=True)[:count]
-    places = torch.eye(clients, dtype=torch.float64)[chosen.sort().values]
+        order = _order(updates, max(1, clients - num_byzantine - 2))
+        chosen = order.argsort(kind="stable")[:count].tolist()
+    places = torch.eye(clients, dtype=torch.float64)[sorted(chosen)]
     return around_median_of(updates.mixed(places), 2 * num_byzantine)
 
 
@@ -166,31 +176,27 @@ def bulyan_flag_of(updates: Updates, num_byzantine: int) -> Tensor:
         most - num_byzantine < 1
     ):  # without Byzantine updates the library refuses; here any n will do
         return updates.combined(torch.full((clients,), 1 / clients, dtype=torch.float64))
-    order = _scores(updates, most, squared=False).argsort(stable=True)
+    order = _order(updates, most, squared=False)
     means = torch.zeros(most - num_byzantine, clients, dtype=torch.float64)
     for place, row in enumerate(means):
-        row[order[place:most]] = 1 / (most - place)
+        row += torch.from_numpy(shares(order, place, most)) / (most - place)
     return around_median_of(updates.mixed(means), 2 * num_byzantine, lower=True)
 
 
-def _scores(updates: Updates, neighbours: int, *, squared: bool = True) -> Tensor:
-    """The sum of each update's smallest distances to others, float64 `[n]`."""
-    distances = updates.squared_distances()
-    distances.fill_diagonal_(math.inf)  # a client is not one of its own neighbours
-    nearest = distances.sort(dim=1).values[:, : max(0, min(neighbours, len(updates) - 1))]
-    return (nearest if squared else nearest.clamp(min=0).sqrt()).sum(dim=1)
+def _order(updates: Updates, neighbours: int, *, squared: bool = True) -> Ints:
+    """The rank of each update by the sum of its smallest distances to others, int64 `[n]`."""
+    distances = Distances.of(updates, squared=squared)
+    return by_score(distances, neighbours, lambda: entries(updates))
 
 
-def _one_by_one(distances: Tensor, num_byzantine: int, count: int) -> Tensor:
-    """The clients that Krum chooses one after another, each out of those left, int64 `[count]`."""
-    distances.fill_diagonal_(math.inf)
-    left = torch.arange(len(distances))
+def _one_by_one(updates: Updates, num_byzantine: int, count: int) -> list[int]:
+    """The clients that Krum chooses one after another, each out of those left."""
+    distances, sums = Distances.of(updates), functools.cache(lambda: entries(updates))
+    left = list(range(len(updates)))
     chosen = []
     for _ in range(count):
         others = len(left) - 1
         neighbours = min(others, max(1, others - 1 - num_byzantine))
-        scores = distances[left][:, left].sort(dim=1).values[:, :neighbours].sum(dim=1)
-        place = int(scores.argmin())  # the first of equal ones
-        chosen.append(left[place])
-        left = torch.cat([left[:place], left[place + 1 :]])
-    return torch.stack(chosen)
+        order = by_score(distances, neighbours, sums, torch.tensor(left))
+        chosen.append(left.pop(int(order.argmin())))  # the first of equal ones
+    return chosen

@@ -30,6 +30,28 @@ def coordinate_median(updates):
     return np.array(found)
 
 
+def least(places, *keys):
+    """Those with the least first key, among these those with the least second, and so on.
+
+    Equal is what differs by 1e-11 of itself: far more than rounding makes, far less than chance.
+    """
+    for key in keys:
+        bound = min(key[i] for i in places)
+        places = [i for i in places if key[i] <= bound + 1e-11 * abs(bound)]
+    return places
+
+
+def best(count, *keys):
+    """How much of each is among the best: the last ones share what is left when they are equal."""
+    left, taken = list(range(len(keys[0]))), np.zeros(len(keys[0]))
+    while count > 0:
+        equal = least(left, *keys)
+        taken[equal] = min(1, count / len(equal))
+        left = [i for i in left if i not in equal]
+        count -= len(equal)
+    return taken
+
+
 def krum_scores(rows, num_byzantine):
     """s(i), the sum of the n - f - 2 smallest squared distances to others."""
     scores = []
@@ -39,13 +61,23 @@ def krum_scores(rows, num_byzantine):
     return scores
 
 
+def keys(distances, neighbours):
+    """The scores; by what equal ones go: a neighbour more, and more, until all count."""
+    ordered = np.array([sorted(np.delete(mine, i)) for i, mine in enumerate(distances)])
+    first = max(0, min(neighbours, len(ordered) - 1))
+    return [ordered[:, :count].sum(axis=1) for count in range(first, len(ordered))]
+
+
+def krum_keys(rows, num_byzantine):
+    squares = [[((mine - other) ** 2).sum() for other in rows] for mine in rows]
+    return [*keys(squares, len(rows) - num_byzantine - 2), rows.sum(axis=1)]
+
+
 def multi_krum(updates, num_byzantine, num_selected=None):
-    """The mean of the m best rows, equal scores in the order of the rows."""
+    """The mean of the m best rows."""
     rows = finite(updates)
-    scores = krum_scores(rows, num_byzantine)
-    order = sorted(range(len(rows)), key=lambda i: (scores[i], i))
     count = len(rows) - num_byzantine if num_selected is None else num_selected
-    return rows[order[:count]].mean(axis=0)
+    return best(count, *krum_keys(rows, num_byzantine)) @ rows / count
 
 
 def trimmed_mean(updates, num_byzantine):
@@ -55,11 +87,11 @@ def trimmed_mean(updates, num_byzantine):
 
 
 def nearest_mean(rows, centre, count):
-    """Of each coordinate, the mean of the values nearest a centre; of equal ones the smaller."""
-    found = []
-    for column, middle in zip(rows.T, centre, strict=True):
-        found.append(np.mean(sorted(column, key=lambda v: (abs(v - middle), v))[:count]))
-    return np.array(found)
+    """Of each coordinate, the mean of the values nearest a centre; equal ones share the rest."""
+    return np.array([
+        best(count, np.abs(column - middle)) @ column / count
+        for column, middle in zip(rows.T, centre, strict=True)
+    ])  # fmt: skip
 
 
 def meamed(updates, num_byzantine):
@@ -79,8 +111,8 @@ def bulyan(updates, num_byzantine):
     for _ in range(len(left) - 2 * num_byzantine):
         # at least one neighbour, as long as there is another row
         f = min(num_byzantine, max(len(left) - 3, len(left) - 2 - (len(left) - 1)))
-        scores = krum_scores(np.array(left), f)
-        chosen.append(left.pop(int(np.argmin(scores))))
+        equal = least(range(len(left)), *krum_keys(np.array(left), f))
+        chosen.append(left.pop(equal[0]))
     rows = np.array(chosen)
     return nearest_mean(rows, coordinate_median(rows), len(rows) - 2 * num_byzantine)
 
@@ -105,8 +137,9 @@ def nearest_neighbour_mixing(updates, num_byzantine):
     rows = finite(updates)
     mixed = []
     for mine in rows:
-        order = np.argsort([((mine - other) ** 2).sum() for other in rows], kind="stable")
-        mixed.append(rows[order[: len(rows) - num_byzantine]].mean(axis=0))
+        squared = [((mine - other) ** 2).sum() for other in rows]
+        count = len(rows) - num_byzantine
+        mixed.append(best(count, squared) @ rows / count)
     return np.array(mixed)
 
 
@@ -128,18 +161,15 @@ def lower_median(rows):
     return np.sort(rows, axis=0)[(len(rows) - 1) // 2]
 
 
-def flag_scores(rows, neighbours):
-    scores = []
-    for i, mine in enumerate(rows):
-        lengths = sorted(np.linalg.norm(mine - other) for j, other in enumerate(rows) if j != i)
-        scores.append(sum(lengths[:neighbours]))
-    return np.argsort(scores, kind="stable")
+def flag_keys(rows, neighbours):
+    lengths = [[np.linalg.norm(mine - other) for other in rows] for mine in rows]
+    return [*keys(lengths, neighbours), rows.sum(axis=1)]
 
 
 def flag_multi_krum(updates, num_byzantine):
     rows = finite(updates)
-    best = flag_scores(rows, len(rows) - num_byzantine - 1)
-    return rows[best[: len(rows) - num_byzantine - 2]].mean(axis=0)
+    count = len(rows) - num_byzantine - 2
+    return best(count, *flag_keys(rows, count + 1)) @ rows / count
 
 
 def flag_meamed(updates, num_byzantine):
@@ -151,6 +181,7 @@ def flag_bulyan(updates, num_byzantine):
     """Means of the best, each without the best of the one before; then around their median."""
     rows = finite(updates)
     most = len(rows) - num_byzantine - 2
-    order = flag_scores(rows, most)
-    means = np.array([rows[order[i:most]].mean(axis=0) for i in range(most - num_byzantine)])
+    order = flag_keys(rows, most)
+    left = [best(most, *order) - best(i, *order) for i in range(most - num_byzantine)]
+    means = np.array([each @ rows / each.sum() for each in left])
     return nearest_mean(means, lower_median(means), len(means) - 2 * num_byzantine)
