@@ -31,17 +31,20 @@ def nearest_neighbour_mixing(updates: Updates, num_byzantine: int) -> Updates:
     return updates.mixed(nearest / count)
 
 
-def bucketing(updates: Updates, size: int, draw: np.random.Generator) -> Updates:
-    """Replace updates by the means of so many at a time, put together at random.
+def bucketing(clients: int, size: int, draw: np.random.Generator) -> Tensor:
+    """Return the shares of updates in the means of so many at a time, put together at random.
 
-    The last bucket takes what is left.
+    The last bucket takes what is left. Who is with whom goes by the places of the clients.
+
+    Returns:
+        float64 `[buckets, clients]`.
     """
-    order = torch.from_numpy(draw.permutation(len(updates)))
+    order = torch.from_numpy(draw.permutation(clients))
     buckets = order.split(size)
-    means = torch.zeros(len(buckets), len(updates), dtype=torch.float64)
+    means = torch.zeros(len(buckets), clients, dtype=torch.float64)
     for row, members in zip(means, buckets, strict=True):
         row[members] = 1 / len(members)
-    return updates.mixed(means)
+    return means
 
 
 def clipping(updates: Updates, norm: float | None) -> Updates:

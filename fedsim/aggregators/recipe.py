@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.aggregators import coordinatewise, geometric, mixing, selection
 from fedsim.aggregators.bounds import BULYAN, KRUM, MAJORITY, Bound
+from fedsim.basics.ties import Jump
 from fedsim.errors import require_choice
 from fedsim.robust import Updates
 
@@ -37,10 +38,28 @@ class Round(NamedTuple):
     centre: Tensor
     num_examples: Tensor | None = None
 
+    def bucketed(self, means: Tensor) -> "Round":
+        """Return it for buckets, `[buckets, n]`, each with the examples of all who are in it."""
+        if self.num_examples is None:
+            return self
+        return self._replace(num_examples=(means > 0).double() @ self.num_examples)
+
 
 class _Rule(NamedTuple):
+    """A rule and what is known of it.
+
+    Attributes:
+        aggregate: What it makes of updates.
+        bound: How many it needs.
+        degree: By which power of a factor its result grows when the updates grow by that factor;
+            None if it knows a length of its own.
+        jumps: Where it is discontinuous.
+    """
+
     aggregate: Callable[["Recipe", Updates, Round], Tensor]
     bound: Bound = MAJORITY
+    degree: int | None = 1
+    jumps: tuple[Jump, ...] = ()
 
 
 def _flower_krum(recipe: "Recipe", updates: Updates, given: Round) -> Tensor:
@@ -62,7 +81,9 @@ _RULES: dict[tuple[str, str], _Rule] = {
         lambda _, u, given: coordinatewise.trimmed_mean_of(u, given.num_byzantine)
     ),
     ("geometric_median", "paper"): _Rule(lambda _, u, given: geometric.geometric_median_of(u)),
-    ("geometric_median", "byzfl"): _Rule(lambda _, u, given: geometric.smoothed_median_of(u)),
+    ("geometric_median", "byzfl"): _Rule(
+        lambda _, u, given: geometric.smoothed_median_of(u), degree=None
+    ),
     ("multi_krum", "paper"): _Rule(
         lambda r, u, given: selection.multi_krum_of(u, given.num_byzantine, r.selected), KRUM
     ),
@@ -96,7 +117,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
             u, given.centre, r.clip_radius, r.clip_iterations or 1
         )
     ),
-    ("unit_mean", "paper"): _Rule(lambda _, u, given: geometric.unit_mean_of(u)[0]),
+    ("unit_mean", "paper"): _Rule(lambda _, u, given: geometric.unit_mean_of(u)[0], degree=0),
 }
 for _variant in ("paper", "byzfl", "flower", "flag"):  # Krum is Multi-Krum of one
     _RULES["krum", _variant] = _RULES["multi_krum", _variant]
@@ -211,7 +232,8 @@ class Recipe:
             if name == "nnm":
                 updates = mixing.nearest_neighbour_mixing(updates, given.num_byzantine)
             elif name == "bucketing":
-                updates = mixing.bucketing(updates, self._size, given.draw)
+                means = mixing.bucketing(len(updates), self._size, given.draw)
+                updates, given = updates.mixed(means), given.bucketed(means)
             elif name == "clipping":
                 updates = mixing.clipping(updates, self.clip_norm)
             else:
@@ -235,6 +257,21 @@ class Recipe:
         except ValueError as error:
             buckets = f" (of {updates} updates)" if self._left(updates) != updates else ""
             raise ValueError(f"{error}{buckets}") from None
+
+
+def degree(rule: str, variant: str = "paper") -> int | None:
+    """Return the power of a factor on the updates by which a rule's result grows, or None.
+
+    Example:
+        >>> degree("krum"), degree("unit_mean"), degree("geometric_median", "byzfl")
+        (1, 0, None)
+    """
+    return _RULES[rule, variant].degree
+
+
+def jumps(rule: str, variant: str = "paper") -> tuple[Jump, ...]:
+    """Return where a rule is discontinuous; elsewhere rounding moves its result by rounding."""
+    return _RULES[rule, variant].jumps
 
 
 def rules() -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ are equal (`ranks`), and lets equals share the places that they take (`shares`) 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,21 @@ Key = tuple[npt.ArrayLike, npt.ArrayLike]
 
 EPSILON = float(np.finfo(np.float64).eps)
 ROUNDING = 1e-12  # of a number that a few operations in float64 made
+
+
+class Jump(NamedTuple):
+    """A discontinuity that a rule's definition has, so that a tie cannot but be decided somehow.
+
+    Attributes:
+        under: What its result jumps under: "rounding" of the input, another order of "clients" or
+            of "columns", another "scale".
+        on: The kinds of updates on which it does, as `tests/property/kinds.py` calls them.
+        why: In one sentence.
+    """
+
+    under: tuple[Literal["rounding", "clients", "columns", "scale"], ...]
+    on: tuple[str, ...]
+    why: str
 
 
 def exceeds(one: Any, other: Any, *, rounding: float = ROUNDING) -> Any:

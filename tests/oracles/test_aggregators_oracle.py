@@ -213,6 +213,19 @@ def test_a_rule_sees_what_comes_before(name, rule):
     assert_near(aggregate(rows, f, rule=rule, before=[name], **options), expected)
 
 
+def test_a_bucket_has_the_examples_of_all_who_are_in_it():
+    """Flower's Multi-Krum weighs by examples."""
+    rows, examples = random_updates(9, 6), torch.arange(1.0, 10).double()
+    recipe = {"rule": "multi_krum", "variant": "flower", "num_selected": 5}
+    made = Recipe(num_byzantine=0, before=["bucketing"], **recipe)
+    found = made.aggregate(Updates(rows), given_round(0, 9, examples=examples))
+    order = np.random.default_rng(0).permutation(9)
+    buckets = [order[:2], order[2:4], order[4:6], order[6:8], order[8:]]
+    means = torch.stack([rows[bucket].mean(dim=0) for bucket in buckets])
+    sums = torch.stack([examples[bucket].sum() for bucket in buckets])
+    assert_near(found, sums @ means / sums.sum())
+
+
 def test_several_things_come_before_in_their_order():
     rows = random_updates(9, 8)
     clipped = oracle.nearest_neighbour_mixing(oracle.clipping(rows.numpy(), 2.0), 2)
