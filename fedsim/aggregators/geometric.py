@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregators.coordinatewise import median_of
-from fedsim.robust import Directions, Updates
+from fedsim.basics.ties import EPSILON
+from fedsim.robust import Directions, Updates, rounding
 
 _ITERATIONS, _PATIENCE = 1000, 30
 _SOLVED = 1e-13  # of the gradient's length, which is at most 1 per update
+_SHARES = (1, 1 / 4, 1 / 16, 1 / 64)  # of Newton's step
+_FREE = 1.01  # a pull beside what a point holds: less, and Weiszfeld's step is too small
 _FAR = 2.0**400  # the square of a float64 up to here is one too
 
 
 def geometric_median(updates: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Return the point with the least (weighted) sum of distances to all updates.
 
-    Exact to 1e-10 of the updates' spread; where many points are (an even number of updates on a
-    line), one of them.
+    Exact to 1e-10 of the updates' spread. Where many points have the least sum (the segment between
+    the middle two of an even number on a line, and always between two) it is their middle.
 
     Args:
         updates: `[clients, dim]`; rows that are not finite are dropped.
@@ -130,7 +133,9 @@ def geometric_median_of(updates: Updates, weights: Tensor | None = None) -> Tens
         updates = updates.mixed(torch.diag((_FAR / peaks).clamp(max=1)))
     centre = median_of(updates)
     points = updates.spread(centre)  # where the coordinate median is the origin
-    shares = _median_shares(points, weights / weights.sum())
+    sizes = updates.sizes() + torch.linalg.vector_norm(centre).cpu()
+    reach = (rounding(updates.dim) * sizes).nan_to_num(posinf=0)
+    shares = _median_shares(points, weights / weights.sum(), reach)
     if float(shares.max()) == 1:
         return updates.combined(shares)
     # what is common to all is not rounded again
@@ -149,25 +154,33 @@ def smoothed_median_of(updates: Updates, smoothing: float = 0.1, iterations: int
     return centre
 
 
-def _median_shares(points: Tensor, weights: Tensor) -> Tensor:
+def _median_shares(points: Tensor, weights: Tensor, reach: Tensor) -> Tensor:
     """The shares of points in their geometric median, float64 `[n]`.
 
     Args:
         points: float64 `[n, rank]`.
         weights: float64 `[n]`, adding up to 1.
+        reach: How far rounding may have moved each point, float64 `[n]`.
     """
-    scale = torch.linalg.vector_norm(points, dim=1).median()
     between = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     sums = between @ weights
     best = int(sums.argmin())  # if any point is the median, it is one with the least sum
-    same = between[best] <= 1e-15 * scale
+    slack = reach + weights @ reach
+    equal = torch.nonzero(sums - sums[best] <= slack + slack[best]).flatten().tolist()
+    medians = [place for place in equal if _is_median(points, weights, reach, between, place)]
+    best = medians[0] if medians else best
+    same = between[best] <= reach + reach[best]
+    if medians:
+        others = [place for place in medians if not same[place]]
+        ends = [best, *others[:1]]  # of a segment, when there are two
+        return torch.eye(len(points), dtype=torch.float64)[ends].mean(dim=0)
     pull = _pull(points, weights * ~same, points[best])
-    if float(torch.linalg.vector_norm(pull)) <= float(weights[same].sum()) + 1e-15:
-        return torch.eye(len(points), dtype=torch.float64)[best]
-    held = weights[same].sum()
-    step = pull * (1 - held / torch.linalg.vector_norm(pull))
-    inverse = torch.where(same, 0.0, weights / between[best])
-    where = points[best] + step / inverse.sum()
+    held, strength = weights[same].sum(), torch.linalg.vector_norm(pull)
+    if strength < _FREE * held:  # small steps would not get away from the point
+        where = _lowest(points, weights, points[best], pull / strength * between[best].max())
+    else:
+        inverse = torch.where(same, 0.0, weights / between[best])
+        where = points[best] + pull * (1 - held / strength) / inverse.sum()
     least, since = math.inf, 0
     for _ in range(_ITERATIONS):
         slope = _pull(points, weights, where)
@@ -181,6 +194,25 @@ def _median_shares(points: Tensor, weights: Tensor) -> Tensor:
     return shares
 
 
+def _is_median(points: Tensor, weights: Tensor, reach: Tensor, between: Tensor, place: int) -> bool:
+    """Whether the pull of the others is no more than a point's weight, but for rounding."""
+    near = reach + reach[place]
+    same = between[place] <= near
+    pull = _pull(points, weights * ~same, points[place])
+    turned = (weights * torch.where(same, 0.0, near / between[place])).sum()  # rounding turns it
+    held = weights[same].sum() + turned + len(points) * EPSILON
+    return bool(torch.linalg.vector_norm(pull) <= held)
+
+
+def _lowest(points: Tensor, weights: Tensor, start: Tensor, way: Tensor) -> Tensor:
+    """The lowest point on a way that leads down first: by halving, until rounding ends it."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high and high - low > EPSILON:
+        down = float(_pull(points, weights, start + middle * way) @ way) > 0
+        low, high = (middle, high) if down else (low, middle)
+    return start + high * way
+
+
 def _pull(points: Tensor, weights: Tensor, where: Tensor) -> Tensor:
     """The weighted sum of unit vectors towards the points, `[rank]`."""
     apart = points - where
@@ -189,16 +221,23 @@ def _pull(points: Tensor, weights: Tensor, where: Tensor) -> Tensor:
 
 
 def _next(points: Tensor, weights: Tensor, where: Tensor, slope: Tensor) -> Tensor:
-    """The better of Weiszfeld's and Newton's next point."""
+    """Weiszfeld's next point, or Newton's, on the way of its step, where it is better."""
     apart = points - where
     lengths = torch.linalg.vector_norm(apart, dim=1)
     inverse = torch.where(lengths > 0, weights / lengths, 0.0)
-    weiszfeld = where + slope / inverse.sum()
+    weiszfeld: Tensor = where + slope / inverse.sum()
     units = apart / lengths.clamp(min=1e-300)[:, None]
     curvature = inverse.sum() * torch.eye(points.shape[1]).double() - (units.T * inverse) @ units
     step, failed = torch.linalg.solve_ex(curvature, slope)
-    newton = where + step
-    if int(failed) or not torch.isfinite(newton).all():
+    if int(failed) or not torch.isfinite(step).all():
         return weiszfeld
-    slopes = [float(_pull(points, weights, p).norm()) for p in (weiszfeld, newton)]
-    return newton if slopes[1] < slopes[0] else weiszfeld
+
+    def height(place: Tensor) -> float:
+        return float(weights @ torch.linalg.vector_norm(points - place, dim=1))
+
+    steepness, least = float(_pull(points, weights, weiszfeld).norm()), height(weiszfeld)
+    for share in _SHARES:  # of a step that is too long in a narrow valley
+        newton: Tensor = where + share * step
+        if float(_pull(points, weights, newton).norm()) < steepness or height(newton) < least:
+            return newton
+    return weiszfeld

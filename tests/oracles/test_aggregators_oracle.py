@@ -142,6 +142,21 @@ def test_the_geometric_median_by_hand():
     assert_near(aggregators.geometric_median(line), [2])
 
 
+@pytest.mark.parametrize("steps", [[0, 1], [5, 0, 1, -90], [2, 2, 0, 0], [0, 7, 7, 0, 9, -9]])
+def test_of_a_segment_of_medians_it_is_the_middle(steps):
+    start, way = random_updates(2, 4)
+    rows = start + torch.tensor(steps).double()[:, None] * way
+    middle = start + way * float(np.median(steps))
+    assert_near(aggregators.geometric_median(rows), middle, 1e-14)
+    assert_near(aggregators.geometric_median(rows.flip(0)), middle, 1e-14)
+
+
+def test_a_flat_valley_is_followed_to_its_lowest_point():
+    """x, -x, y and -y almost on a line: the sum is least at zero and hardly larger beside it."""
+    rows = torch.tensor([[0.0785, 0.4911], [0.2528, 1.4248]]).double()
+    assert_near(aggregators.geometric_median(torch.cat([rows, -rows])), [0, 0], 1e-9)
+
+
 @pytest.mark.parametrize("size", [1e12, 1e200, 1e307])
 def test_a_minority_cannot_take_the_geometric_median_away(size):
     rows = attacked(11, 5, 7, size)
