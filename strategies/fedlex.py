@@ -14,7 +14,9 @@ Deviations:
 - Explorers train copies of the initial model (the figure); the released code lets them train one
   shared model in turn, from which round 1 then starts.
 - Minimum and maximum are taken per explorer and tensor; the figure does not say.
-- A tensor whose deviation is constant gets the map 1 (no restriction); the code gives NaN.
+- A tensor whose deviation is constant gets the map 1 (no restriction); the code gives NaN. It is
+  constant when it differs by no more than the rounding of the weights, of some hundred steps: the
+  two output biases of a two-class softmax always move equally far, whatever their last digits say.
 - The map acts in the round whose participants it is averaged over (in the code in the next one).
 - Exploring for a fixed number of epochs; the code stops early by a patience.
 - A client without samples explores nothing and has no map.
@@ -37,6 +39,7 @@ from fedsim.strategy import Degenerate, LinearStrategy, Setup, State
 
 Deviation = Literal["squared", "absolute"]
 Order = Literal["normalise-then-average", "average-then-normalise"]
+_ROUNDING = 128  # of a weight after an exploration, in roundings of its dtype; up to 8 were seen
 
 
 def guidance(
@@ -69,25 +72,35 @@ def guidance(
     """
     require_choice("deviation", deviation, Deviation)
     require_choice("order", order, Order)
-    rows = explored.reshape(len(explored), initial.numel()).double()
-    away = _deviations(rows, initial.reshape(-1).double(), deviation)
+    rows = explored.reshape(len(explored), initial.numel())
+    away = _deviations(rows, initial.reshape(-1), deviation)
     away = away[torch.isfinite(away).all(dim=1)]
     if not len(away):
         return torch.ones_like(initial)
     if order == "normalise-then-average":
-        return _normalised(away).mean(dim=0).reshape(initial.shape).to(initial.dtype)
-    return _normalised(away.mean(dim=0)[None])[0].reshape(initial.shape).to(initial.dtype)
+        found = _normalised(away, explored.dtype).mean(dim=0)
+    else:
+        found = _normalised(away.mean(dim=0)[None], explored.dtype)[0]
+    return found.reshape(initial.shape).to(initial.dtype)
 
 
 def _deviations(rows: Tensor, initial: Tensor, deviation: Deviation) -> Tensor:
-    return (rows - initial) ** 2 if deviation == "squared" else (rows - initial).abs()
+    """How far each parameter of a tensor went, float64; alike where that is so but for rounding."""
+    after, before = rows.double(), initial.double()
+    way = (after - before).abs()
+    low, high = way.amin(dim=1, keepdim=True), way.amax(dim=1, keepdim=True)
+    size = after.abs().amax(dim=1, keepdim=True).clamp(min=float(before.abs().max()))
+    alike = high - low <= _ROUNDING * torch.finfo(rows.dtype).eps * size
+    way = torch.where(alike, high, way)
+    return way**2 if deviation == "squared" else way
 
 
-def _normalised(rows: Tensor) -> Tensor:
-    """Each row scaled to [0, 1]; a constant row becomes 1."""
+def _normalised(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each row scaled to [0, 1]; a row that is constant but for rounding becomes 1."""
     low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
     width = high - low
-    return torch.where(width > 0, (rows - low) / width, 1.0)  # 0 / 0 is not taken
+    differs = width > _ROUNDING * torch.finfo(dtype).eps * high
+    return torch.where(differs, (rows - low) / width, 1.0)  # 0 / 0 is not taken
 
 
 class Maps(NamedTuple):
@@ -179,10 +192,12 @@ class FedLEx(LinearStrategy):
     def finish_setup(self, state: State, params: Tensor, replies: Replies) -> State:
         """Keep the maps of those who explored: who has no sample has not."""
         assert replies.params is not None
-        away = _deviations(replies.params.double(), params.double(), self._deviation)
+        parts = self.layout.slices.values()
+        ways = [_deviations(replies.params[:, p], params[p], self._deviation) for p in parts]
+        away = torch.cat(ways, dim=1)
         explored = torch.isfinite(away).all(dim=1) & (replies.num_examples > 0)
         away = away[explored]
-        maps = away if self._averages_first else self._per_tensor(away)
+        maps = away if self._averages_first else self._per_tensor(away, params.dtype)
         if self._explorers < 1 and len(maps):  # the same for all rounds
             maps = maps.mean(dim=0, keepdim=True)
         kept = state._replace(
@@ -224,11 +239,11 @@ class FedLEx(LinearStrategy):
         rows = state.maps if self._explorers < 1 or not here.any() else state.maps[here]
         mean = rows.double().mean(dim=0)
         if self._averages_first:
-            mean = self._per_tensor(mean[None])[0]
+            mean = self._per_tensor(mean[None], params.dtype)[0]
         bounded: Tensor = mean.clamp(min=self._floor).to(params.dtype)
         return bounded
 
-    def _per_tensor(self, rows: Tensor) -> Tensor:
+    def _per_tensor(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Each tensor of each row scaled to [0, 1]."""
-        parts = [_normalised(rows[:, part]) for part in self.layout.slices.values()]
+        parts = [_normalised(rows[:, part], dtype) for part in self.layout.slices.values()]
         return torch.cat(parts, dim=1)

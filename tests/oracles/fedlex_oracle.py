@@ -7,9 +7,9 @@ import numpy as np
 
 
 def scaled(d):
-    """(D - min) / (max - min), or 1 where nothing deviates more than anything else."""
+    """(D - min) / (max - min), or 1 where all deviate as far, but for rounding."""
     width = d.max() - d.min()
-    return np.ones_like(d) if width == 0 else (d - d.min()) / width
+    return np.ones_like(d) if width <= 1e-14 * d.max() else (d - d.min()) / width
 
 
 def guidance(initial, explored, *, absolute=False, average_first=False):

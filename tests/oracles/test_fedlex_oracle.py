@@ -50,6 +50,44 @@ def test_printed_guidance_of_given_deviations():
     assert first == pytest.approx((1, 0, 0.666667), abs=1e-6)
 
 
+# --- what rounding makes of a constant deviation -----------------------------------------------
+
+
+def trained_bias(seed, dtype, lr):
+    """The output bias of a two-class softmax before and after 30 steps on random samples."""
+    draw = np.random.default_rng(seed)
+    x = torch.from_numpy(draw.normal(size=(40, 6))).to(dtype)
+    y = torch.from_numpy(draw.integers(0, 2, size=40))
+    bias = torch.from_numpy(draw.normal(0, 0.3, size=2)).to(dtype)
+    weight, bias = torch.zeros(2, 6, dtype=dtype, requires_grad=True), bias.requires_grad_()
+    start = bias.detach().clone()
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+        for each, slope in zip(
+            (weight, bias), torch.autograd.grad(loss, (weight, bias)), strict=True
+        ):
+            each.data -= lr * slope
+    return start, bias.detach()
+
+
+@pytest.mark.parametrize("order", ORDERS.values())
+@pytest.mark.parametrize("deviation", ["squared", "absolute"])
+@pytest.mark.parametrize("lr", [1e-4, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_biases_that_always_move_equally_far_are_not_held_back(dtype, lr, deviation, order):
+    for seed in range(40):
+        start, after = trained_bias(seed, dtype, lr)
+        found = guidance(start, after[None], deviation=deviation, order=order)
+        assert found.tolist() == [1, 1], seed
+
+
+@pytest.mark.parametrize("average_first", [False, True])
+def test_a_difference_beyond_rounding_is_one(average_first):
+    start, after = np.array([1.0, 1.0]), np.array([[1.5, 0.5 - 1e-12]])
+    assert kernel(start, after, order=ORDERS[average_first]) == pytest.approx([0, 1])
+    assert kernel(start, after, torch.float32, order=ORDERS[average_first]).tolist() == [1, 1]
+
+
 # --- the kernel against the oracle -------------------------------------------------------------
 
 
