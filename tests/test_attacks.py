@@ -200,6 +200,17 @@ def test_min_max_among_copies_of_one_update_sends_it():
     )
 
 
+@pytest.mark.parametrize("direction", ["mean", "sign"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_mean_that_cancels_but_for_rounding_has_no_direction(direction, seed):
+    """What is left of it points anywhere; its first digit would decide where the attack goes."""
+    row = torch.from_numpy(np.random.default_rng(seed).normal(size=DIM))
+    attack = torch.zeros(DIM, dtype=torch.float64)
+    rows = torch.stack([1.7 * row, attack, 0.1 * row, attack, -(1.7 + 0.1) * row])
+    forged = attacks.min_max(direction=direction).forge(seen(rows))
+    torch.testing.assert_close(forged, torch.zeros_like(forged), atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["ipm", "mimic", "min_max", "alie"])
 def test_with_nobody_honest_attackers_send_their_own(kind):
     updates = random_updates(3)

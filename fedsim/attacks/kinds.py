@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.attacks.attack import Attack, Forge, Schedule, Seen, Sees, nobody_is_honest
+from fedsim.basics.ties import EPSILON
 from fedsim.errors import ScenarioError
 from fedsim.poison import Effect, FlippedLabels, Trigger
 from fedsim.robust import Updates
@@ -241,7 +242,10 @@ def min_max(*, direction: Direction = "deviation") -> Forge:
         mean = honest.mean(dim=0)
         bad = honest.std(dim=0, correction=0)
         if direction != "deviation":
-            bad = mean.sign() if direction == "sign" else mean / mean.norm().clamp(min=1e-300)
+            size = honest.abs().mean(dim=0)  # a mean that cancels is zero and has no sign
+            mean_or_zero = torch.where(mean.abs() > 16 * EPSILON * size, mean, 0.0)
+            length = mean_or_zero.norm().clamp(min=1e-300)
+            bad = mean_or_zero.sign() if direction == "sign" else mean_or_zero / length
         largest = Updates.of(honest).squared_distances().max()
         # |mean - bad gamma - x|^2 <= largest, a quadratic inequality in gamma for each x
         apart, square = mean - honest, bad @ bad
