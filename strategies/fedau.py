@@ -10,7 +10,8 @@ Symbols: omega_n weights, M_n intervals, S_n open, K cutoff, eta server_lr, N al
 
 Deviations:
 - K is 50 by default, the second setting of the authors' code; the first is 100000, as good as none.
-- A round without participants leaves the model alone and counts for the intervals; the code fails.
+- A round without participants leaves the model alone and counts for the intervals, as the code does
+  with torch 2.13.
 - A reply that was lost or refused is none: its client did not take part.
 - Whoever joins late counts in N, and its first interval begins, in the round of its first reply.
 - Buffers (BatchNorm statistics), which the authors' models lack, are averaged with weights

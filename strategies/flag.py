@@ -35,6 +35,7 @@ from typing import ClassVar, Literal, NamedTuple, final, get_args
 import torch
 from torch import Tensor
 
+from fedsim.basics.ties import Jump
 from fedsim.cohort import Replies
 from fedsim.robust import Directions
 from fedsim.strategy import Degenerate, FederatedStrategy, State
@@ -58,7 +59,8 @@ def flag_aggregate(
     """Return (1/p) Y Y^T sum_i g_i / ||g_i||.
 
     Computed from the Gram matrix in float64: O(dim p^2) once and O(p^3) per pass, with pairs
-    O(p^4) and memory for p^3 / 2 numbers.
+    O(p^4) and memory for p^3 / 2 numbers. Where the m-th eigenvalue is the next one's equal
+    (gradients at right angles) subspaces are equally good, and the result hangs on rounding.
 
     Args:
         gradients: `[workers, dim]`; rows that are not finite are dropped, zero rows count in p.
@@ -219,6 +221,13 @@ class FlagAggregator(FederatedStrategy):
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({"subspace_dim": 10**6}, "unit_mean", {}, tolerance=1e-12),
         Degenerate({"scale": "median"}, "fedavg", {"weighted": False}, "identical clients", 1e-12),
+    )
+    jumps: ClassVar[tuple[Jump, ...]] = (
+        Jump(
+            ("rounding", "clients", "columns", "scale"),
+            ("equidistant",),
+            "equal eigenvalues leave open which of their directions the subspace takes",
+        ),
     )
 
     def __init__(

@@ -228,6 +228,29 @@ def test_a_client_that_leans_by_next_to_nothing_counts_wholly(turn):
     np.testing.assert_allclose(found, oracle.aggregate(rows, 0.5), rtol=0, atol=1e-12)
 
 
+@given(st.integers(0, 2**16), st.floats(-6, -2))
+def test_short_updates_at_right_angles_to_long_ones_have_no_sign_of_rounding(seed, power):
+    """On a common axis of random direction each has a projection of zero, or of a rounding."""
+    random = np.random.default_rng(seed)
+    turn = np.linalg.qr(random.normal(size=(6, 6)))[0]
+    lengths = np.array([1.0, 0.7, 10**power, 0.6 * 10**power])
+    rows = lengths[:, None] * turn[:4]
+    found = kernel(rows, 1.0)
+    expected = (lengths**3 / (lengths**2).sum() / 4) @ turn[:4]  # each has its own direction
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_tensor_whose_updates_cancel_but_for_rounding_has_not_moved():
+    strategy, params = FedLD(), torch.zeros(11, dtype=torch.float64)
+    strategy.declare_layout(LAYOUT)
+    row = draw(1, 1, 11)
+    rows = np.concatenate([1.7 * row, 0.1 * row, -(1.7 * row + 0.1 * row)])
+    updates = {"w": rows[:, :6], "b": rows[:, 6:7], "u": rows[:, 7:]}
+    state = strategy.init(params, 3)
+    _, state, _ = strategy.server_update(state, params, replies(params, updates))
+    assert not state.moved.any()
+
+
 def test_more_clients_than_dimensions_do_not_follow_rounding():
     """Directions beyond the rank are rounding errors of length next to nothing."""
     rows = draw(8, 12, 3)
