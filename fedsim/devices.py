@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
+from fedsim.basics.ties import ROUNDING, exceeds, ranks
 from fedsim.cohort import Cohort, Failure, Replies, settings_of
 from fedsim.grids import GridWrapper, Observed, sent_again, sent_round, without
 from fedsim.layout import Layout
@@ -94,7 +95,7 @@ class DeviceModel:
         time, dropped = work * whole, drops < devices.drop_out
         late = np.zeros(len(ids), dtype=bool)
         if devices.deadline is not None:
-            slow = time > devices.deadline
+            slow = exceeds(time, devices.deadline)
             if devices.late == "partial":
                 work = np.where(slow, devices.deadline / whole, work)
                 time = np.minimum(time, devices.deadline)
@@ -102,7 +103,8 @@ class DeviceModel:
                 late = slow & ~dropped
         if self.keep is not None:
             finishers = np.flatnonzero(~dropped & ~late)
-            order = finishers[np.lexsort((tie[finishers], time[finishers]))]
+            first = ranks([(time[finishers], ROUNDING * time[finishers])])
+            order = finishers[np.lexsort((tie[finishers], first))]
             late[order[self.keep :]] = True
         return Fates(work, time, dropped, late)
 

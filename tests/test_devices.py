@@ -93,6 +93,15 @@ def test_a_deadline_discards_those_who_are_slower_in_full_or_in_part():
     assert cut.time.max() <= 1.1
 
 
+@pytest.mark.parametrize("late", ["drop", "partial"])
+def test_who_is_over_the_deadline_by_rounding_alone_is_in_time(late):
+    clients = np.arange(50)
+    time = float(model(speed_sigma=0.5, deadline=1e9).fates(1, clients).time.max())
+    fates = model(speed_sigma=0.5, deadline=math.nextafter(time, 0), late=late).fates(1, clients)
+    assert not fates.late.any()
+    assert (fates.work == 1).all()
+
+
 def test_of_an_over_selected_cohort_the_first_to_finish_are_kept():
     settings = {"speed_sigma": 0.6, "jitter_sigma": 0.1, "drop_out": 0.3, "over_select": 1.5}
     for server_round in range(1, 40):

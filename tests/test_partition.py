@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data.drawing import choose, local_test_counts, stratified_counts
+from fedsim.data.drawing import choose, largest_remainders, local_test_counts, stratified_counts
 from fedsim.data.partitions.by_owner import natural
 from fedsim.data.partitions.by_size import iid
 from fedsim.data.partitions.dirichlet import dirichlet, draw_dirichlet
@@ -217,6 +217,19 @@ def test_missing_samples_come_from_the_largest_clients_alone():
     kept = (before >= 3) & (before <= level)
     assert (after[kept] == before[kept]).all()
     assert set(after[before > level].tolist()) <= {level, level + 1}
+
+
+def test_even_shares_of_a_hundred_samples_are_ten_each_though_tenths_are_rounded():
+    targets = np.repeat([0, 1], 100)
+    owners = draw_dirichlet(10, 1e16, False, targets, generator(5, "partition", 10))
+    for label in (0, 1):
+        assert np.bincount(owners[targets == label]).tolist() == [10] * 10
+
+
+def test_equal_remainders_go_to_the_first_though_one_is_rounded_up():
+    assert largest_remainders(np.array([0.3, 0.1 * 3, 0.4]), 1).tolist() == [0, 0, 1]
+    assert largest_remainders(np.array([0.3, 0.1 * 3, 0.4]), 2).tolist() == [1, 0, 1]
+    assert largest_remainders(np.array([1.3, 2.9999999999999996]), 4).tolist() == [1, 3]
 
 
 def test_an_easy_minimum_is_reached_without_moving_samples():

@@ -50,6 +50,18 @@ def exceeds(one: Any, other: Any, *, rounding: float = ROUNDING) -> Any:
     return bool(found) if np.ndim(found) == 0 else found
 
 
+def whole(exact: npt.ArrayLike) -> Ints:
+    """Return the whole parts of numbers >= 0; what is below a whole number by rounding is it.
+
+    Example:
+        >>> whole([0.7 + 0.1 + 0.2, 10 * 0.7 + 10 * 0.1, 2.9]).tolist()
+        [1, 8, 2]
+    """
+    numbers = np.asarray(exact, dtype=np.float64)
+    found: Ints = np.floor(numbers + ROUNDING * np.maximum(1, numbers)).astype(np.int64)
+    return found
+
+
 def ranks(keys: Iterable[Key]) -> Ints:
     """Return the place of each in ascending order, from 0; equals have the same.
 

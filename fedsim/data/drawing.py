@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
+from fedsim.basics.ties import ROUNDING, ranks, whole
 from fedsim.data.source import Ints
 
 
@@ -111,9 +112,10 @@ def largest_remainders(exact: npt.NDArray[np.float64], total: int) -> Ints:
         >>> largest_remainders(np.array([1.5, 0.7, 2.8]), 5).tolist()
         [1, 1, 3]
     """
-    counts: Ints = np.floor(exact).astype(np.int64)
+    counts = whole(exact)
     left = total - int(counts.sum())
-    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
+    slack = ROUNDING * np.maximum(1, exact)
+    counts[ranks([(counts - exact, slack)]).argsort(kind="stable")[:left]] += 1
     return counts
 
 

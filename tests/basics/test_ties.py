@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.basics.ties import exceeds, ranks, shares
+from fedsim.basics.ties import exceeds, ranks, shares, whole
 
 
 def test_what_is_within_both_slacks_is_equal_and_what_is_not_is_not():
@@ -90,3 +90,9 @@ def test_what_exceeds_is_larger_by_more_than_rounding(one, other, expected):
 
 def test_many_numbers_are_compared_at_once():
     assert exceeds(np.array([0.1 + 0.2, 0.4]), 0.3).tolist() == [False, True]
+
+
+def test_what_is_below_a_whole_number_by_rounding_is_whole():
+    tenths = np.cumsum(np.full(10, 0.1)) * 100  # among them 79.99999999999999
+    assert whole(tenths).tolist() == list(range(10, 101, 10))
+    assert whole([0.0, 0.999, 1e6 - 1e-3]).tolist() == [0, 0, 999_999]

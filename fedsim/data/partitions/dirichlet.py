@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import rng
+from fedsim.basics.ties import whole
 from fedsim.data.drawing import choose, cut_largest, hand_out
 from fedsim.data.partition import (
     Assignment,
@@ -79,7 +80,8 @@ def draw_dirichlet(
             if shares.sum() == 0:  # everything went to clients that are full: use the others evenly
                 shares = (sizes <= average).astype(np.float64)
             shares /= shares.sum()
-        cuts[label, 1:-1] = np.floor(np.cumsum(shares)[:-1] * class_size).clip(max=class_size)
+        exact = np.cumsum(shares)[:-1] * class_size
+        cuts[label, 1:-1] = whole(exact).clip(max=class_size)
         cuts[label, -1] = class_size
         sizes += np.diff(cuts[label])
     return hand_out(labels, np.diff(cuts, axis=1), generator)
