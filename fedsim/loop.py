@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim import flower_internals as internals
+from fedsim.basics.ties import exceeds
 from fedsim.cohort import Failure, Replies
 from fedsim.errors import FedsimError, RunError
 from fedsim.expectations import failed_by
@@ -118,7 +119,8 @@ class EarlyStop:
     Attributes:
         metric: The metric watched.
         target: Stop when it is reached.
-        patience: Stop after so many recorded values without a new best.
+        patience: Stop after so many recorded values without a new best; what is better by rounding
+            alone is none.
         mode: Whether "max" or "min" is better.
     """
 
@@ -133,12 +135,15 @@ class EarlyStop:
         values = [float(r[self.metric]) for r in history if r.get(self.metric) is not None]
         if not values:
             return None
-        if self.target is not None and sign * values[-1] >= sign * self.target:
+        known = not math.isnan(values[-1])
+        if self.target is not None and known and not exceeds(sign * self.target, sign * values[-1]):
             return f"{self.metric} = {values[-1]:.6g} reached the target {self.target:g}"
         if self.patience is not None:
             # what is not defined is never the best
             scores = [-math.inf if math.isnan(value) else sign * value for value in values]
-            best = max(range(len(values)), key=scores.__getitem__)
+            best = 0
+            for place, score in enumerate(scores):
+                best = place if exceeds(score, scores[best]) else best
             if len(values) - 1 - best >= self.patience:
                 return f"{self.metric} has not improved for {self.patience} evaluations"
         return None

@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,6 +124,13 @@ def test_spread_takes_the_worst_tenth_by_the_metric_s_own_direction():
         (EarlyStop("m", patience=2), [0.1, 0.3, 0.2, 0.3], "not improved for 2"),
         (EarlyStop("m", patience=2, mode="min"), [0.3, 0.1, 0.2, 0.2], "not improved for 2"),
         (EarlyStop("m", patience=1), [], None),
+        # what rounding alone makes better is not better, and what it alone keeps below is there
+        (EarlyStop("m", patience=2), [0.3, 0.1 + 0.2, 0.3], "not improved for 2"),
+        (EarlyStop("m", patience=2, mode="min"), [0.1 + 0.2, 0.3, 0.3], "not improved for 2"),
+        (EarlyStop("m", patience=2), [math.nan, math.nan, 0.1], None),
+        (EarlyStop("m", target=0.1 + 0.2), [0.3], "reached the target"),
+        (EarlyStop("m", target=0.3, mode="min"), [0.1 + 0.2], "reached the target"),
+        (EarlyStop("m", target=0.3), [math.nan], None),
     ],
 )
 def test_early_stop_decides_from_the_record(stop, values, reason):

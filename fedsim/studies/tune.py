@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fedsim.basics.ties import ROUNDING, ranks
 from fedsim.errors import ScenarioError
 from fedsim.local_metrics import is_error
 from fedsim.studies.cells import Cell, cells_of
@@ -263,8 +266,8 @@ def _fewer(found: Sequence[Candidate], methods: int, kept: float, sign: int) -> 
     going: set[tuple[int, Point]] = set()
     for method in range(methods):
         alive = [c for c in found if c.method == method and c.alive]
-        alive.sort(key=lambda c: -sign * c.mean.mean)  # stable: the first of equals goes on
-        going |= {(method, c.point) for c in alive[: max(_FEWEST, math.ceil(kept * len(alive)))]}
+        count = max(_FEWEST, math.ceil(kept * len(alive)))
+        going |= {(method, c.point) for c in best_first(alive, sign)[:count]}
     return [
         Candidate(c.method, c.point, c.values, c.failure, c.alive and (c.method, c.point) in going)
         for c in found
@@ -273,7 +276,16 @@ def _fewer(found: Sequence[Candidate], methods: int, kept: float, sign: int) -> 
 
 def _best(candidates: Sequence[Candidate], method: int, sign: int) -> Candidate | None:
     alive = [c for c in candidates if c.method == method and c.alive]
-    return max(alive, key=lambda c: sign * c.mean.mean, default=None)
+    return best_first(alive, sign)[0] if alive else None
+
+
+def best_first(candidates: Sequence[Candidate], sign: int) -> list[Candidate]:
+    """The best first; those that are equal but for rounding in the order of the grid."""
+    if not candidates:
+        return []
+    means = np.array([-sign * candidate.mean.mean for candidate in candidates])
+    order = ranks([(means, ROUNDING * np.abs(means))]).argsort(kind="stable")
+    return [candidates[place] for place in order]
 
 
 def _edges(grid: Grid, best: Candidate | None) -> list[str]:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from fedsim.cli import app
 from fedsim.run_folder import JsonLines, read_json
+from fedsim.studies.tune import Candidate, best_first
 from studies.worlds import write
 
 SEEDS = [1003, 1004]
@@ -104,6 +105,18 @@ def test_what_is_impossible_is_refused_before_anything_runs(arguments, said, tmp
     assert ended.exit_code == 2, ended.output
     assert said in ended.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_means_that_are_equal_but_for_rounding_go_in_the_order_of_the_grid(sign):
+    """0.1 + 0.2 + 0.3 is more than 0.3 + 0.2 + 0.1 in floats, as means over seeds are."""
+    orders = ((0.3, 0.2, 0.1), (0.1, 0.2, 0.3), (0.2, 0.3, 0.1))
+    found = [
+        Candidate(0, (str(place),), dict(enumerate(values)), None, True)
+        for place, values in enumerate([*orders, (0.3 + sign * 0.1, 0.2, 0.1)])
+    ]
+    assert [c.point[0] for c in best_first(found, sign)] == ["3", "0", "1", "2"]
+    assert best_first([], sign) == []
 
 
 def test_a_metric_that_is_never_recorded_is_refused_before_anything_runs(tmp_path, monkeypatch):
