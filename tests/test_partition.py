@@ -226,6 +226,12 @@ def test_even_shares_of_a_hundred_samples_are_ten_each_though_tenths_are_rounded
         assert np.bincount(owners[targets == label]).tolist() == [10] * 10
 
 
+def test_half_a_sample_is_rounded_up_though_its_product_is_a_little_less():
+    assert 100 * 0.145 < 14.5
+    assert local_test_counts(np.array([100]), 0.145).tolist() == [15]
+    assert stratified_counts(np.array([50, 50]), 0.145).tolist() == [8, 7]
+
+
 def test_equal_remainders_go_to_the_first_though_one_is_rounded_up():
     assert largest_remainders(np.array([0.3, 0.1 * 3, 0.4]), 1).tolist() == [0, 0, 1]
     assert largest_remainders(np.array([0.3, 0.1 * 3, 0.4]), 2).tolist() == [1, 0, 1]

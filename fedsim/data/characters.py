@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.basics.ties import whole
 from fedsim.data.checks import Unfit
 from fedsim.data.pooled import Loaded
 from fedsim.data.source import Arrays, Ints
@@ -55,7 +56,7 @@ def hold_out_ends(loaded: Loaded, fraction: float, overlap: int) -> Loaded:
     groups = loaded.groups
     assert groups is not None
     sizes = np.bincount(groups, minlength=len(loaded.group_names))
-    held_out = np.floor(sizes * fraction).astype(np.int64)
+    held_out = whole(sizes * fraction)
     held_out[sizes - held_out - overlap < 1] = 0
     left_out = np.where(held_out > 0, overlap, 0)
     order = np.argsort(groups, kind="stable")

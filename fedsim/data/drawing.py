@@ -85,7 +85,7 @@ def add_label_noise(
     """
     generator = rng.generator(seed, "label noise")
     sizes = np.bincount(owners, minlength=len(shares))
-    counts = np.floor(sizes * shares + 0.5).astype(np.int64)
+    counts = whole(sizes * shares + 0.5)
     redrawn = choose(owners, counts, generator)
     return np.where(redrawn, generator.integers(classes, size=len(targets)), targets)
 
@@ -98,7 +98,7 @@ def stratified_counts(class_sizes: Ints, fraction: float) -> Ints:
         [3, 2, 1]
     """
     exact = np.asarray(class_sizes * fraction, dtype=np.float64)
-    return largest_remainders(exact, int(np.floor(class_sizes.sum() * fraction + 0.5)))
+    return largest_remainders(exact, int(whole(class_sizes.sum() * fraction + 0.5)))
 
 
 def largest_remainders(exact: npt.NDArray[np.float64], total: int) -> Ints:
@@ -126,6 +126,6 @@ def local_test_counts(sizes: Ints, fraction: float) -> Ints:
         >>> local_test_counts(np.array([0, 1, 2, 10, 25]), 0.1).tolist()
         [0, 0, 0, 1, 3]
     """
-    wanted = np.floor(sizes * fraction + 0.5).astype(np.int64)
+    wanted = whole(sizes * fraction + 0.5)
     counts: Ints = np.minimum(wanted, np.maximum(sizes - 1, 0))
     return counts
