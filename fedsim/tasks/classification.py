@@ -75,7 +75,9 @@ class _Classes(Task):
     def statistics(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return the sums of losses, correct answers and samples, and what is asked for by class.
 
-        Counts by class are `[C]`: samples, samples taken for it, and both.
+        Counts by class are `[C]`: samples, samples taken for it, and both. Of equal outputs the
+        first class is taken; outputs are compared as they are, so that rounding may turn a sample
+        on which two classes tie.
         """
         counted = weights != 0
         # where, not a product: padding may hold what gives nan, and nan times zero is nan
