@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.aggregators.geometric import unit_mean_of
 from fedsim.robust import Directions, Updates, finite
 from fedsim.strategy import weighted_sum
 from strategies.coordinate_median import coordinate_median
@@ -74,6 +75,36 @@ def test_distances_that_rounding_would_swallow_are_taken_from_the_differences():
     plain = rows.numpy()
     distances = ((plain[:, None] - plain) ** 2).sum(axis=2)
     np.testing.assert_allclose(Updates.of(rows).squared_distances(), distances, rtol=1e-13)
+
+
+@each_reference
+def test_distances_are_the_same_both_ways_to_the_bit(reference):
+    for dim in (5, 9, 301):
+        distances = Updates.of(draw(6, dim, seed=dim), reference(dim)).squared_distances()
+        assert torch.equal(distances, distances.T)
+        assert not distances.diagonal().any()
+
+
+@pytest.mark.parametrize("dim", SIZES)
+def test_a_sum_that_cancels_has_no_length_however_it_is_rounded(dim):
+    row = draw(1, dim, dtype=torch.float64)
+    updates = Updates.of(torch.cat([1.7 * row, 0.1 * row, -(1.7 + 0.1) * row]))
+    ones = torch.ones(1, 3, dtype=torch.float64)
+    assert updates.mixed(ones).lengths().tolist() == [0]
+    assert updates.mixed(ones / 3).lengths().tolist() == [0]
+    assert Directions.of_updates(updates.mixed(ones)).unit_gram()[1].tolist() == [0]
+    assert unit_mean_of(updates.mixed(ones))[0].any().item() is False
+    found = updates.mixed(torch.tensor([[1.0, 2.0, 1.0]]).double()).lengths()
+    np.testing.assert_allclose(found, 0.1 * updates.rows[0].norm() / 1.7, rtol=1e-13)
+
+
+def test_what_updates_are_the_sums_of_has_the_lengths_of_all_of_it():
+    rows = torch.tensor([[3.0, 4.0], [-3.0, -4.0], [1e200, 0.0]], dtype=torch.float64)
+    updates = Updates(rows)
+    assert updates.sizes().tolist() == [5, 5, math.inf]
+    mixed = updates.mixed(torch.tensor([[1.0, 1.0, 0.0], [0.0, -2.0, 0.0]]).double())
+    assert mixed.sizes().tolist() == [10, 10]
+    assert mixed.sums().tolist() == [0, 14]
 
 
 @pytest.mark.parametrize("factor", [1e-310, 1e-200, 1.0, 1e200, 1e305])

@@ -69,6 +69,13 @@ def _flower_krum(recipe: "Recipe", updates: Updates, given: Round) -> Tensor:
     )  # fmt: skip
 
 
+_CHOSEN = (
+    Jump(
+        ("clients",),
+        ("lattice",),
+        "one of updates has to be chosen that neither distances nor sums of entries tell apart",
+    ),
+)
 _RULES: dict[tuple[str, str], _Rule] = {
     ("mean", "paper"): _Rule(
         lambda _, u, given: u.combined(torch.full((len(u),), 1 / len(u), dtype=torch.float64))
@@ -95,7 +102,7 @@ _RULES: dict[tuple[str, str], _Rule] = {
         lambda r, u, given: selection.krum_flag_of(u, given.num_byzantine, r.selected), KRUM
     ),
     ("bulyan", "paper"): _Rule(
-        lambda _, u, given: selection.bulyan_of(u, given.num_byzantine), BULYAN
+        lambda _, u, given: selection.bulyan_of(u, given.num_byzantine), BULYAN, jumps=_CHOSEN
     ),
     ("bulyan", "flower"): _Rule(
         lambda _, u, given: selection.bulyan_of(u, given.num_byzantine, repeated=False), BULYAN

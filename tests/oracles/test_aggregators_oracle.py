@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from property.kinds import KINDS
 
 from fedsim import aggregators
 from fedsim.aggregators import Recipe, Round
@@ -67,6 +68,34 @@ def test_random_updates_give_the_papers_aggregate(rule, variant, seed, f, more):
     assert_near(found, ORACLES[rule, variant](rows.numpy(), f))
 
 
+TIED = (
+    "duplicates", "mirrored", "lattice", "equidistant", "clusters", "one_dimension",
+    "whole_numbers",
+)  # fmt: skip
+
+
+@each_rule
+@pytest.mark.parametrize("kind", TIED)
+def test_ties_are_broken_as_specified(rule, variant, kind):
+    """The oracles break ties by the same text and not by the same code."""
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        f = 1 + seed % 2
+        rows = KINDS[kind](draw, 4 * f + 3 + seed // 2, 5)
+        found = aggregate(torch.from_numpy(rows), f, rule=rule, variant=variant)
+        assert_near(found, ORACLES[rule, variant](rows, f), 1e-11)
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_equally_near_updates_are_mixed_as_specified(kind):
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        rows = KINDS[kind](draw, 5 + seed, 5)
+        found = aggregate(torch.from_numpy(rows), 2, rule="trimmed_mean", before=["nnm"])
+        mixed = oracle.nearest_neighbour_mixing(rows, 2)
+        assert_near(found, oracle.trimmed_mean(mixed, 2), 1e-11)
+
+
 @each_rule
 @pytest.mark.parametrize("size", [1.0, 1e9])
 def test_colluding_updates_give_it_too(rule, variant, size):
@@ -91,6 +120,35 @@ def test_without_byzantine_updates_every_rule_is_the_mean(rule):
     for clients in (1, 2, 5):
         rows = random_updates(clients, 3)
         assert_near(getattr(aggregators, rule)(rows, num_byzantine=0), rows.mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("rule", "variant", "clients", "f"),
+    [
+        ("krum", "paper", 3, 0), ("krum", "byzfl", 3, 1), ("krum", "flower", 3, 0),
+        ("bulyan", "paper", 7, 1), ("bulyan", "paper", 11, 2), ("bulyan", "paper", 15, 3),
+    ],
+)  # fmt: skip
+def test_neither_rows_nor_columns_nor_rounding_decide_between_the_two_nearest(
+    rule, variant, clients, f
+):
+    """With one neighbour they always have equal scores: Krum of three, the last steps of Bulyan."""
+    examples = torch.ones(clients, dtype=torch.float64)
+    made = Recipe(rule=rule, variant=variant)
+
+    def result(rows):
+        return made.aggregate(Updates(rows), given_round(f, clients, examples=examples))
+
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        rows = random_updates(clients, seed)
+        order, columns = draw.permutation(clients), draw.permutation(DIM)
+        rounded = rows * torch.from_numpy(1 + 1e-15 * draw.uniform(-1, 1, size=rows.shape))
+        found = result(rows)
+        assert_near(result(rows[order]), found)
+        assert_near(result(rows[:, columns]), found[columns])
+        assert_near(result(3 * rows), 3 * found)
+        assert_near(result(rounded), found)
 
 
 # --- the geometric median -------------------------------------------------------------------------
