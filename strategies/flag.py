@@ -225,7 +225,7 @@ class FlagAggregator(FederatedStrategy):
     jumps: ClassVar[tuple[Jump, ...]] = (
         Jump(
             ("rounding", "clients", "columns", "scale"),
-            ("equidistant",),
+            ("equidistant", "lattice"),
             "equal eigenvalues leave open which of their directions the subspace takes",
         ),
     )
