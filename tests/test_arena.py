@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from laws import federations as fed
 
-from fedsim.engine.arena import Arena, ArenaView
+from fedsim.engine.arena import Arena, ArenaView, Probe
 
 
 def test_what_a_view_writes_the_owner_reads():
@@ -40,6 +40,25 @@ def test_an_arena_is_never_taken_for_one_that_is_gone():
     again = Arena(64)
     assert (again.name.path, again.name.size) == (before.path, before.size)
     assert again.name != before
+
+
+def test_a_sign_is_seen_where_its_memory_is():
+    probe = Probe()
+    assert probe.sign.is_seen()
+    assert probe.sign.number != Probe().sign.number
+
+
+def test_a_sign_is_not_seen_where_its_path_is_somebody_elses(tmp_path):
+    """As on another machine, or in another container, where a process has the driver's number."""
+    sign, other, small = Probe().sign, Arena(16), Arena(1)
+    (tmp_path / "file").write_bytes(sign.number)
+    with (tmp_path / "file").open("r+b") as file:
+        paths = (
+            other.name.path, small.name.path, f"/proc/{os.getpid()}/fd/{file.fileno()}",
+            f"/proc/{os.getpid()}/fd/999999", str(tmp_path / "file"),
+        )  # fmt: skip
+        for path in paths:
+            assert not sign._replace(arena=sign.arena._replace(path=path)).is_seen()
 
 
 def test_results_arrive_where_an_earlier_arena_was(ray_cluster):

@@ -44,7 +44,7 @@ for transport in ("shared memory", "ray"):
     grid = engine.RayGrid(world.app, 12, address=cluster.address)
     nodes = set()
     for worker in grid._pool:
-        nodes.add(ray.get(worker.actor.ready.remote(None))[1])
+        nodes.add(ray.get(worker.actor.ready.remote(None)).node)
     assert all(grid.worker_pids)  # waits for both
     near = {worker.near for worker in grid._pool}
     found[transport], workers = train(world, grid)

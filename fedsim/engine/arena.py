@@ -7,6 +7,7 @@ vanishes with the driver however that ends and nothing is left behind in a share
 import itertools
 import mmap
 import os
+import secrets
 import weakref
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from torch import Tensor
 from fedsim.layout import Payload
 
 _ALIGNMENT = 64
+_NAME = "fedsim"
+_SIGN = 16  # bytes
 _numbers = itertools.count()
 
 
@@ -53,7 +56,7 @@ class Arena:
     """
 
     def __init__(self, size: int) -> None:
-        self._file = os.memfd_create("fedsim", os.MFD_CLOEXEC)
+        self._file = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
         os.ftruncate(self._file, size)
         self.size = size
@@ -108,6 +111,41 @@ class ArenaView:
         for place in places:
             groups[place.group][place.name] = self.tensor(place.dtype, place.shape, place.offset)
         return Payload(groups["params"].get("params"), groups["buffers"], groups["extra"])
+
+
+class Sign(NamedTuple):
+    """A random number, and where in its owner's memory it is written."""
+
+    arena: ArenaName
+    number: bytes
+
+    def is_seen(self) -> bool:
+        """Whether this process can map that memory.
+
+        On another machine the path is nobody's, or another process's, whose file stays untouched.
+        """
+        try:
+            if not os.readlink(self.arena.path).startswith(f"/memfd:{_NAME}"):
+                return False
+            seen = ArenaView(self.arena).tensor(torch.uint8, (_SIGN,))
+        except (OSError, ValueError):  # ValueError: it is smaller than that
+            return False
+        return seen.numpy().tobytes() == self.number
+
+
+class Probe:
+    """An arena by which other processes find out whether they share memory with this one.
+
+    Raises:
+        OSError: If the system gives no such memory.
+    """
+
+    def __init__(self) -> None:
+        self._arena = Arena(_SIGN)
+        number = secrets.token_bytes(_SIGN)
+        written = self._arena.lend(torch.uint8, (_SIGN,))
+        written.copy_(torch.frombuffer(bytearray(number), dtype=torch.uint8))
+        self.sign = Sign(self._arena.name, number)
 
 
 def payload_size(payload: Payload) -> int:

@@ -2,9 +2,10 @@
 
 Workers are actors that live as long as the grid. Each does one piece of work at a time, so when a
 worker dies or exceeds its time it is known whose work it was doing. What all clients share is sent
-once per call; on the driver's machine it lies in shared memory, into which workers also write their
-results, while workers of other machines get and return it through Ray's object store. Likewise work
-reaches a worker of the driver's machine through a pipe (`line.py`), and others through Ray.
+once per call; for workers of the driver's machine it lies in shared memory, into which they also
+write their results, while those of other machines get and return it through Ray's object store.
+Likewise work reaches a worker of the driver's machine through a pipe (`line.py`), and others
+through Ray. What runs in a worker's process is in `worker.py`.
 """
 
 import contextlib
@@ -14,24 +15,25 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedsim.engine.arena import Arena, ArenaName, ArenaView, Place, payload_size
-from fedsim.engine.line import Line, LineName, UnspeakableError, WorkerLine
+from fedsim.engine import life
+from fedsim.engine.arena import Arena, Probe, payload_size
+from fedsim.engine.line import Line, UnspeakableError
 from fedsim.engine.line import wait as wait_for_lines
-from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
+from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Work
+from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
 from fedsim.imports import folders_beside
-from fedsim.layout import Payload, rows_at
+from fedsim.layout import Payload
 
 try:
     import ray
@@ -48,106 +50,6 @@ _OBITUARY_S = 5.0  # how long Ray is given to say why a worker has ended
 _SLOW_START_S = 5.0  # after which a start may be waiting for a place that is gone
 
 
-@dataclass(frozen=True)
-class _Broadcast:
-    """What all members of a call's chunks receive, and how a worker finds it."""
-
-    number: int
-    arena: ArenaName | None
-    places: list[Place]
-    stored: Any  # ray reference, for workers without the arena
-
-
-@dataclass(frozen=True)
-class _Raised:
-    """A client's exception in words: the exception itself may not survive the way to the driver."""
-
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class _Results:
-    """Where results go: an arena that holds `[rows, dim]`."""
-
-    arena: ArenaName
-    dtype: torch.dtype
-    shape: tuple[int, int]
-
-
-class _WorkerProcess:
-    """Runs in a Ray worker process and does one piece of work at a time."""
-
-    def __init__(self, app: ClientApp, num_clients: int, run_config: Mapping[str, Any]) -> None:
-        torch.set_num_threads(1)
-        self._runner = Runner(app, num_clients, run_config)
-        self._views: dict[ArenaName, ArenaView] = {}
-        self._received: tuple[int, Payload] | None = None
-        self._line: WorkerLine | None = None
-
-    def ready(
-        self, probe: ArenaName | None, line: LineName | None = None
-    ) -> tuple[int, str, bool, bool]:
-        """Return (process id, Ray node, whether the driver's memory can be mapped, and its pipes).
-
-        From now on time counts for clients, so everything else is done before.
-        """
-        self._runner.prepare()
-        mapped = False
-        if probe is not None:
-            with contextlib.suppress(OSError):
-                mapped = bool(ArenaView(probe).tensor(torch.uint8, (1,))[0] == 170)
-        if mapped and line is not None:
-            with contextlib.suppress(OSError):
-                self._line = WorkerLine(line)
-        node = ray.get_runtime_context().get_node_id()
-        return os.getpid(), node, mapped, self._line is not None
-
-    def serve(self) -> None:
-        """Do what the driver says over its line until it says nothing more."""
-        assert self._line is not None
-        with contextlib.suppress(EOFError, BrokenPipeError):
-            while True:
-                try:
-                    self._line.send(self.work(*self._line.receive()))
-                except UnspeakableError as error:  # its client's fault
-                    self._line.send(_Raised(str(error), traceback.format_exc()))
-
-    def work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
-        """Do one piece of work; a chunk's parameters go into the arena when there is one."""
-        try:
-            return self._work(work, broadcast, results)
-        except (Exception, SystemExit) as error:  # a client's own code: named by the driver
-            return _Raised(describe(error), traceback.format_exc())
-
-    def _work(self, work: Work, broadcast: _Broadcast | None, results: _Results | None) -> Any:
-        if not isinstance(work, ChunkWork):
-            return self._runner.message(work)
-        assert broadcast is not None
-        out = None
-        if results is not None and not work.alone:
-            rows = self._view(results.arena).tensor(results.dtype, results.shape)
-            out = rows_at(rows, work.places)
-        job = replace(work.job, shared=self._shared(broadcast))
-        result = self._runner.chunk(job, out)
-        return replace(result, params=None) if out is not None or work.alone else result
-
-    def _shared(self, broadcast: _Broadcast) -> Payload:
-        if broadcast.arena is not None:
-            return self._view(broadcast.arena).read(broadcast.places)
-        if self._received is None or self._received[0] != broadcast.number:
-            # the argument held a nested reference, so that one worker fetches it once per call
-            self._received = (broadcast.number, ray.get(broadcast.stored[0]))
-        return self._received[1]
-
-    def _view(self, name: ArenaName) -> ArenaView:
-        if name not in self._views:
-            if len(self._views) > 8:
-                self._views.clear()
-            self._views[name] = ArenaView(name)
-        return self._views[name]
-
-
 @dataclass
 class _Worker:
     """The driver's view of one worker."""
@@ -157,6 +59,7 @@ class _Worker:
     starting: Any  # reference to `ready`, None once it has answered
     since: float
     pid: int = 0
+    begun: int = 0  # when its process began
     near: bool = False  # whether it maps the driver's shared memory
     line: Line | None = None  # how work reaches it, if not through Ray
     serving: Any = None  # reference to `serve`, which ends when the worker does
@@ -228,7 +131,7 @@ class RayGrid(LocalGrid):
         self._broadcasts = 0
         self._shared_arena: Arena | None = None
         self._result_arenas: list[Arena] = []
-        self._results: tuple[Tensor, _Results] | None = None
+        self._results: tuple[Tensor, Results] | None = None
         try:
             self.num_workers = self._count_workers(workers)
             self._app_reference = ray.put(client_app)
@@ -284,20 +187,20 @@ class RayGrid(LocalGrid):
         return total if cap is None else min(cap, total)
 
     def _start_worker(self, number: int) -> _Worker:
-        actor_class: Any = ray.remote(_WorkerProcess)
+        actor_class: Any = ray.remote(WorkerProcess)
         actor = actor_class.options(
             num_cpus=self._resources["num_cpus"],
             num_gpus=self._resources["num_gpus"],
             max_restarts=0,
             max_task_retries=0,
             runtime_env=_runtime_env(),
-        ).remote(self._app_reference, self.num_clients, self._run_config)
-        name = None if self._probe is None else self._probe.name
+        ).remote(self._app_reference, self.num_clients, self._run_config, ray.get, _node_here)
+        sign = None if self._probe is None else self._probe.sign
         line = None
-        if name is not None:
+        if sign is not None:
             with contextlib.suppress(OSError):
                 line = Line()
-        starting = actor.ready.remote(name, None if line is None else line.name)
+        starting = actor.ready.remote(sign, None if line is None else line.name)
         return _Worker(number, actor, starting, time.monotonic(), line=line)
 
     def _await_worker(self) -> None:
@@ -313,7 +216,7 @@ class RayGrid(LocalGrid):
 
     def _finish_start(self, worker: _Worker) -> None:
         try:
-            worker.pid, _, worker.near, hears = ray.get(worker.starting)
+            ready: Ready = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
             raise RunError(
                 f"worker {worker.number} did not start: {_first_line(error)}; see the log of the "
@@ -321,7 +224,8 @@ class RayGrid(LocalGrid):
                 "try `--set engine.kind=inline`"
             ) from error
         worker.starting = None
-        if not hears:
+        worker.pid, worker.begun, worker.near = ready.pid, ready.begun, ready.near
+        if not ready.hears:
             worker.hang_up()
         if worker.line is not None:
             worker.line.joined()
@@ -343,10 +247,8 @@ class RayGrid(LocalGrid):
         worker.hang_up()
         with contextlib.suppress(Exception):
             ray.kill(worker.actor, no_restart=True)
-        if worker.pid and worker.near:
-            # a native call that hangs does not hear Ray; it is our own child's process
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
+        if worker.near:  # a native call that hangs does not hear Ray
+            life.end(worker.pid, worker.begun)
         if self._gave_up(worker):
             return
         fresh = self._start_worker(worker.number)
@@ -385,22 +287,32 @@ class RayGrid(LocalGrid):
                 return super()._allocate(count, dim, dtype)
             self._result_arenas.append(arena)
         rows = arena.lend(dtype, (count, dim))
-        self._results = (rows, _Results(arena.name, dtype, (count, dim)))
+        self._results = (rows, Results(arena.name, dtype, (count, dim)))
         return rows
 
-    def _broadcast(self, shared: Payload) -> _Broadcast:
-        self._broadcasts += 1
-        arena, places, stored = None, [], None
-        if self._probe is not None and all(w.near for w in self._pool if w.starting is None):
-            size = payload_size(shared)
-            with contextlib.suppress(OSError):
-                if self._shared_arena is None or self._shared_arena.size < size:
-                    self._shared_arena = Arena(size)
-                places = self._shared_arena.write(shared)
-                arena = self._shared_arena.name
-        if arena is None:
-            stored = [ray.put(shared)]
-        return _Broadcast(self._broadcasts, arena, places, stored)
+    def _broadcast(
+        self, worker: _Worker, shared: Payload, laid: dict[bool, Broadcast]
+    ) -> Broadcast:
+        """What all chunks of a call share, where this worker reaches it; laid there once."""
+        if worker.near not in laid:
+            self._broadcasts += 1
+            number = self._broadcasts
+            laid[worker.near] = (
+                self._in_arena(number, shared)
+                if worker.near
+                else Broadcast(number, stored=[ray.put(shared)])
+            )
+        return laid[worker.near]
+
+    def _in_arena(self, number: int, shared: Payload) -> Broadcast:
+        size = payload_size(shared)
+        try:
+            if self._shared_arena is None or self._shared_arena.size < size:
+                self._shared_arena = Arena(size)
+        except OSError:  # no such memory: it goes with each chunk
+            return Broadcast(number, value=shared)
+        places = self._shared_arena.write(shared)
+        return Broadcast(number, self._shared_arena.name, places)
 
     # --- work -----------------------------------------------------------------------------
 
@@ -422,8 +334,7 @@ class RayGrid(LocalGrid):
         running: _Running,
     ) -> Iterator[tuple[Work, Outcome]]:  # fmt: skip
         queue = deque(works)
-        broadcast: _Broadcast | None = None
-        chunks = bool(works) and isinstance(works[0], ChunkWork)
+        laid: dict[bool, Broadcast] = {}
         while queue or running:
             if deadline is not None and time.monotonic() >= deadline:
                 yield from self._give_up(queue, running)
@@ -431,9 +342,10 @@ class RayGrid(LocalGrid):
             busy = {id(worker) for worker, _, _ in running.values()}
             for worker in self._pool:
                 if queue and worker.starting is None and id(worker) not in busy:
-                    if chunks and broadcast is None:
-                        broadcast = self._broadcast(shared)
-                    self._send(worker, queue.popleft(), broadcast, shared, rows, running)
+                    work = queue.popleft()
+                    chunk = isinstance(work, ChunkWork)
+                    broadcast = self._broadcast(worker, shared, laid) if chunk else None
+                    self._send(worker, work, broadcast, rows, running)
             starting = (
                 {w.starting: w for w in self._pool if w.starting is not None} if queue else {}
             )
@@ -456,12 +368,10 @@ class RayGrid(LocalGrid):
                     yield work, Outcome(None, "hung", why, worker.number)
 
     def _send(
-        self, worker: _Worker, work: Work, broadcast: _Broadcast | None, shared: Payload,
-        rows: Tensor | None, running: _Running,
+        self, worker: _Worker, work: Work, broadcast: Broadcast | None, rows: Tensor | None,
+        running: _Running,
     ) -> None:  # fmt: skip
         """Hand work to a worker; it then runs under its line, or under a reference of Ray's."""
-        if broadcast is not None and broadcast.arena is not None and not worker.near:
-            broadcast = replace(broadcast, arena=None, stored=[ray.put(shared)])
         results = None
         if worker.near and self._results is not None and self._results[0] is rows:
             results = self._results[1]
@@ -485,7 +395,7 @@ class RayGrid(LocalGrid):
             if isinstance(error, ray.exceptions.OutOfMemoryError):
                 why = f"its worker {worker.number} (process {pid}) was ended for want of memory"
             return Outcome(None, "died", why, worker.number)
-        if isinstance(value, _Raised):
+        if isinstance(value, Raised):
             return Outcome(None, "raised", value.reason, worker.number, value.detail)
         if isinstance(work, ChunkWork) and not work.alone and rows is not None:
             assert isinstance(value, ChunkResult)
@@ -624,14 +534,16 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _probe_arena() -> Arena | None:
-    """A one-byte arena by which a worker finds out whether it shares memory with the driver."""
+def _probe_arena() -> Probe | None:
+    """By which a worker finds out whether it shares memory with the driver."""
     try:
-        arena = Arena(1)
+        return Probe()
     except (OSError, AttributeError):  # not Linux, or no memory files
         return None
-    arena.lend(torch.uint8, (1,))[0] = 170
-    return arena
+
+
+def _node_here() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _first_line(error: BaseException) -> str:
