@@ -87,6 +87,7 @@ class MessageWork:
 
 
 Work = ChunkWork | MessageWork
+Fault = Literal["raised", "died", "hung", "late"]
 
 
 class Outcome(NamedTuple):
@@ -96,15 +97,17 @@ class Outcome(NamedTuple):
         value: ChunkResult, or (content | error, state) of a message; None when it failed.
         fault: None, or "raised", "died", "hung", "late".
         reason: What happened, in words.
-        worker: Which worker did it.
+        worker: Which worker did it; -1 if nobody began.
         detail: The traceback of what was raised.
+        node: On which node: 0 is the driver's, the others are numbered as they came.
     """
 
     value: Any
-    fault: Literal["raised", "died", "hung", "late"] | None
+    fault: Fault | None
     reason: str
     worker: int
     detail: str = ""
+    node: int = 0
 
 
 class Runner:
@@ -530,6 +533,7 @@ class LocalGrid(Grid, abc.ABC):
                 "chunk": work.index,
                 "clients": list(work.clients),
                 "worker": outcome.worker,
+                "node": outcome.node,
                 "attempt": attempt,
                 "outcome": outcome.fault or "done",
             }

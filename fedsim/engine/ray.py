@@ -9,6 +9,7 @@ through Ray. What runs in a worker's process is in `worker.py`.
 """
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -28,7 +29,7 @@ from fedsim.engine import life
 from fedsim.engine.arena import Arena, Probe, payload_size
 from fedsim.engine.line import Line, UnspeakableError
 from fedsim.engine.line import wait as wait_for_lines
-from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Work
+from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Outcome, Work
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
@@ -44,6 +45,7 @@ except ImportError as error:  # pragma: no cover - exercised in an environment w
         "`pip install 'flwr[simulation]'`, or use `--set engine.kind=inline`"
     ) from error
 
+_log = logging.getLogger("fedsim")
 _POLL_S = 0.25  # how long a wait for workers lasts before limits are looked at
 _MIXED_POLL_S = 0.005  # and while some answer through pipes and others through Ray
 _OBITUARY_S = 5.0  # how long Ray is given to say why a worker has ended
@@ -60,9 +62,21 @@ class _Worker:
     since: float
     pid: int = 0
     begun: int = 0  # when its process began
+    node: int = -1  # on which node it is
     near: bool = False  # whether it maps the driver's shared memory
     line: Line | None = None  # how work reaches it, if not through Ray
     serving: Any = None  # reference to `serve`, which ends when the worker does
+
+    def __str__(self) -> str:
+        where = f" on node {self.node}" if self.node >= 0 else ""
+        process = f" (process {self.pid})" if self.pid else ""
+        return f"worker {self.number}{where}{process}"
+
+    def outcome(
+        self, value: Any, fault: Fault | None = None, reason: str = "", detail: str = ""
+    ) -> Outcome:
+        """How work ended here."""
+        return Outcome(value, fault, reason, self.number, detail, self.node)
 
     def hang_up(self) -> None:
         """End the line."""
@@ -127,6 +141,7 @@ class RayGrid(LocalGrid):
             with _own_handler():
                 _start_ray(address, workers, self._resources, init_args)
         self._probe = _probe_arena()
+        self._nodes = {_node_here(): 0}  # Ray's names are the machines' own
         self._pool: list[_Worker] = []
         self._broadcasts = 0
         self._shared_arena: Arena | None = None
@@ -225,6 +240,9 @@ class RayGrid(LocalGrid):
             ) from error
         worker.starting = None
         worker.pid, worker.begun, worker.near = ready.pid, ready.begun, ready.near
+        worker.node = self._nodes.setdefault(ready.node, len(self._nodes))
+        memory = "shares" if worker.near else "does not share"
+        _log.info("%s is ready; it %s the driver's memory", worker, memory)
         if not ready.hears:
             worker.hang_up()
         if worker.line is not None:
@@ -253,7 +271,8 @@ class RayGrid(LocalGrid):
             return
         fresh = self._start_worker(worker.number)
         worker.actor, worker.starting, worker.since = fresh.actor, fresh.starting, fresh.since
-        worker.pid, worker.near, worker.line, worker.serving = 0, False, fresh.line, None
+        worker.pid, worker.node, worker.near = 0, -1, False
+        worker.line, worker.serving = fresh.line, None
 
     def _gave_up(self, worker: _Worker) -> bool:
         """Go on without a worker for which the cluster has lost its place, if others are left."""
@@ -266,7 +285,7 @@ class RayGrid(LocalGrid):
         self._pool.remove(worker)
         self.num_workers = len(self._pool)
         self.incidents.append(
-            f"worker {worker.number} is not replaced: the Ray cluster has room for {room} since a "
+            f"{worker} is not replaced: the Ray cluster has room for {room} since a "
             f"node has left; {self.num_workers} go on"
         )
         return True
@@ -363,9 +382,10 @@ class RayGrid(LocalGrid):
             for reference, (worker, work, begun) in list(running.items()):
                 if work.limit_s is not None and time.monotonic() - begun > work.limit_s:
                     del running[reference]
-                    self._replace(worker)
                     why = f"no answer within {work.limit_s:g} s of its start; its worker was ended"
-                    yield work, Outcome(None, "hung", why, worker.number)
+                    hung = worker.outcome(None, "hung", why)
+                    self._replace(worker)
+                    yield work, hung
 
     def _send(
         self, worker: _Worker, work: Work, broadcast: Broadcast | None, rows: Tensor | None,
@@ -387,21 +407,20 @@ class RayGrid(LocalGrid):
             value = self._heard(worker) if reference is worker.line else ray.get(reference)
         except (ray.exceptions.RayTaskError, UnspeakableError) as error:
             # such as a reply that cannot be pickled
-            return Outcome(None, "raised", str(error).strip().splitlines()[-1], worker.number)
+            return worker.outcome(None, "raised", str(error).strip().splitlines()[-1])
         except ray.exceptions.RayError as error:
-            pid = worker.pid
+            starved = isinstance(error, ray.exceptions.OutOfMemoryError)
+            how = "was ended for want of memory" if starved else "ended unexpectedly"
+            died = worker.outcome(None, "died", f"its {worker} {how}")
             self._replace(worker)
-            why = f"its worker {worker.number} (process {pid}) ended unexpectedly"
-            if isinstance(error, ray.exceptions.OutOfMemoryError):
-                why = f"its worker {worker.number} (process {pid}) was ended for want of memory"
-            return Outcome(None, "died", why, worker.number)
+            return died
         if isinstance(value, Raised):
-            return Outcome(None, "raised", value.reason, worker.number, value.detail)
+            return worker.outcome(None, "raised", value.reason, value.detail)
         if isinstance(work, ChunkWork) and not work.alone and rows is not None:
             assert isinstance(value, ChunkResult)
             if isinstance(value.params, Tensor):
                 rows[list(work.places)] = value.params
-        return Outcome(value, None, "", worker.number)
+        return worker.outcome(value)
 
     def _heard(self, worker: _Worker) -> Any:
         """Return what a worker has said over its line; raises what Ray says of one that ended."""
@@ -417,12 +436,13 @@ class RayGrid(LocalGrid):
         """Discard what is unfinished: nothing of it is committed or runs beside the next call."""
         for reference in list(running):
             worker, work, _ = running.pop(reference)
-            self._replace(worker)
             why = "unfinished when the time for this call was over; its worker was ended"
-            yield work, Outcome(None, "late", why, worker.number)
+            late = worker.outcome(None, "late", why)
+            self._replace(worker)
+            yield work, late
         for work in queue:
             why = "not begun when the time for this call was over"
-            yield work, Outcome(None, "late", why, -1)
+            yield work, Outcome(None, "late", why, -1, node=-1)
 
     def _patience(self, running: _Running, deadline: float | None) -> float:
         now = time.monotonic()

@@ -53,6 +53,7 @@ def test_a_near_and_a_far_worker_both_train_and_give_the_bits_of_one_process(
     for server_round, action in itertools.product((1, 2, 3), ("train", "evaluate")):
         mine = [c for c in chunks if (c["round"], c["action"]) == (server_round, action)]
         assert {c["worker"] for c in mine} == {0, 1}
+        assert {c["node"] for c in mine} == {0}
 
 
 def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_through_a_pipe(

@@ -59,7 +59,7 @@ def test_a_client_that_takes_the_machine_s_memory_in_every_round_counts_as_dropp
     assert found["failed"] == [{"17": "died"}] * 2
     assert found["same"]
     for server_round in (1, 2):
-        named = f"client 17, round {server_round}: died: its worker 0 (process "
+        named = f"client 17, round {server_round}: died: its worker 0 on node 0 (process "
         lines = [line for line in found["log"].splitlines() if named in line]
         assert len(lines) == 1
         assert "memory" in lines[0]
