@@ -255,6 +255,7 @@ class _Race:
             },
             address=engine.address,
             startup_timeout_s=engine.startup_timeout_s,
+            silence_timeout_s=engine.silence_timeout_s,
         )
         self._stack.enter_context(grid)
         assert grid.worker_pids  # all of them have started

@@ -412,6 +412,7 @@ def make_grid(world: World, *, workers: int | None = None) -> LocalGrid:
         client_timeout_s=engine.client_timeout_s,
         state_limit_mb=engine.state_limit_mb,
         startup_timeout_s=engine.startup_timeout_s,
+        silence_timeout_s=engine.silence_timeout_s,
     )
 
 

@@ -49,6 +49,7 @@ _NO_MATTER_ENGINE = (
     "client_timeout_s",
     "round_timeout_s",
     "startup_timeout_s",
+    "silence_timeout_s",
     "state_limit_mb",
 )
 # keys that decide results and came later, by table: at these values a scenario has its old hash

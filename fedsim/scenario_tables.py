@@ -56,6 +56,7 @@ class Engine(Table):
     client_timeout_s: float | None = Field(default=None, gt=0)
     round_timeout_s: float | None = Field(default=None, gt=0)
     startup_timeout_s: float = Field(default=120.0, gt=0)
+    silence_timeout_s: float = Field(default=60.0, gt=0)
     state_limit_mb: float | None = Field(default=None, gt=0)
     on_failure: Literal["skip", "retry", "stop"] = "skip"
     retries: int = Field(default=2, ge=1)

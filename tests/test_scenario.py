@@ -240,6 +240,7 @@ def test_a_float_survives_override_resolution_and_json_bit_for_bit(value: float)
         "engine.address=auto",
         "engine.client_timeout_s=3",
         "engine.startup_timeout_s=3",
+        "engine.silence_timeout_s=3",
         "engine.state_limit_mb=0.5",
         "engine.client_resources.num_cpus=2",
         "checkpoint.every=1",

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,9 +27,11 @@ from torch import Tensor
 
 from fedsim.engine import life
 from fedsim.engine.arena import Arena, Probe, payload_size
+from fedsim.engine.life import Life, Silence, Watch
 from fedsim.engine.line import Line, UnspeakableError
 from fedsim.engine.line import wait as wait_for_lines
 from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Outcome, Work
+from fedsim.engine.vigil import Vigil
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
@@ -39,6 +41,7 @@ from fedsim.layout import Payload
 try:
     import ray
     import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:  # pragma: no cover - exercised in an environment without ray
     raise RunError(
         "ray is not installed, so [engine] kind = 'ray' cannot run; install it with "
@@ -66,6 +69,7 @@ class _Worker:
     near: bool = False  # whether it maps the driver's shared memory
     line: Line | None = None  # how work reaches it, if not through Ray
     serving: Any = None  # reference to `serve`, which ends when the worker does
+    silence: Silence = field(default_factory=Silence)  # since it was given its work
 
     def __str__(self) -> str:
         where = f" on node {self.node}" if self.node >= 0 else ""
@@ -106,6 +110,8 @@ class RayGrid(LocalGrid):
             the grid's lifetime.
         init_args: Further arguments of `ray.init`.
         startup_timeout_s: Seconds that a worker may take to start.
+        silence_timeout_s: Seconds that a worker at work may give no sign of life, as when it is
+            stopped or its machine is out of reach; None waits for ever.
 
     Raises:
         RunError: If the cluster has no room for a single worker or workers do not start.
@@ -124,6 +130,7 @@ class RayGrid(LocalGrid):
         address: str | None = None,
         init_args: Mapping[str, Any] | None = None,
         startup_timeout_s: float = 120.0,
+        silence_timeout_s: float | None = 60.0,
     ) -> None:
         super().__init__(
             client_app,
@@ -142,6 +149,8 @@ class RayGrid(LocalGrid):
                 _start_ray(address, workers, self._resources, init_args)
         self._probe = _probe_arena()
         self._nodes = {_node_here(): 0}  # Ray's names are the machines' own
+        self._watches: dict[int, _NodeWatch] = {}
+        self._vigil = Vigil(silence_timeout_s, lambda node, pids: self._watches[node].ask(pids))
         self._pool: list[_Worker] = []
         self._broadcasts = 0
         self._shared_arena: Arena | None = None
@@ -165,6 +174,9 @@ class RayGrid(LocalGrid):
             with contextlib.suppress(Exception):
                 ray.kill(worker.actor, no_restart=True)
         self._pool.clear()
+        for watch in self._watches.values():
+            watch.end()
+        self._watches.clear()
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
             self._owns_ray = False
@@ -241,6 +253,8 @@ class RayGrid(LocalGrid):
         worker.starting = None
         worker.pid, worker.begun, worker.near = ready.pid, ready.begun, ready.near
         worker.node = self._nodes.setdefault(ready.node, len(self._nodes))
+        if not worker.near and worker.node not in self._watches:
+            self._watches[worker.node] = _NodeWatch(ready.node, self._startup_timeout_s)
         memory = "shares" if worker.near else "does not share"
         _log.info("%s is ready; it %s the driver's memory", worker, memory)
         if not ready.hears:
@@ -386,6 +400,16 @@ class RayGrid(LocalGrid):
                     hung = worker.outcome(None, "hung", why)
                     self._replace(worker)
                     yield work, hung
+            for worker in self._vigil.lost([worker for worker, _, _ in running.values()]):
+                reference = next(key for key, task in running.items() if task[0] is worker)
+                _, work, _ = running.pop(reference)
+                why = (
+                    f"its {worker} gave no sign of life for {self._vigil.limit_s:g} s and was "
+                    "ended; where it is to be waited for longer, raise [engine] silence_timeout_s"
+                )
+                died = worker.outcome(None, "died", why)
+                self._replace(worker)
+                yield work, died
 
     def _send(
         self, worker: _Worker, work: Work, broadcast: Broadcast | None, rows: Tensor | None,
@@ -396,6 +420,7 @@ class RayGrid(LocalGrid):
         if worker.near and self._results is not None and self._results[0] is rows:
             results = self._results[1]
         task = (worker, work, time.monotonic())
+        worker.silence = Silence()
         if worker.line is not None:
             running[worker.line] = task
             worker.line.send((work, broadcast, results))
@@ -449,6 +474,41 @@ class RayGrid(LocalGrid):
         ends = [begun + w.limit_s for _, w, begun in running.values() if w.limit_s is not None]
         ends += [] if deadline is None else [deadline]
         return max(0.0, min([_POLL_S, *(end - now for end in ends)]))
+
+
+class _NodeWatch:
+    """Asks a process of its own on some node about the workers there; waits for no answer."""
+
+    def __init__(self, node: str, startup_timeout_s: float) -> None:
+        self._node, self._startup_timeout_s = node, startup_timeout_s
+        self._start()
+
+    def _start(self) -> None:
+        actor_class: Any = ray.remote(Watch)
+        there = NodeAffinitySchedulingStrategy(self._node, soft=False)
+        self._actor = actor_class.options(
+            num_cpus=0, scheduling_strategy=there, runtime_env=_runtime_env()
+        ).remote()
+        self._asked = self._actor.look.remote([])
+        self._until = time.monotonic() + self._startup_timeout_s  # when the first answer is due
+
+    def ask(self, pids: Sequence[int]) -> Mapping[int, Life | None] | None:
+        """Return what was answered since the last time; None if nobody has answered."""
+        done, _ = ray.wait([self._asked], timeout=0)
+        if not done:
+            return {} if time.monotonic() < self._until else None
+        try:
+            found: Mapping[int, Life | None] = ray.get(self._asked)
+        except ray.exceptions.RayError:  # with its node, of which Ray tells; else it starts again
+            self._start()
+            return {}
+        self._asked, self._until = self._actor.look.remote(pids), 0.0
+        return found
+
+    def end(self) -> None:
+        """End it."""
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor, no_restart=True)
 
 
 def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: float) -> list[Any]:

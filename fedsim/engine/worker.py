@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from flwr.clientapp import ClientApp
 
+from fedsim.engine import life
 from fedsim.engine.arena import ArenaName, ArenaView, Place, Sign
-from fedsim.engine.life import begun_at
 from fedsim.engine.line import LineName, UnspeakableError, WorkerLine
 from fedsim.engine.local import ChunkWork, Runner, Work, describe
 from fedsim.layout import Payload, rows_at
@@ -63,7 +63,7 @@ class Ready(NamedTuple):
 
     Attributes:
         pid: Its process id, as its own machine counts.
-        begun: When that process began, which tells it from a later one of the same id.
+        begun: When that process began, as `Life` has it; 0 if its system does not say.
         node: Ray's name of its node.
         near: Whether it maps the driver's memory.
         hears: Whether it hears the driver's line.
@@ -114,8 +114,9 @@ class WorkerProcess:
         if near and line is not None:
             with contextlib.suppress(OSError):
                 self._line = WorkerLine(line)
-        pid = os.getpid()
-        return Ready(pid, begun_at(pid), self._place(), near, self._line is not None)
+        me = life.look(os.getpid())
+        begun = 0 if me is None else me.begun
+        return Ready(os.getpid(), begun, self._place(), near, self._line is not None)
 
     def serve(self) -> None:
         """Do what the driver says over its line until it says nothing more."""

@@ -23,20 +23,9 @@ def undisturbed(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(ray_cluster, world):
-    """A grid whose second worker is told that it does not see the driver's memory."""
-    from fedsim.engine.ray import RayGrid
+    from engine.mixed import MixedGrid
 
-    class Mixed(RayGrid):
-        def _start_worker(self, number):
-            probe = self._probe
-            if number == 1:
-                self._probe = None
-            try:
-                return super()._start_worker(number)
-            finally:
-                self._probe = probe
-
-    with Mixed(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
+    with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         assert len(grid.worker_pids) == 2  # both have started
         assert [worker.near for worker in grid._pool] == [True, False]
         yield grid

@@ -1,0 +1,72 @@
+"""Workers that will never answer: named within a limit, and nobody's bits change."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from faults.worlds import CULPRIT, finish, is_alive, small_world
+from fedsim.engine.inline import InlineGrid
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, trouble):
+    folder = tmp_path_factory.mktemp("world")
+    return small_world(folder, trouble=trouble, sets=("engine.chunk_size=4",))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    return finish(world, tmp_path_factory.mktemp("undisturbed"), InlineGrid(world.app, 24))
+
+
+@pytest.fixture(scope="module")
+def mixed(ray_cluster, world):
+    from engine.mixed import MixedGrid
+
+    with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
+        assert len(grid.worker_pids) == 2  # both have started
+        yield grid
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["near", "far"])
+def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
+    world, mixed, trouble, undisturbed, tmp_path, monkeypatch, number
+):
+    assert [worker.near for worker in mixed._pool] == [True, False]
+    monkeypatch.setattr(mixed._vigil, "limit_s", 2.0)
+    monkeypatch.setattr(mixed, "_pool", [mixed._pool[number]])
+    trouble.plan("pause", times=1)
+    stopped = []
+
+    def stop():
+        stopped.append(trouble.victim())
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    found = finish(world, tmp_path, mixed)
+    stopper.join()
+    assert found.params == undisturbed.params
+    assert found.failed == [{}] * 3
+    (line,) = [each for each in found.log.splitlines() if "no sign of life" in each]
+    assert "round 1, chunk " in line
+    assert (
+        f"its worker {number} on node 0 (process {stopped[0]}) gave no sign of life for 2" in line
+    )
+    assert "the chunk runs again" in line
+    assert "raise [engine] silence_timeout_s" in line
+    assert mixed.worker_pids != stopped
+    assert number or not is_alive(stopped[0])  # Ray takes some seconds to end a far one
+
+
+def test_a_client_that_works_for_long_and_lets_nobody_else_run_is_not_silent(
+    world, mixed, trouble, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mixed._vigil, "limit_s", 1.0)
+    monkeypatch.setattr(mixed, "client_timeout_s", 1.0)  # 4 s of its chunk
+    trouble.plan("hang", times=2)  # with its chunk, and alone
+    found = finish(world, tmp_path, mixed)
+    assert found.failed == [{str(CULPRIT): "hung"}, {}, {}]
+    assert "no sign of life" not in found.log
