@@ -7,6 +7,7 @@ ends with the program.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-FIRST, SECOND = "10.99.0.1", "10.99.0.2"
+_NET = "10.99.0"
+FIRST = f"{_NET}.1"
 _PORT = 6379
 _TOOLS = ("unshare", "nsenter", "ip", "mount")
 
@@ -46,13 +48,14 @@ class Ended(NamedTuple):
     err: str
 
 
-def alone(source: str, folder: Path, timeout_s: float) -> Ended:
+def alone(source: str, folder: Path, timeout_s: float, *arguments: str) -> Ended:
     """Run a Python program on the first machine; `folder` is empty on the second one."""
-    setup = 'ip link set lo up && exec "$@"'
+    # its address is there with or without a cable
+    setup = f'ip link set lo up && ip addr add {FIRST}/32 dev lo && exec "$@"'
     tests = Path(__file__).parents[1]
     paths = filter(None, [str(tests), str(tests.parent), os.environ.get("PYTHONPATH")])
     env = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [*_apart(), "sh", "-c", setup, "sh", sys.executable, "-c", source]
+    command = [*_apart(), "sh", "-c", setup, "sh", sys.executable, "-c", source, *arguments]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
         try:
             code = subprocess.run(
@@ -66,9 +69,14 @@ def alone(source: str, folder: Path, timeout_s: float) -> Ended:
 
 
 class SecondMachine:
-    """Made on the first machine, with a cable between them."""
+    """Made on the first machine, with a cable between them.
 
-    def __init__(self) -> None:
+    Args:
+        number: The last of its address.
+    """
+
+    def __init__(self, number: int = 2) -> None:
+        self.address = f"{_NET}.{number}"
         hidden = os.environ["RAY_TMPDIR"]
         setup = f"mount -t tmpfs none {hidden} && mount -t tmpfs none /dev/shm && ip link set lo up"
         own = ["--net", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"]
@@ -82,8 +90,9 @@ class SecondMachine:
         children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text()
         self._init = int(children.split()[0])
         cable = f"ip link add first type veth peer name second netns {self._init}"
-        _do(f"{cable} && ip addr add {FIRST}/24 dev first && ip link set first up")
-        self.do(f"ip addr add {SECOND}/24 dev second && ip link set second up")
+        _do(f"{cable} && ip link set first up")
+        _do(f"ip route add {self.address}/32 dev first src {FIRST}")
+        self.do(f"ip addr add {self.address}/24 dev second && ip link set second up")
 
     def do(self, command: str) -> str:
         """Run a shell's command there and return what it prints."""
@@ -98,7 +107,7 @@ class SecondMachine:
         python = sys.executable
         self.do(
             f"{python} -m ray.scripts.scripts start --address={address} "
-            f"--node-ip-address={SECOND} --num-cpus={cpus} --disable-usage-stats"
+            f"--node-ip-address={self.address} --num-cpus={cpus} --disable-usage-stats"
         )
 
     def processes(self, word: str = "") -> list[int]:
@@ -116,13 +125,21 @@ class SecondMachine:
                     found.append(int(entry.name))
         return found
 
-    def signal(self, number: int, word: str = "") -> None:
+    def signal(self, number: signal.Signals, word: str = "") -> None:
         """Send a signal to the processes there whose command has this word in it."""
         for process in self.processes(word):
             try:
                 os.kill(process, number)
             except ProcessLookupError:
                 continue
+
+    def end(self) -> None:
+        """End what runs there, and switch it off for good."""
+        self.signal(signal.SIGKILL)
+        time.sleep(0.5)  # others learn of it while there is a cable
+        self._keeper.kill()
+        self._keeper.wait()
+        _do("ip link del first || true")
 
     def unplug(self) -> None:
         """Pull the cable."""
@@ -138,12 +155,12 @@ def start_head(cpus: int = 1) -> str:
     return f"{FIRST}:{_PORT}"
 
 
-def wait_for_nodes(count: int, timeout_s: float = 60.0) -> None:
-    """Wait until a cluster that this process has joined has so many nodes."""
+def wait_for_nodes(count: int, timeout_s: float = 90.0) -> None:
+    """Wait until a cluster that this process has joined has just so many nodes."""
     import ray
 
     until = time.monotonic() + timeout_s
-    while sum(node["Alive"] for node in ray.nodes()) < count:
+    while sum(node["Alive"] for node in ray.nodes()) != count:
         if time.monotonic() > until:
             raise TimeoutError(f"no {count} nodes within {timeout_s:g} s")
         time.sleep(0.1)
