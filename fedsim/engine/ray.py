@@ -82,6 +82,13 @@ class _Worker:
         """How work ended here."""
         return Outcome(value, fault, reason, self.number, detail, self.node)
 
+    def silent_for(self, limit_s: float) -> tuple[Fault, str]:
+        """What is wrong with one that was silent for too long, and what to do about it."""
+        advice = "and was ended; to wait longer raise [engine] silence_timeout_s"
+        if self.silence.is_asleep:  # in a client's own code
+            return "hung", f"its {self} slept without doing anything {advice}"
+        return "died", f"its {self} gave no sign of life for {limit_s:g} s {advice}"
+
     def hang_up(self) -> None:
         """End the line."""
         if self.line is not None:
@@ -403,11 +410,8 @@ class RayGrid(LocalGrid):
             for worker in self._vigil.lost([worker for worker, _, _ in running.values()]):
                 reference = next(key for key, task in running.items() if task[0] is worker)
                 _, work, _ = running.pop(reference)
-                why = (
-                    f"its {worker} gave no sign of life for {self._vigil.limit_s:g} s and was "
-                    "ended; where it is to be waited for longer, raise [engine] silence_timeout_s"
-                )
-                died = worker.outcome(None, "died", why)
+                fault, why = worker.silent_for(self._vigil.limit_s or 0.0)
+                died = worker.outcome(None, fault, why)
                 self._replace(worker)
                 yield work, died
 

@@ -1,7 +1,7 @@
 """Which workers have given no sign of life for too long.
 
 A worker may take as long as it likes over its work. It is ended when its process does nothing at
-all, or when nobody on its machine answers.
+all, when nobody on its machine answers, and, after ten times as long, when it only sleeps.
 """
 
 import time

@@ -15,7 +15,24 @@ from fedsim.engine.vigil import Vigil
 
 BUSY = "while True: pass"
 LOCKED = "import re; re.match('(a+)+$', 64 * 'a' + 'b')"  # and nobody else can run
-WAKING = "import threading, time\nwhile True: time.sleep(0.01)"
+WAKING = "import time\nwhile True: time.sleep(0.01)"
+ASLEEP = """
+import threading, time
+
+def beside():
+    while True:
+        time.sleep(0.01)
+
+threading.Thread(target=beside).start()
+threading.Lock().acquire(), time.sleep(600)
+"""
+POOL = ASLEEP.replace("time.sleep(0.01)", "pass")
+PARENT = ASLEEP.replace("import threading", "import subprocess, threading").replace(
+    "time.sleep(600)", "subprocess.run(['sleep', '600'])"
+)
+
+
+ALIVE = Life(begun=1, ticks=5, switches=5, wakes=5, waits=False, is_alone=True)
 
 
 @pytest.fixture
@@ -38,6 +55,16 @@ def _silent_s(pid, looks=4, pause_s=0.15):
 @pytest.mark.parametrize("process", [BUSY, LOCKED, WAKING], indirect=True)
 def test_a_process_that_does_anything_is_not_silent(process):
     assert _silent_s(process) < 3
+
+
+@pytest.mark.parametrize("process", [ASLEEP], indirect=True)
+def test_a_process_that_only_sleeps_is_silent_a_tenth_of_the_time(process):
+    assert _silent_s(process, looks=11) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("process", [POOL, PARENT], ids=["threads", "processes"], indirect=True)
+def test_a_process_that_waits_for_what_works_for_it_is_not_silent(process):
+    assert _silent_s(process, pause_s=0.5) == 0
 
 
 @pytest.mark.parametrize("process", [BUSY], indirect=True)
@@ -92,9 +119,10 @@ class Clock:
 
 def test_workers_of_a_node_that_does_not_answer_are_lost_and_others_not(monkeypatch):
     clock, ticks = Clock(monkeypatch), iter(range(10**6))
-    answers = {1: None, 2: {7: Life(1, 0, 0, True)}, 3: {}}
+    answers = {1: None, 2: {7: ALIVE._replace(waits=True)}, 3: {}}
     watcher = Vigil(
-        60.0, lambda node, _: {7: Life(1, next(ticks), 0, False)} if node == 4 else answers[node]
+        60.0,
+        lambda node, _: {7: ALIVE._replace(ticks=40 * next(ticks))} if node == 4 else answers[node],
     )
     workers = [Worker(1), Worker(2), Worker(3), Worker(4)]
     assert clock.lost(watcher, workers, 55) == []
@@ -103,7 +131,7 @@ def test_workers_of_a_node_that_does_not_answer_are_lost_and_others_not(monkeypa
 
 
 def test_a_worker_that_stands_still_on_another_machine_is_lost(monkeypatch):
-    clock, still = Clock(monkeypatch), Life(1, 5, 5, False)
+    clock, still = Clock(monkeypatch), ALIVE
     watcher = Vigil(60.0, lambda *_: {7: still, 8: still})
     workers = [Worker(1), Worker(1, pid=8, begun=2)]  # the second's number is another's by now
     assert clock.lost(watcher, workers, 60) == []

@@ -22,19 +22,25 @@ def undisturbed(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(ray_cluster, world):
+def engine(ray_cluster, world):
     from engine.mixed import MixedGrid
 
     with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
-        assert len(grid.worker_pids) == 2  # both have started
         yield grid
+
+
+@pytest.fixture
+def mixed(engine):
+    """A grid of a near and a far worker, both of which have started."""
+    assert len(engine.worker_pids) == 2
+    assert [worker.near for worker in engine._pool] == [True, False]
+    return engine
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["near", "far"])
 def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
     world, mixed, trouble, undisturbed, tmp_path, monkeypatch, number
 ):
-    assert [worker.near for worker in mixed._pool] == [True, False]
     monkeypatch.setattr(mixed._vigil, "limit_s", 2.0)
     monkeypatch.setattr(mixed, "_pool", [mixed._pool[number]])
     trouble.plan("pause", times=1)
@@ -56,7 +62,7 @@ def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
         f"its worker {number} on node 0 (process {stopped[0]}) gave no sign of life for 2" in line
     )
     assert "the chunk runs again" in line
-    assert "raise [engine] silence_timeout_s" in line
+    assert "to wait longer raise [engine] silence_timeout_s" in line
     assert mixed.worker_pids != stopped
     assert number or not is_alive(stopped[0])  # Ray takes some seconds to end a far one
 
@@ -70,3 +76,17 @@ def test_a_client_that_works_for_long_and_lets_nobody_else_run_is_not_silent(
     found = finish(world, tmp_path, mixed)
     assert found.failed == [{str(CULPRIT): "hung"}, {}, {}]
     assert "no sign of life" not in found.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1], ids=["near", "far"])
+def test_a_client_that_sleeps_for_ever_is_named_without_a_limit_of_its_own(
+    world, mixed, trouble, tmp_path, monkeypatch, number
+):
+    monkeypatch.setattr(mixed._vigil, "limit_s", 1.0)
+    monkeypatch.setattr(mixed, "_pool", [mixed._pool[number]])
+    trouble.plan("sleep", times=2)  # with its chunk, and alone
+    found = finish(world, tmp_path, mixed)
+    assert found.failed == [{str(CULPRIT): "hung"}, {}, {}]
+    assert f"round 1: hung: its worker {number} on node 0 (process " in found.log
+    assert "slept without doing anything and was ended; to wait longer raise [engine]" in found.log
