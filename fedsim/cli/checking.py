@@ -48,8 +48,9 @@ def check(
     SCENARIO is a file, a folder of them or the name of one that comes with fedsim; left out, the
     folder `scenarios`, or those that come with fedsim where there is none. Each is run as it
     stands, and its first rounds in float64, with portable bits; a recording is
-    `golden/NAME.json` beside the file. Exits with 3 when a claim is broken or something has drifted, with 1 when a run
-    failed, with 2 when a scenario is refused. `pytest FOLDER` does the same.
+    `golden/NAME.json` beside the file. Exits with 3 when a claim is broken or something has
+    drifted, with 1 when a run failed, with 2 when a scenario is refused. `pytest FOLDER` does the
+    same.
     """
 
     def produce() -> Outcome:
