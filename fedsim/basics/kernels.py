@@ -94,6 +94,12 @@ def pinned() -> Bits:
     return "portable" if held else "fast"
 
 
+def apart() -> dict[str, str]:
+    """Return what this process's variables are beyond what importing fedsim sets by itself."""
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return {n: value for n, value in found.items() if (n, value) != ("MKL_CBWR", "AUTO")}
+
+
 def shown(bits: Bits) -> str:
     """Return a promise's variables as a shell takes them."""
     return " ".join(

@@ -25,6 +25,8 @@ import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedsim.basics import kernels
+from fedsim.basics.kernels_in_use import decisive, differences, in_use
 from fedsim.engine import life
 from fedsim.engine.arena import Arena, Probe, payload_size
 from fedsim.engine.life import Life, Silence, Watch
@@ -151,15 +153,19 @@ class RayGrid(LocalGrid):
         self._resources = {"num_cpus": 1.0, "num_gpus": 0.0, **(client_resources or {})}
         self._startup_timeout_s = startup_timeout_s
         self._owns_ray = not ray.is_initialized()
+        joined = not self._owns_ray
         if self._owns_ray:
             with _own_handler():
-                _start_ray(address, workers, self._resources, init_args)
+                joined = _start_ray(address, workers, self._resources, init_args)
+        # processes of a cluster that this one started have its environment
+        self._variables = kernels.apart() if joined else {}
+        self._kernels, self._unlike = in_use(), set[str]()
         self._probe = _probe_arena()
         self._nodes = {_node_here(): 0}  # Ray's names are the machines' own
         self._watches: dict[int, _NodeWatch] = {}
         self._vigil = Vigil(silence_timeout_s, lambda node, pids: self._watches[node].ask(pids))
         self._pool: list[_Worker] = []
-        self._broadcasts = 0
+        self._broadcasts, self._is_new = 0, True
         self._shared_arena: Arena | None = None
         self._result_arenas: list[Arena] = []
         self._results: tuple[Tensor, Results] | None = None
@@ -227,7 +233,7 @@ class RayGrid(LocalGrid):
             num_gpus=self._resources["num_gpus"],
             max_restarts=0,
             max_task_retries=0,
-            runtime_env=_runtime_env(),
+            runtime_env=_runtime_env(self._variables),
         ).remote(self._app_reference, self.num_clients, self._run_config, ray.get, _node_here)
         sign = None if self._probe is None else self._probe.sign
         line = None
@@ -238,8 +244,17 @@ class RayGrid(LocalGrid):
         return _Worker(number, actor, starting, time.monotonic(), line=line)
 
     def _await_worker(self) -> None:
+        self._await_alike()
         if all(worker.starting is not None for worker in self._pool):
             self._await_start(self._pool[0])
+
+    def _await_alike(self) -> None:
+        """Under portable bits, wait before the first work for all: one unlike them is found now."""
+        if self._is_new and kernels.pinned() == "portable":
+            for worker in self._pool:
+                if worker.starting is not None:
+                    self._await_start(worker)
+        self._is_new = False
 
     def _await_start(self, worker: _Worker) -> None:
         left = self._startup_timeout_s - (time.monotonic() - worker.since)
@@ -253,15 +268,15 @@ class RayGrid(LocalGrid):
             ready: Ready = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
             raise RunError(
-                f"worker {worker.number} did not start: {_first_line(error)}; see the log of the "
-                "run, or "
-                "try `--set engine.kind=inline`"
+                f"worker {worker.number} did not start: {_cause(error)}; see the log of the run, "
+                "or try `--set engine.kind=inline`"
             ) from error
         worker.starting = None
         worker.pid, worker.begun, worker.near = ready.pid, ready.begun, ready.near
         worker.node = self._nodes.setdefault(ready.node, len(self._nodes))
         if not worker.near and worker.node not in self._watches:
             self._watches[worker.node] = _NodeWatch(ready.node, self._startup_timeout_s)
+        self._hold_to_promise(worker, ready.kernels)
         memory = "shares" if worker.near else "does not share"
         _log.info("%s is ready; it %s the driver's memory", worker, memory)
         if not ready.hears:
@@ -269,6 +284,22 @@ class RayGrid(LocalGrid):
         if worker.line is not None:
             worker.line.joined()
             worker.serving = worker.actor.serve.remote()
+
+    def _hold_to_promise(self, worker: _Worker, there: Mapping[str, str]) -> None:
+        """Refuse, or under fast bits tell of, a worker that computes with other kernels."""
+        bits = kernels.pinned()
+        unlike = differences(decisive(self._kernels, bits), decisive(there, bits))
+        if unlike and bits == "portable":
+            raise RunError(
+                f"{worker} computes with other kernels than this process ({unlike}), and bits = "
+                "'portable' are asked for; end what has set them there, or use bits = 'fast'"
+            )
+        if unlike and unlike not in self._unlike:
+            self._unlike.add(unlike)
+            self.incidents.append(
+                f"{worker} computes with other kernels than this process ({unlike}): the last bits "
+                "of the result depend on who trained what; [engine] bits = 'portable' are alike"
+            )
 
     def _check_start(self, worker: _Worker, limit: float) -> None:
         waited = time.monotonic() - worker.since
@@ -373,6 +404,7 @@ class RayGrid(LocalGrid):
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None,
         running: _Running,
     ) -> Iterator[tuple[Work, Outcome]]:  # fmt: skip
+        self._await_alike()
         queue = deque(works)
         laid: dict[bool, Broadcast] = {}
         while queue or running:
@@ -491,7 +523,7 @@ class _NodeWatch:
         actor_class: Any = ray.remote(Watch)
         there = NodeAffinitySchedulingStrategy(self._node, soft=False)
         self._actor = actor_class.options(
-            num_cpus=0, scheduling_strategy=there, runtime_env=_runtime_env()
+            num_cpus=0, scheduling_strategy=there, runtime_env=_runtime_env({})
         ).remote()
         self._asked = self._actor.look.remote([])
         self._until = time.monotonic() + self._startup_timeout_s  # when the first answer is due
@@ -535,13 +567,17 @@ def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: 
     return heard
 
 
-def _runtime_env() -> dict[str, Any] | None:
-    """Where worker processes find what the scenario names, before they read their app."""
-    beside = folders_beside()
-    if not beside:
-        return None
-    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), *beside]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
+    """Where worker processes find what the scenario names, before they read their app.
+
+    Args:
+        variables: What else their environment has.
+    """
+    found = dict(variables)
+    if beside := folders_beside():
+        paths = [*filter(None, [os.environ.get("PYTHONPATH")]), *beside]
+        found["PYTHONPATH"] = os.pathsep.join(paths)
+    return {"env_vars": found} if found else None
 
 
 @contextlib.contextmanager
@@ -561,8 +597,12 @@ def _start_ray(
     workers: int | None,
     resources: Mapping[str, float],
     init_args: Mapping[str, Any] | None,
-) -> None:
-    """Join the cluster at `address` or one that is up, else start one on this machine."""
+) -> bool:
+    """Join the cluster at `address` or one that is up, else start one on this machine.
+
+    Returns:
+        Whether a cluster was joined.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # if this process is killed while Ray starts, what Ray has started waits so long for the rest
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
@@ -579,7 +619,7 @@ def _start_ray(
     if named or standing:
         try:
             ray.init(**{**quiet, "address": named or standing, **extra})
-            return
+            return True
         except (ConnectionError, RuntimeError, ValueError) as error:
             if named:
                 raise RunError(
@@ -597,6 +637,7 @@ def _start_ray(
         raise RunError(
             f"Ray could not be started: {_first_line(error)}; try `--set engine.kind=inline`"
         ) from error
+    return False
 
 
 def _standing_cluster() -> str | None:
@@ -628,6 +669,12 @@ def _probe_arena() -> Probe | None:
 
 def _node_here() -> str:
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _cause(error: BaseException) -> str:
+    """What a worker's own code raised, in one line, or what Ray says."""
+    cause = getattr(error, "cause", None)
+    return _first_line(error if cause is None else cause)
 
 
 def _first_line(error: BaseException) -> str:

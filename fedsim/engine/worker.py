@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from flwr.clientapp import ClientApp
 
+from fedsim.basics.kernels_in_use import in_use
 from fedsim.engine import life
 from fedsim.engine.arena import ArenaName, ArenaView, Place, Sign
 from fedsim.engine.line import LineName, UnspeakableError, WorkerLine
@@ -67,6 +68,7 @@ class Ready(NamedTuple):
         node: Ray's name of its node.
         near: Whether it maps the driver's memory.
         hears: Whether it hears the driver's line.
+        kernels: What decides its bits, as `kernels_in_use.in_use` has it.
     """
 
     pid: int
@@ -74,6 +76,7 @@ class Ready(NamedTuple):
     node: str
     near: bool
     hears: bool
+    kernels: dict[str, str]
 
 
 class WorkerProcess:
@@ -116,7 +119,8 @@ class WorkerProcess:
                 self._line = WorkerLine(line)
         me = life.look(os.getpid())
         begun = 0 if me is None else me.begun
-        return Ready(os.getpid(), begun, self._place(), near, self._line is not None)
+        hears = self._line is not None
+        return Ready(os.getpid(), begun, self._place(), near, hears, in_use())
 
     def serve(self) -> None:
         """Do what the driver says over its line until it says nothing more."""
