@@ -169,7 +169,7 @@ def _updated(file: Path, moved: list[Any] | None, written: bool) -> list[str]:
         return [f"{file.stem}: recorded in {place_of(file)}"]
     if not written:
         return [f"{file.stem}: does what was recorded; nothing to update"]
-    why = [f"  {drift}" for drift in moved] or ["  nothing drifted; for this machine and plan"]
+    why = [f"  {drift}" for drift in moved] or ["  nothing drifted; the environment is another"]
     return [f"{file.stem}: recorded anew in {place_of(file)}", *why]
 
 
