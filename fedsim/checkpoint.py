@@ -193,12 +193,16 @@ def require(checkpoint: Checkpoint, place: Path, **expected: Any) -> None:
         else:
             detail = f"checkpoint {str(found)[:12]}, now {str(value)[:12]}"
         raise CheckpointError(
-            f"{place}: was made with another {name.replace('_', ' ')} ({detail}), so going on "
-            "would not "
-            "give the undisturbed run's result; start a new run"
+            f"{place}: was made with {_OTHERS[name]} ({detail}), so going on would not give the "
+            "undisturbed run's result; start a new run"
         )
 
 
+_OTHERS = {
+    "scenario_sha256": "another scenario sha256",
+    "plan": "another plan",
+    "versions": "other versions or kernels",
+}
 _SAYS = {"model": "the model's", "strategy": "the strategy's", "client": "the clients'"}
 
 # A tensor's key in the file is "section/name"; the JSON text lists each section's names in order.

@@ -27,6 +27,7 @@ _EVERYTHING = -1  # asks MKL for its mode and its flags
 _TOLD = re.compile("avx2|fma|avx_vnni|avx512.*|amx.*|asimd.*|sve.*|bf16|i8mm")  # flags that matter
 _OF_PROCESSORS = ("processor", "instructions")  # what portable bits do not depend on
 _NEEDED = ("avx2", "fma")
+PINNED = ("aten", "mkl", "onednn", "numpy_simd", "openblas")  # what portable bits set
 _WORDS = {
     "mkl": "MKL's mode", "aten": "torch's instruction set", "onednn": "oneDNN's instruction set",
     "openblas": "OpenBLAS's kernels", "numpy_simd": "NumPy's instruction sets",

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedsim.basics.kernels import pinned
+from fedsim.basics.kernels_in_use import PINNED, decisive
 from fedsim.errors import BusyError, RunError, ScenarioError
 from fedsim.run_folder import (
     SCENARIO_FILE,
@@ -129,10 +131,22 @@ def locked(study: Path) -> Iterator[None]:
 
 
 def of_other_versions(cells: Sequence[Cell]) -> list[str]:
-    """Name what runs were made under that is not installed now, such as "torch 2.12.0"."""
+    """Name what runs were made under that is not installed now, such as "torch 2.12.0".
+
+    Kernels that this process does not use itself are not compared: those of its processes are
+    pinned by each scenario.
+    """
     now, found = versions(), set()
     for cell in cells:
+        bits = cell.scenario.engine.bits
+        compared = decisive(now, bits)
+        if bits != pinned():
+            compared = {what: v for what, v in compared.items() if what not in PINNED}
         with contextlib.suppress(RunError):
             then = read_json(cell.folder / VERSIONS_FILE)
-            found |= {f"{what} {v}" for what, v in then.items() if now.get(what) != v}
+            found |= {
+                f"{what} {then.get(what, 'unknown')}"
+                for what, value in compared.items()
+                if then.get(what) != value
+            }
     return sorted(found)

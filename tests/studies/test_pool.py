@@ -1,16 +1,23 @@
 """Processes that run cells: a death takes one cell with it; none starts without room."""
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from fedsim.studies.cells import CELLS, cells_of
+from fedsim.basics import kernels_in_use
+from fedsim.run_folder import read_json
+from fedsim.studies.cells import CELLS, cells_of, of_other_versions
 from fedsim.studies.machine import ASSUMED, has_room, usable_processors
 from fedsim.studies.pool import Pool
 from fedsim.studies.variants import of_scenarios
 from studies.worlds import write
+
+needs_avx2 = pytest.mark.skipif(
+    kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"
+)
 
 
 def system(root, *, free, quota="max 100000"):
@@ -75,6 +82,23 @@ def test_a_process_that_dies_takes_its_cell_with_it_and_no_other(tmp_path):
         watch.at_round = lambda cell, server_round: None
         assert pool.run(cells[:1]) == {}  # and it goes on from its last checkpoint
     assert "resumed from round" in (cells[0].folder / "log.txt").read_text()
+
+
+@needs_avx2
+def test_every_cell_is_computed_with_the_kernels_that_its_scenario_asks_for(tmp_path):
+    (tmp_path / CELLS).mkdir()
+    file = str(write(tmp_path, rounds=1))
+    asked = [of_scenarios([file], [], [f"engine.bits={bits}"]) for bits in ("fast", "portable")]
+    cells = [cells_of(variants, (4,), tmp_path)[0] for variants in asked]
+    with Pool(tmp_path, workers=1, watch=Killing()) as pool:
+        assert pool.run(cells) == {}
+    modes = [read_json(cell.folder / "versions.json")["mkl"].split()[1] for cell in cells]
+    assert modes[1] == "COMPATIBLE"
+    assert modes[0] == kernels_in_use.in_use()["mkl"].split()[1]
+    assert of_other_versions(cells) == []
+    document = read_json(cells[0].folder / "versions.json") | {"mkl": "1.0 off", "torch": "1.0"}
+    (cells[0].folder / "versions.json").write_text(json.dumps(document))
+    assert of_other_versions(cells) == ["mkl 1.0 off", "torch 1.0"]
 
 
 def test_the_data_of_one_cell_are_given_back_before_the_next(tmp_path):
