@@ -34,6 +34,7 @@ from benchmarks.contest import (
     turn_length,
 )
 from benchmarks.workloads import (
+    ASIDE,
     CONTESTS,
     FAMILIES,
     KERNELS,
@@ -231,6 +232,7 @@ class Bench:
         environment = _one_thread(family)
         if family == "fedsim":
             environment["FEDSIM_CACHE"] = str(self._cache / "fedsim")
+        environment |= system.variables
         command = [self._pythons[system.environment], str(SYSTEMS_FOLDER / system.script)]
         errors = self._errors / f"{workload}-{name}"
         return Entrant(name, command, arguments, errors, environment)
@@ -293,7 +295,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     everything = ",".join([*WORKLOADS, "W6", "scaling"])
     parser.add_argument("--only", default=everything, help=f"of {everything}")
-    parser.add_argument("--systems", default=",".join(FAMILIES), help="families or rows")
+    parser.add_argument(
+        "--systems",
+        default=",".join(f for f in FAMILIES if f not in ASIDE),
+        help="families or rows",
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rounds", type=int, help="per turn; default: what fills --turn-seconds")
     parser.add_argument("--turn-seconds", type=float, default=1.0)

@@ -44,12 +44,14 @@ class System:
         script: File in `benchmarks/systems`.
         environment: One of `benchmarks.environments`; None is the one that the harness runs in.
         arguments: What its script is told besides the workload.
+        variables: Of its process.
     """
 
     title: str
     script: str
     environment: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ SYSTEMS = {
         "fedsim, Ray, 2 workers", "fedsim_run.py",
         arguments={"engine": {"kind": "ray", "workers": 2}},
     ),
+    "fedsim-unpinned": System(
+        "fedsim, inline, kernels not pinned", "fedsim_run.py",
+        arguments={"engine": {"kind": "inline"}, "unpinned": True},
+    ),
+    "fedsim-portable": System(
+        "fedsim, inline, portable bits", "fedsim_run.py",
+        arguments={"engine": {"kind": "inline", "bits": "portable"}},
+        variables={"FEDSIM_BITS": "portable"},
+    ),
     "flower": System(
         "Flower simulation, 2 workers", "flower_sim.py", "flower", arguments={"workers": 2}
     ),
@@ -110,7 +121,9 @@ FAMILIES = {  # what a user names with --systems; the first row of each stands f
     "pfl": ("pfl-1", "pfl-2"),
     "fedjax": ("fedjax",),
     "torch": ("torch",),
+    "bits": ("fedsim-unpinned", "fedsim-portable"),  # beside fedsim-inline: what promises cost
 }
+ASIDE = ("bits",)  # families that run only when they are named
 
 _BOUNDS = {
     "flower": {"W1": 12, "W2": 5, "W3": 2.5, "W4": 50},
