@@ -2,7 +2,7 @@
 
 Reads the log of a run such as
 
-    python -m benchmarks.run --only W1,W2,W3 --systems fedsim-inline,bits --no-check --log bits.jsonl
+    python -m benchmarks.run --only W1,W2,W3 --systems fedsim-inline,bits --no-check --log LOG
 
 and prints, per workload, the paired ratio of a round's time and its 95 % interval: pinned beside
 unpinned, and portable beside fast.

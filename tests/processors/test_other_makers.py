@@ -67,7 +67,7 @@ def test_every_operation_has_the_same_bits(here, maker):
 
 
 def test_an_emulated_processor_is_another_one():
-    # else the test above would say nothing: unpinned it has other bits; oneDNN's LSTM may crash there
+    # else the test above would say nothing; unpinned, oneDNN may crash in the emulator
     here = run(OPERATIONS, bits="fast")
     there = run(OPERATIONS, maker="Intel", bits="fast", to_its_end=False)
     assert sum(one != other for one, other in zip(here, there, strict=False)) > 100
