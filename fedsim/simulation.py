@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedsim import flower_internals as internals
+from fedsim.basics import kernels, kernels_in_use
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import unknown
 
@@ -98,6 +99,8 @@ def run_simulation(
         state=RecordDict(),
         run_config=dict(settings["run_config"]),
     )
+    for note in kernels_in_use.notes(kernels.pinned()):
+        _log.warning("%s", note)
     with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
         internals.ensure_identity()
         try:
