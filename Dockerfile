@@ -1,7 +1,7 @@
 # What runs the app's processes: Flower's SuperExec with fedsim and all that it needs. The code of
 # an app travels in its bundle; the packages it imports must be here, for nothing is installed when
 # a run starts.
-ARG FLOWER_VERSION=1.41.0
+ARG FLOWER_VERSION=1.42.0
 FROM flwr/superexec:${FLOWER_VERSION}
 
 # The CPU wheels of torch; https://pypi.org/simple has the CUDA ones (deploy/gpu.yml).

@@ -1,7 +1,7 @@
 """Flower's internals, all in this one file: task identity, message ids, run objects, wire sizes.
 
-Everything else in fedsim uses Flower's public modules alone. Written against flwr 1.41; a test
-fails with the name of what has moved when another version lacks it.
+Everything else in fedsim uses Flower's public modules alone. Written against flwr 1.41 and 1.42; a
+test fails with the name of what has moved when another version lacks it.
 """
 
 from functools import lru_cache
