@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from importlib.metadata import version
 
 import torch
 from flwr.app import (
@@ -36,6 +37,7 @@ from fedsim.records import (
 CLIENT_STATE = "client-state"
 PARTITION = "partition"
 PARTITION_ID = "partition-id"
+FLOWER = "flwr"
 
 
 class CohortApp(ClientApp):
@@ -84,13 +86,12 @@ class CohortApp(ClientApp):
         return result if job.clipping_norm is None else clip(job, result)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer one message: train, evaluate, or say which partition this node holds."""
+        """Answer one message: train, evaluate, or say which partition and Flower this node has."""
         client = int(context.node_config[PARTITION_ID])
         kind = message.metadata.message_type
         if kind.partition(".")[0] == MessageType.QUERY:
-            return Message(
-                RecordDict({PARTITION: ConfigRecord({PARTITION_ID: client})}), reply_to=message
-            )
+            told = ConfigRecord({PARTITION_ID: client, FLOWER: version("flwr")})
+            return Message(RecordDict({PARTITION: told}), reply_to=message)
         if kind not in (MessageType.TRAIN, SETUP, MessageType.EVALUATE):
             raise ValueError(
                 f"message type '{kind}' is not one of train, train.setup, evaluate, query"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
-from fedsim.client_app import PARTITION, PARTITION_ID
+from fedsim.client_app import FLOWER, PARTITION, PARTITION_ID
 from fedsim.cohort import Cohort, Failure, Replies
 from fedsim.errors import RunError
 from fedsim.layout import Layout
@@ -270,7 +271,8 @@ class PartitionGrid(GridWrapper):
     """Gives the nodes of Flower's grids their client ids: node `c + 2` holds partition c.
 
     Flower's node ids are random. At first use every node is asked for its partition with a "query"
-    message, once all are there.
+    message, once all are there. A node whose Flower is of another minor version is refused: Flower
+    lets it join.
 
     Args:
         inner: Flower's Grid.
@@ -354,7 +356,9 @@ class PartitionGrid(GridWrapper):
         found: dict[int, int] = {}
         for reply in self.inner.send_and_receive(queries, timeout=self.timeout_s):
             if reply.has_content() and PARTITION in reply.content.config_records:
-                partition = int(reply.content.config_records[PARTITION][PARTITION_ID])  # type: ignore[arg-type]
+                told = reply.content.config_records[PARTITION]
+                partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
+                _check_flower(partition, str(told.get(FLOWER, "")))
                 if partition in found:
                     raise RunError(
                         f"nodes {found[partition]} and {reply.metadata.src_node_id} both hold "
@@ -370,6 +374,16 @@ class PartitionGrid(GridWrapper):
                 "SuperNode?"
             )
         return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
+
+
+def _check_flower(partition: int, theirs: str) -> None:
+    """Refuse a node with another minor version of Flower; one that tells none is let pass."""
+    ours = version("flwr")
+    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise RunError(
+            f"the node of partition {partition} runs flwr {theirs} and the server flwr {ours}; "
+            "start all services from images and packages of one minor version"
+        )
 
 
 def without(
