@@ -668,9 +668,8 @@ def test_everything_listed_is_described_and_has_defaults_that_pass_its_own_check
 
 def test_scenarios_inside_an_installed_package_are_found(tmp_path: Path) -> None:
     # As a wheel lays them out: the scenarios lie in the package, and no checkout is around.
-    for source in (ROOT / "fedsim").glob("*.py"):
-        (tmp_path / "fedsim").mkdir(exist_ok=True)
-        shutil.copy(source, tmp_path / "fedsim")
+    only_code = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "fedsim", tmp_path / "fedsim", ignore=only_code)
     (tmp_path / "fedsim" / "scenarios").mkdir()
     shutil.copy(ROOT / "scenarios" / "quickstart.toml", tmp_path / "fedsim" / "scenarios")
     code = "from fedsim import discovery as d; print(d.names('scenarios'), d.__file__)"
