@@ -141,11 +141,12 @@ def test_a_client_s_fate_does_not_depend_on_who_else_was_selected():
 def test_a_partial_client_is_one_that_was_trained_for_so_many_steps(share, kind):
     """The first ceil(share * steps) steps of the same schedule, whatever its neighbours do."""
     clients = (7, 4, 5)  # 200, 20 and 45 samples
-    whole = fed.make_executor(procedure=fed.make_procedure(momentum=0.9), kind=kind)
+    procedure = fed.make_procedure(momentum=0.9, batch_size=16)
+    whole = fed.make_executor(procedure=procedure, kind=kind)
     steps = whole.procedure.work.num_steps(200)
     assert steps > 10
     few = math.ceil(share * steps)
-    short = fed.make_procedure(momentum=0.9, local_steps=few, local_epochs=1)
+    short = fed.make_procedure(momentum=0.9, batch_size=16, local_steps=few, local_epochs=1)
     expected = fed.make_executor(procedure=short, kind=kind)
     partial = whole.train(fed.job(whole, clients, work=(share, 1.0, 0.5)))
     alone = expected.train(fed.job(expected, clients))
