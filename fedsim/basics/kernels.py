@@ -16,13 +16,11 @@ Variables of the environment that a user has set win under `"fast"`, and are rec
 
 import os
 import sys
-from importlib import metadata
 from typing import Literal, get_args
 
 Bits = Literal["fast", "portable"]
 
 VARIABLE = "FEDSIM_BITS"  # what a process is pinned to when fedsim is imported
-_LIBRARIES = ("NumPy", "torch")
 
 _PORTABLE = {
     "MKL_CBWR": "COMPATIBLE",  # torch's products and decompositions
@@ -111,6 +109,8 @@ def shown(bits: Bits) -> str:
 
 def _numpy_features() -> str:
     """NumPy's names of what lies beyond AVX2; it warns of names that it does not know."""
+    from importlib import metadata  # for its weight: every start comes by here
+
     major, minor = (int(part) for part in metadata.version("numpy").split(".")[:2])
     if (major, minor) >= (2, 4):
         return _BEYOND_AVX2
