@@ -15,7 +15,6 @@ Variables of the environment that a user has set win under `"fast"`, and are rec
 """
 
 import os
-import sys
 from typing import Literal, get_args
 
 Bits = Literal["fast", "portable"]
@@ -59,13 +58,11 @@ def environment(bits: Bits) -> dict[str, str]:
 
 
 def pin(bits: Bits) -> None:
-    """Set this process's variables, as long as torch has not been imported.
+    """Set this process's variables.
 
     What NumPy and torch have read before stays as it is, so what is in use must be asked of them:
-    see `fedsim.basics.kernels_in_use`.
+    see `fedsim.basics.kernels_in_use`. Torch reads its own at its first operation.
     """
-    if "torch" in sys.modules and bits == "portable":
-        return
     for name, value in settings(bits).items():
         if value is None:
             os.environ.pop(name, None)

@@ -78,7 +78,9 @@ def test_portable_bits_do_not_depend_on_what_a_processor_would_choose(portable_b
 
 @needs_avx2
 def test_portable_bits_are_refused_where_libraries_have_taken_other_kernels():
-    ended = ended_process(f"import torch\n{PORTABLE}", ATEN_CPU_CAPABILITY="default")
+    ended = ended_process(
+        f"import torch; torch.ones(3) + 1\n{PORTABLE}", ATEN_CPU_CAPABILITY="default"
+    )
     assert ended.returncode == 1
     refusal = ended.stderr.splitlines()[-1]
     assert "[engine] bits = 'portable': this process computes with other kernels (" in refusal
