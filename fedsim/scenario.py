@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import discovery
-from fedsim.basics import kernels
+from fedsim.basics import kernels_in_use
 from fedsim.basics.kernels import Bits
 from fedsim.errors import ScenarioError, nearest
 from fedsim.expectations import Expectation
@@ -330,7 +330,7 @@ def _pin(document: Mapping[str, Any]) -> None:
     """Pin this process's kernels as a scenario wants them: checking it imports torch and NumPy."""
     engine = document.get("engine")
     if isinstance(engine, Mapping) and engine.get("bits") == "portable":
-        kernels.pin("portable")
+        kernels_in_use.pin_portable()
 
 
 def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fedsim.basics.kernels_in_use import in_use
+
 settings.register_profile("fedsim", derandomize=True, deadline=None)
 settings.load_profile("fedsim")
 
@@ -32,6 +34,12 @@ def _quick_collections():
 def _one_thread():
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels():
+    """Let libraries take their kernels now: no test's scenario pins others for those after it."""
+    in_use()
 
 
 @pytest.fixture(scope="session", autouse=True)

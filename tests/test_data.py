@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -365,6 +366,16 @@ def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(tmp_path):
     occupied.write_text("")
     with pytest.raises(RunError, match=r"cannot be written .* set FEDSIM_CACHE to a writable"):
         _entry(occupied)
+
+
+@pytest.mark.parametrize("changed", ["data/partitions/by_size.py", "rng.py", "basics/ties.py"])
+def test_code_that_draws_otherwise_takes_nothing_that_the_old_code_made(changed, tmp_path):
+    package, code = ROOT / "fedsim", cache._code.__wrapped__  # it remembers its result
+    copy = shutil.copytree(package, tmp_path / "fedsim")
+    assert code(copy) == code(package)
+    with (copy / changed).open("a") as file:
+        file.write("# draws otherwise\n")
+    assert code(copy) != code(package)
 
 
 RACE = """

@@ -15,6 +15,7 @@ Variables of the environment that a user has set win under `"fast"`, and are rec
 """
 
 import os
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 Bits = Literal["fast", "portable"]
@@ -63,7 +64,12 @@ def pin(bits: Bits) -> None:
     What NumPy and torch have read before stays as it is, so what is in use must be asked of them:
     see `fedsim.basics.kernels_in_use`. Torch reads its own at its first operation.
     """
-    for name, value in settings(bits).items():
+    put(settings(bits))
+
+
+def put(values: Mapping[str, str | None]) -> None:
+    """Set variables of this process; None unsets one."""
+    for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:

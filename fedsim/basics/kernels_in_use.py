@@ -9,7 +9,8 @@ import importlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,7 @@ def in_use(root: Path = Path("/")) -> dict[str, str]:
         "aten": torch.backends.cpu.get_cpu_capability(),
         "mkl": f"{_version(said, r'Math Kernel Library Version ([0-9.]+)')} {_mkl_mode()}",
         "onednn": f"{_version(said, r'MKL-DNN v([0-9.]+)')} {_onednn_limit()}",
-        "numpy_simd": " ".join(_numpy_simd()) or "none",
-        "openblas": _openblas(),
+        **_of_numpy(),
         "libc": " ".join(platform.libc_ver()) or "unknown",
     }
 
@@ -63,6 +63,19 @@ def decisive(found: Mapping[str, Any], bits: Bits) -> dict[str, Any]:
     """Return the part of what is in use that bits depend on under a promise."""
     left_out = _OF_PROCESSORS if bits == "portable" else ()
     return {name: value for name, value in found.items() if name not in left_out}
+
+
+def pin_portable() -> None:
+    """Pin this process to portable bits, unless its libraries have taken other kernels already.
+
+    Then nothing is changed, and `keep` will refuse them.
+    """
+    if "numpy" in sys.modules and _not_portable(_of_numpy()):
+        return
+    before = {name: os.environ.get(name) for name in kernels.VARIABLES}
+    kernels.pin("portable")
+    if "torch" in sys.modules and _not_portable(in_use()):
+        kernels.put(before)
 
 
 def keep(bits: Bits) -> None:
@@ -139,14 +152,18 @@ def _not_portable(found: Mapping[str, str]) -> list[str]:
     """What in use is not what portable bits need, in words."""
     wanted = kernels.settings("portable")
     beyond = set(str(wanted["NPY_DISABLE_CPU_FEATURES"]).split())
-    is_so = {
-        "mkl": found["mkl"].endswith(f" {wanted['MKL_CBWR']}"),
-        "aten": found["aten"].lower() == wanted["ATEN_CPU_CAPABILITY"],
-        "onednn": found["onednn"].endswith(f" up to {wanted['ONEDNN_MAX_CPU_ISA']}"),
-        "openblas": found["openblas"] in (wanted["OPENBLAS_CORETYPE"], "none"),
-        "numpy_simd": not beyond & set(found["numpy_simd"].split()),
+    holds: dict[str, Callable[[str], bool]] = {
+        "mkl": lambda is_so: is_so.endswith(f" {wanted['MKL_CBWR']}"),
+        "aten": lambda is_so: is_so.lower() == wanted["ATEN_CPU_CAPABILITY"],
+        "onednn": lambda is_so: is_so.endswith(f" up to {wanted['ONEDNN_MAX_CPU_ISA']}"),
+        "openblas": lambda is_so: is_so in (wanted["OPENBLAS_CORETYPE"], "none"),
+        "numpy_simd": lambda is_so: not beyond & set(is_so.split()),
     }
-    return [f"{_WORDS[name]} is {found[name]}" for name, holds in is_so.items() if not holds]
+    return [
+        f"{_WORDS[name]} is {found[name]}"
+        for name, as_wanted in holds.items()
+        if name in found and not as_wanted(found[name])
+    ]
 
 
 def _processor(root: Path) -> dict[str, str]:
@@ -191,6 +208,11 @@ def _mkl_mode() -> str:
 def _onednn_limit() -> str:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
     return "unlimited" if limit is None else f"up to {limit.upper()}"
+
+
+def _of_numpy() -> dict[str, str]:
+    """Asking NumPy and OpenBLAS changes nothing: they have read their variables when imported."""
+    return {"numpy_simd": " ".join(_numpy_simd()) or "none", "openblas": _openblas()}
 
 
 def _numpy_simd() -> list[str]:

@@ -6,6 +6,8 @@ Nothing is ever changed in place, and the whole folder may be deleted at any tim
 """
 
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +21,8 @@ import numpy.typing as npt
 from fedsim.data.source import json_sha256
 from fedsim.errors import RunError
 
-FORMAT = 3  # counts changes of what is stored, or of how it is drawn
 _INDEX = "index.json"
+_DRAWN_WITH = ("rng.py", "basics/ties.py")  # by code in this folder
 _MAPPED_FROM = 64 * 1024  # bytes; mapping less saves nothing, and an empty array cannot be mapped
 
 
@@ -128,4 +130,13 @@ def _open(path: Path) -> npt.NDArray[Any]:
 
 
 def _folder(root: Path, kind: str, key: Mapping[str, Any]) -> Path:
-    return root / kind / json_sha256({"format": FORMAT, **key})[:32]
+    return root / kind / json_sha256({"made_by": _code(), **key})[:32]
+
+
+@functools.cache
+def _code(package: Path = Path(__file__).parents[1]) -> str:
+    """The hash of what loads, draws and stores, so that no entry outlives a change of it."""
+    digest = hashlib.sha256(np.__version__.encode())
+    for file in [*sorted((package / "data").rglob("*.py")), *(package / n for n in _DRAWN_WITH)]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

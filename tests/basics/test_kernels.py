@@ -89,6 +89,18 @@ def test_portable_bits_are_refused_where_libraries_have_taken_other_kernels():
 
 
 @needs_avx2
+@pytest.mark.parametrize("before", ["numpy", "torch; torch.ones(3, 3) @ torch.ones(3, 3)"])
+def test_a_process_that_cannot_be_pinned_stays_as_it_was(before):
+    load = 'fedsim.load_scenario("quickstart", ["engine.bits=portable"])'
+    said = run(f"import fedsim, {before}; {SAY} from fedsim.basics.kernels import apart; "
+               f"there = apart(); {load}; print(json.dumps([apart() == there, in_use()]))",
+               OPENBLAS_CORETYPE="Prescott", ATEN_CPU_CAPABILITY="default")  # fmt: skip
+    assert said[0]
+    assert said[1]["aten"] == "DEFAULT"
+    assert said[1]["mkl"].endswith(" AUTO")
+
+
+@needs_avx2
 def test_the_environment_of_a_refusal_is_one_that_works(portable_bits):
     wanted = {k: v for k, v in kernels.settings("portable").items() if v is not None}
     assert run(f"import numpy, torch\n{PORTABLE}", **wanted) == portable_bits
