@@ -51,7 +51,7 @@ def in_use(root: Path = Path("/")) -> dict[str, str]:
     said = torch.__config__.show()
     return {
         **_processor(root),
-        "aten": torch.backends.cpu.get_cpu_capability(),
+        **_of_aten(),
         "mkl": f"{_version(said, r'Math Kernel Library Version ([0-9.]+)')} {_mkl_mode()}",
         "onednn": f"{_version(said, r'MKL-DNN v([0-9.]+)')} {_onednn_limit()}",
         **_of_numpy(),
@@ -74,7 +74,10 @@ def pin_portable() -> None:
         return
     before = {name: os.environ.get(name) for name in kernels.VARIABLES}
     kernels.pin("portable")
-    if "torch" in sys.modules and _not_portable(in_use()):
+    if "torch" not in sys.modules:
+        return
+    # a library that is asked reads its variable if it has not yet: MKL only after torch agrees
+    if _not_portable(_of_aten()) or _not_portable(in_use()):
         kernels.put(before)
 
 
@@ -208,6 +211,12 @@ def _mkl_mode() -> str:
 def _onednn_limit() -> str:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
     return "unlimited" if limit is None else f"up to {limit.upper()}"
+
+
+def _of_aten() -> dict[str, str]:
+    import torch
+
+    return {"aten": torch.backends.cpu.get_cpu_capability()}
 
 
 def _of_numpy() -> dict[str, str]:

@@ -64,7 +64,9 @@ def portable_bits():
 @pytest.mark.parametrize(
     "others",
     [
-        {"MKL_CBWR": "AVX2", "NPY_ENABLE_CPU_FEATURES": "X86_V3"},
+        pytest.param(
+            {"MKL_CBWR": "AVX2", "NPY_ENABLE_CPU_FEATURES": "X86_V3"}, marks=pytest.mark.slow
+        ),
         {
             "MKL_CBWR": "SSE4_2", "ATEN_CPU_CAPABILITY": "default",
             "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Prescott",
@@ -89,23 +91,38 @@ def test_portable_bits_are_refused_where_libraries_have_taken_other_kernels():
 
 
 @needs_avx2
-@pytest.mark.parametrize("before", ["numpy", "torch; torch.ones(3, 3) @ torch.ones(3, 3)"])
-def test_a_process_that_cannot_be_pinned_stays_as_it_was(before):
+@pytest.mark.parametrize(
+    ("before", "variables"),
+    [
+        ("numpy", {"OPENBLAS_CORETYPE": "Prescott"}),
+        (
+            "torch; torch.ones(3) + 1",
+            kernels.settings("portable")
+            | {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "AUTO", kernels._NUMPY_ONLY: ""},
+        ),
+    ],
+    ids=["NumPy", "torch"],
+)
+def test_a_process_that_cannot_be_pinned_stays_as_it_was(before, variables):
     load = 'fedsim.load_scenario("quickstart", ["engine.bits=portable"])'
     said = run(f"import fedsim, {before}; {SAY} from fedsim.basics.kernels import apart; "
                f"there = apart(); {load}; print(json.dumps([apart() == there, in_use()]))",
-               OPENBLAS_CORETYPE="Prescott", ATEN_CPU_CAPABILITY="default")  # fmt: skip
+               **variables)  # fmt: skip
     assert said[0]
-    assert said[1]["aten"] == "DEFAULT"
     assert said[1]["mkl"].endswith(" AUTO")
+    assert kernels_in_use._not_portable(said[1])
 
 
 @needs_avx2
 def test_the_environment_of_a_refusal_is_one_that_works(portable_bits):
     wanted = {k: v for k, v in kernels.settings("portable").items() if v is not None}
     assert run(f"import numpy, torch\n{PORTABLE}", **wanted) == portable_bits
-    asked = f"import fedsim, torch\n{PORTABLE}"
-    assert run(asked, FEDSIM_BITS="portable") == portable_bits
+
+
+def test_a_promise_may_be_asked_for_before_anything_is_imported():
+    asked = "import json, fedsim; from fedsim.basics.kernels import pinned"
+    assert run(f"{asked}; print(json.dumps(pinned()))", FEDSIM_BITS="portable") == "portable"
+    assert run(f"{asked}; print(json.dumps(pinned()))") == "fast"
 
 
 def test_an_impossible_promise_is_refused():

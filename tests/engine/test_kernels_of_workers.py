@@ -2,46 +2,83 @@
 
 import pytest
 from basics.processes import run
+from faults.worlds import small_world
 
-from fedsim.basics import kernels_in_use
+from fedsim.basics import kernels, kernels_in_use
+from fedsim.errors import RunError
 
 needs_avx2 = pytest.mark.skipif(
     kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"
 )
-RUN = """
-import json, tempfile, pathlib, fedsim
-scenario = fedsim.load_scenario("quickstart", ["rounds=%d", "engine.workers=2", "expect={}",
-    "partition.clients=8", "participation.cohort_size=4", "engine.bits=%s", "engine.kind=%s"])
+RUNS = """
+import json, tempfile, pathlib, fedsim, ray
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # before any scenario pins
 from fedsim.engine import ray as engine
-env, started = engine._runtime_env, []
-def planted(variables):
-    started.append(dict(variables))
-    return env({**variables, **(%s if len(started) == 2 else {})})
-engine._runtime_env = planted
-with tempfile.TemporaryDirectory() as folder:
-    place = pathlib.Path(folder) / "run"
-    try:
-        said = fedsim.start(scenario, out=place).summary["params_sha256"]
-    except fedsim.FedsimError as error:
-        said = f"{type(error).__name__}: {error}"
-    log = (place / "log.txt").read_text()
-    chunks = (place / "chunks.jsonl").read_text() if (place / "chunks.jsonl").exists() else ""
-    print(json.dumps([said, log, chunks]))
+env = engine._runtime_env
+def run(rounds, bits, kind, planted):
+    scenario = fedsim.load_scenario("quickstart", [f"rounds={rounds}", "engine.workers=2",
+        "expect={}", "partition.clients=8", "participation.cohort_size=4", f"engine.bits={bits}",
+        f"engine.kind={kind}"])
+    started = []
+    def runtime_env(variables):
+        started.append(dict(variables))
+        return env({**variables, **(planted if len(started) == 2 else {})})
+    engine._runtime_env = runtime_env
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder) / "run"
+        try:
+            said = fedsim.start(scenario, out=place).summary["params_sha256"]
+        except fedsim.FedsimError as error:
+            said = f"{type(error).__name__}: {error}"
+        chunks = place / "chunks.jsonl"
+        log = (place / "log.txt").read_text()
+        return [said, log, chunks.read_text() if chunks.exists() else ""]
 """
+PLANTED = {"ATEN_CPU_CAPABILITY": "default"}
+
+
+@pytest.fixture(scope="module")
+def portable():
+    """In one process: a run here, one on two workers, and one whose second worker is another."""
+    runs = [(2, "portable", "inline", {}), (2, "portable", "ray", {}),
+            (2, "portable", "ray", PLANTED)]  # fmt: skip
+    return run(f"{RUNS}\nprint(json.dumps([run(*each) for each in {runs!r}]))")
 
 
 @needs_avx2
-def test_a_worker_started_with_other_settings_ends_a_portable_run_before_round_1():
-    said, _, chunks = run(RUN % (2, "portable", "ray", {"ATEN_CPU_CAPABILITY": "default"}))
+def test_a_worker_with_other_kernels_is_refused_under_portable_bits_and_told_of_under_fast(
+    ray_cluster, tmp_path, monkeypatch
+):
+    from fedsim.engine.ray import RayGrid
+
+    monkeypatch.setattr(kernels, "apart", lambda: PLANTED)
+    with RayGrid(small_world(tmp_path).app, 24, workers=2) as grid:
+        monkeypatch.setattr(kernels, "pinned", lambda: "portable")
+        with pytest.raises(
+            RunError, match=r"^worker 0 on node 0 .* and DEFAULT\), and bits = 'port"
+        ):
+            grid.worker_pids  # noqa: B018 - waits for both
+        monkeypatch.setattr(kernels, "pinned", lambda: "fast")
+        assert len(grid.worker_pids) == 2
+        (told,) = grid.incidents
+    assert "(torch's instruction set " in told
+    assert " and DEFAULT): the last bits of the result depend on who trained what" in told
+
+
+@needs_avx2
+@pytest.mark.slow
+def test_a_worker_started_with_other_settings_ends_a_portable_run_before_round_1(portable):
+    said, _, chunks = portable[2]
     assert said.startswith("RunError: worker 1 did not start: [engine] bits = 'portable': this ")
     assert "torch's instruction set is DEFAULT" in said
     assert chunks == ""
 
 
 @needs_avx2
-def test_portable_bits_are_those_of_workers_too():
-    inline, *_ = run(RUN % (2, "portable", "inline", {}))
-    on_ray, log, chunks = run(RUN % (2, "portable", "ray", {}))
+@pytest.mark.slow
+def test_portable_bits_are_those_of_workers_too(portable):
+    (inline, *_), (on_ray, log, chunks) = portable[:2]
+    assert len(inline) == 64
     assert on_ray == inline
     assert "other kernels" not in log
     assert {'"worker": 0', '"worker": 1'} <= {part for line in chunks.splitlines()
@@ -51,7 +88,7 @@ def test_portable_bits_are_those_of_workers_too():
 @needs_avx2
 @pytest.mark.slow
 def test_a_fast_run_goes_on_with_another_worker_and_says_what_that_means():
-    said, log, chunks = run(RUN % (300, "fast", "ray", {"ATEN_CPU_CAPABILITY": "default"}))
+    said, log, chunks = run(f"{RUNS}\nprint(json.dumps(run(300, 'fast', 'ray', {PLANTED!r})))")
     assert not said.startswith("RunError")
     assert chunks
     (line,) = [line for line in log.splitlines() if "other kernels" in line]
