@@ -492,9 +492,11 @@ class CohortExecutor:
     @contextlib.contextmanager
     def _seeded_layers(self, server_round: int, client: int) -> Iterator[None]:
         """Seed torch's generators for layers that draw by themselves, and put them back."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derived_seed(self.seed, "layers", server_round, client))
+        on_gpu = self.device.type == "cuda"
+        # torch.manual_seed seeds every kind of device, at some milliseconds a time
+        seed = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
+        with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
+            seed(derived_seed(self.seed, "layers", server_round, client))
             yield
 
     @property
