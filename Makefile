@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # two tests at a time: much of their time is workers that start
-PAIR   := -n 2 --dist worksteal
+PAIR   := -n 2 --dist loadfile
 
 .PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants bench robustness format clean
 
@@ -28,11 +28,15 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# compiled once, where the environment keeps the many processes that tests start from doing so
 unit: $(STAMP)
+	$(BIN)/python -m compileall -q fedsim strategies clients
 	$(BIN)/pytest $(PAIR)
 
+# what takes minutes, and more examples of what is said of all inputs
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'hypothesis and not slow and not gpu and not deploy and not processors' --hypothesis-profile=thorough
 
 test-deploy: $(STAMP)
 	$(BIN)/pytest -m deploy tests/deploy

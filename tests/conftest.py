@@ -16,7 +16,8 @@ from hypothesis import settings
 
 from fedsim.basics.kernels_in_use import in_use
 
-settings.register_profile("fedsim", derandomize=True, deadline=None)
+settings.register_profile("fedsim", derandomize=True, deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=500)  # `make test-slow`
 settings.load_profile("fedsim")
 
 
@@ -28,6 +29,14 @@ def _quick_collections():
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_uncounted():
+    """Say that objects are frozen, as they are: counting them takes a twentieth of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "get_freeze_count", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

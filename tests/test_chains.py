@@ -267,7 +267,7 @@ def test_a_run_has_the_numbers_of_the_other_executors_and_its_plan_says_so(tmp_p
 
 def test_ray_workers_have_the_bits_of_this_process(ray_cluster, tmp_path):
     hashes = set()
-    for number, engine in enumerate(({"kind": "inline"}, {"workers": 1}, {"workers": 2})):
+    for number, engine in enumerate(({"kind": "inline"}, {"workers": 2})):
         table = {**engine, "executor": "batched", "chunk_size": 2}
         done = run.start(_scenario(engine=table), out=tmp_path / str(number))
         hashes.add(done.summary["params_sha256"])

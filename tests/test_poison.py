@@ -196,7 +196,7 @@ def test_flipped_labels_of_a_majority_lead_to_the_wrong_class(tmp_path):
     assert "test/attack_success" not in found
 
 
-@pytest.mark.parametrize("kind", ["label_flip", "backdoor"])
+@pytest.mark.parametrize("kind", [pytest.param("label_flip", marks=pytest.mark.slow), "backdoor"])
 def test_workers_poison_as_this_process_does(ray_cluster, tmp_path, kind):
     attack = {"kind": kind, "num_byzantine": 2, "schedule": "random"}
     summaries = [

@@ -8,6 +8,10 @@ import tempfile
 
 import pytest
 
+pytestmark = (
+    pytest.mark.slow
+)  # two nodes start; tests/engine/test_mixed_nodes.py has two kinds of worker
+
 SCRIPT = """
 import functools, hashlib, json, sys
 import ray

@@ -115,6 +115,7 @@ def test_a_client_that_returns_nan_in_every_round_counts_as_dropped_out(
     assert found.params == dropped_out.params
 
 
+@pytest.mark.slow  # test_silence.py has one
 def test_a_client_that_hangs_in_native_code_in_round_1_counts_as_dropped_out_then(
     world, whole_pool, trouble, dropped_out_once, tmp_path
 ):

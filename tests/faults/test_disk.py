@@ -75,6 +75,7 @@ def killer():
     process.close()
 
 
+@pytest.mark.slow
 def test_data_that_became_unreadable_are_named_and_a_run_goes_on_when_they_are_back(
     killer, tmp_path
 ):

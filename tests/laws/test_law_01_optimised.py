@@ -7,6 +7,8 @@ import pytest
 from fedsim.engine.ray import RayGrid
 from laws import federations as fed
 
+pytestmark = pytest.mark.slow
+
 COHORTS = (tuple(range(8)), (0, 2, 3, 5, 7))
 
 
@@ -26,8 +28,8 @@ def run(strategy, kind, procedure, *, shares):
     ("strategy", "kind"),
     [
         ("fedlex", "batched"),
-        pytest.param("fedau", "vmap", marks=pytest.mark.slow),
-        pytest.param("gossip", "loop", marks=pytest.mark.slow),
+        ("fedau", "vmap"),
+        ("gossip", "loop"),
     ],
 )
 def test_shared_memory_pipes_and_memories_on_the_disk_change_no_bit(ray_cluster, strategy, kind):

@@ -183,13 +183,16 @@ def run_case(grid, number, strategy):
     return record_bits(arrays), records, clients, fed.named_bits(memories)
 
 
-# the first strategy over every case, each other over half of them: all models, all procedures
+# the first strategy over every case, each other over half of them (a quarter in the default tests)
 PAIRS = [
-    pytest.param(number, strategy, id=f"{IDS[number]}-{strategy}")
+    pytest.param(
+        number, strategy, id=f"{IDS[number]}-{strategy}",
+        marks=[pytest.mark.slow] if place and (number + place) % 4 > 1 else [],
+    )
     for place, strategy in enumerate(fed.strategies())
     for number in range(len(CASES))
     if not place or (number // 2 + number + place) % 2
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "strategy"), PAIRS)

@@ -82,11 +82,20 @@ CASES = [(strategy, "batched") for strategy in fed.strategies()] + [
 ]
 
 
-@pytest.mark.parametrize(("strategy", "kind"), CASES)
 @pytest.mark.parametrize(
     ("name", "arguments"), [p[1:] for p in fed.procedures()], ids=[p[0] for p in fed.procedures()]
 )
-@pytest.mark.parametrize("model", VECTORISED)
+@pytest.mark.parametrize(
+    ("model", "strategy", "kind"),
+    [
+        pytest.param(
+            model, *case,
+            marks=[pytest.mark.slow] if model == "cnn" and case[0] != "fedavg" else [],
+        )
+        for model in VECTORISED
+        for case in CASES
+    ],
+)  # fmt: skip
 def test_every_model_is_trained_together_exactly_over_three_rounds_in_float64(
     model, name, arguments, strategy, kind
 ):

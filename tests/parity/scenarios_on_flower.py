@@ -111,6 +111,6 @@ if __name__ == "__main__":
     for name in CASES:
         world = world_of(name)
         FOUND[f"inline/{name}"] = train(world, InlineGrid(world.app, 4))
-    one_cpu = {"client_resources": {"num_cpus": 1}}
-    run_simulation(server_app, Cases(), 4, backend_config=one_cpu)
+    one_actor = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}}
+    run_simulation(server_app, Cases(), 4, backend_config=one_actor)
     np.savez(sys.argv[1], **FOUND)

@@ -9,6 +9,10 @@ import pytest
 
 from fedsim import discovery
 
+pytestmark = (
+    pytest.mark.slow
+)  # test_flower_parity.py has three strategies and every kind of message
+
 PROGRAM = Path(__file__).with_name("scenarios_on_flower.py")
 CASES = [
     f"{model}-{optimizer}"
