@@ -113,6 +113,7 @@ def test_a_process_that_cannot_be_pinned_stays_as_it_was(before, variables):
     assert kernels_in_use._not_portable(said[1])
 
 
+@pytest.mark.slow
 @needs_avx2
 def test_the_environment_of_a_refusal_is_one_that_works(portable_bits):
     wanted = {k: v for k, v in kernels.settings("portable").items() if v is not None}

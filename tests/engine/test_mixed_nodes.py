@@ -60,6 +60,7 @@ def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_throug
     assert all(b.stored is None and b.arena is not None for _, b, _ in said)
 
 
+@pytest.mark.slow
 def test_a_near_worker_is_told_what_is_shared_where_the_system_gives_no_memory(
     world, mixed, undisturbed, tmp_path, monkeypatch
 ):

@@ -80,7 +80,7 @@ def test_a_drop_out_changes_the_result(undisturbed, dropped_out, dropped_out_onc
     [
         ("raise", "raised", "ValueError: sample 3 is corrupt"),
         ("raise what cannot be unpickled", "raised", "sensor s1 gave 4.0"),
-        ("kill", "died", "ended unexpectedly"),
+        pytest.param("kill", "died", "ended unexpectedly", marks=pytest.mark.slow),
         pytest.param("os._exit", "died", "ended unexpectedly", marks=pytest.mark.slow),
         ("sys.exit", "raised", "SystemExit: 0"),
         ("allocate", "raised", "memory"),
@@ -146,6 +146,7 @@ def test_a_client_that_hangs_in_native_code_in_every_round_counts_as_dropped_out
     assert trouble.happened == 2 + 1 + 1  # with its chunk, alone; from then on alone first
 
 
+@pytest.mark.slow
 def test_a_client_that_returns_wrong_shapes_in_every_round_counts_as_dropped_out(
     world, ray_cluster, tmp_path
 ):
@@ -221,6 +222,7 @@ def test_a_worker_killed_from_outside_is_named_and_changes_no_bit(
     assert found.params == undisturbed.params
 
 
+@pytest.mark.slow
 def test_an_idle_worker_killed_between_rounds_changes_no_bit(
     world, whole_pool, undisturbed, tmp_path
 ):

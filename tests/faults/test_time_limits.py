@@ -84,6 +84,7 @@ def test_a_client_that_hangs_is_named_and_the_rest_of_its_chunk_is_done(world, g
     assert same_memories(grid, memories)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_slow_to_make_its_executor_does_not_blame_its_clients(ray_cluster, world):
     from fedsim.engine.ray import RayGrid
 
@@ -122,6 +123,7 @@ def test_after_a_call_that_timed_out_the_next_one_has_the_undisturbed_bits(world
     assert same_memories(grid, memories)
 
 
+@pytest.mark.slow
 def test_after_a_call_that_was_interrupted_the_next_one_has_the_undisturbed_bits(
     world, grid, trouble
 ):
@@ -174,6 +176,7 @@ def test_a_cohort_that_is_pushed_is_pulled_reply_by_reply(world):
     assert list(inline.pull_messages(ids)) == []
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_is_named_within_the_start_up_limit(ray_cluster, world):
     from fedsim.engine.ray import RayGrid
 

@@ -154,6 +154,7 @@ def test_the_table_of_limits_is_the_formulas():
             assert formula == pytest.approx(limit, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_bernoulli_clients_reach_the_table_of_limits():
     clients, rounds = 200, 20_000
     rates = np.repeat(RATES, clients)

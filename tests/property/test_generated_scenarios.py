@@ -45,7 +45,7 @@ ADVISES = re.compile(
 )
 
 quick = settings(
-    max_examples=200,
+    max_examples=2 * settings().max_examples,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -101,6 +101,7 @@ def test_every_cell_is_computed_with_the_kernels_that_its_scenario_asks_for(tmp_
     assert of_other_versions(cells) == ["mkl 1.0 off", "torch 1.0"]
 
 
+@pytest.mark.slow
 def test_the_data_of_one_cell_are_given_back_before_the_next(tmp_path):
     (tmp_path / CELLS).mkdir()
     file = tmp_path / "large.toml"

@@ -23,6 +23,7 @@ def late(values, share=0.1):
     return math.fsum(kept) / len(kept)
 
 
+@pytest.mark.slow
 def test_the_best_is_found_on_validation_data_and_the_grid_widens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenario = write(tmp_path, rounds=10)
