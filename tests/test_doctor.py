@@ -349,7 +349,9 @@ def test_quotas_and_limits_of_the_first_version_are_read_too(tree):
 def test_no_quota_is_no_limit(tree):
     root = tree({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n", **MEMINFO})
     assert machine.processor_quota(root) is None
+    (root / "proc/cpuinfo").write_text("vendor_id : Maker\ncpu family : 1\nmodel : 2\n")
     assert machine.processors(root).state == "ok"
+    assert machine.processors(root).found.endswith(", Maker family 1 model 2")
     assert machine.memory(root).found == "8.0 GiB of 16.0 GiB available"
 
 
@@ -545,8 +547,8 @@ KERNELS = {
 @pytest.mark.parametrize(
     ("changed", "reason", "expected"),
     [
-        ({}, None, ("ok", "fast and portable; Maker family 1 model 2: torch AVX512, MKL ", "")),
-        ({}, "needs more", ("note", "fast, not portable (needs more); Maker ", "")),
+        ({}, None, ("ok", "fast and portable; torch AVX512, MKL AUTO", "")),
+        ({}, "needs more", ("note", "fast, not portable (needs more); torch ", "")),
         ({"mkl": "2024.2 off"}, None, ("note", "may depend on who shares ", "unset MKL_CBWR")),
     ],
 )

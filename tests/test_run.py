@@ -392,7 +392,9 @@ def test_the_training_loss_is_without_the_margin_penalty(tmp_path):
         )
         result = fedsim.start(changed, out=tmp_path / f"{margin}")
         losses.append(records(result)[-1]["train/loss"])
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(
+        losses[1], rel=1e-6
+    )  # another executor; a penalty is of size 1
 
 
 def test_messages_between_nodes_follow_the_graph(tmp_path):

@@ -50,7 +50,7 @@ def in_use(root: Path = Path("/")) -> dict[str, str]:
 
     said = torch.__config__.show()
     return {
-        **_processor(root),
+        **processor(root),
         **_of_aten(),
         "mkl": f"{_version(said, r'Math Kernel Library Version ([0-9.]+)')} {_mkl_mode()}",
         "onednn": f"{_version(said, r'MKL-DNN v([0-9.]+)')} {_onednn_limit()}",
@@ -169,7 +169,12 @@ def _not_portable(found: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _processor(root: Path) -> dict[str, str]:
+def processor(root: Path = Path("/")) -> dict[str, str]:
+    """Return the kind of processor, and the instructions that kernels are chosen by.
+
+    Args:
+        root: Where `proc` is.
+    """
     told = _cpuinfo(root)
     names = {"vendor_id": "", "cpu family": "family ", "model": "model ",
              "CPU implementer": "implementer ", "CPU part": "part "}  # fmt: skip

@@ -17,7 +17,7 @@ def look(facts: Mapping[str, Any] | None) -> Finding:
     if facts is None or used is None:
         return Finding("bits", "note", "unknown without torch")
     with_ = (
-        f"{used['processor']}: torch {used['aten']}, MKL {_last(used['mkl'])}, "
+        f"torch {used['aten']}, MKL {_last(used['mkl'])}, "
         f"oneDNN {_last(used['onednn'])}, NumPy {_last(used['numpy_simd'])}, "
         f"OpenBLAS {used['openblas']}"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.kernels_in_use import processor
 from fedsim.doctor.finding import Finding, in_bytes
 
 _GIB = 2**30
@@ -19,7 +20,7 @@ _DISK_COMFORTABLE = 2 * _GIB
 
 
 def processors(root: Path = Path("/")) -> Finding:
-    """Say how many processors there are and how many this process may use.
+    """Say how many processors there are, of which kind, and how many this process may use.
 
     Args:
         root: Where `proc` and `sys` are.
@@ -28,6 +29,7 @@ def processors(root: Path = Path("/")) -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     quota = processor_quota(root)
     words = f"{usable} of {count} usable" if usable < count else f"{count}"
+    words += f", {processor(root)['processor']}"
     if quota is None or quota >= usable:
         return Finding("processors", "ok", words)
     found = f"{words}, a quota allows {quota:g} at a time"

@@ -3,6 +3,7 @@
 import pytest
 from basics.processes import run
 from faults.worlds import small_world
+from torch.backends.cpu import get_cpu_capability
 
 from fedsim.basics import kernels, kernels_in_use
 from fedsim.errors import RunError
@@ -35,6 +36,7 @@ def run(rounds, bits, kind, planted):
         return [said, log, chunks.read_text() if chunks.exists() else ""]
 """
 PLANTED = {"ATEN_CPU_CAPABILITY": "default"}
+NOT_OURS = {"DEFAULT": "avx2"}.get(get_cpu_capability(), "default")
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +53,17 @@ def test_a_worker_with_other_kernels_is_refused_under_portable_bits_and_told_of_
 ):
     from fedsim.engine.ray import RayGrid
 
-    monkeypatch.setattr(kernels, "apart", lambda: PLANTED)
+    monkeypatch.setattr(kernels, "apart", lambda: {"ATEN_CPU_CAPABILITY": NOT_OURS})
     with RayGrid(small_world(tmp_path).app, 24, workers=2) as grid:
         monkeypatch.setattr(kernels, "pinned", lambda: "portable")
-        with pytest.raises(
-            RunError, match=r"^worker 0 on node 0 .* and DEFAULT\), and bits = 'port"
-        ):
+        refusal = rf"^worker 0 on node 0 .* and {NOT_OURS.upper()}\), and bits = 'portable'"
+        with pytest.raises(RunError, match=refusal):
             grid.worker_pids  # noqa: B018 - waits for both
         monkeypatch.setattr(kernels, "pinned", lambda: "fast")
         assert len(grid.worker_pids) == 2
         (told,) = grid.incidents
     assert "(torch's instruction set " in told
-    assert " and DEFAULT): the last bits of the result depend on who trained what" in told
+    assert f" and {NOT_OURS.upper()}): the last bits of the result depend on who trained" in told
 
 
 @needs_avx2
