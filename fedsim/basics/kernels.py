@@ -90,9 +90,12 @@ def pin_as_asked() -> None:
 
 def pinned() -> Bits:
     """Return which promise this process's variables make."""
-    wanted = settings("portable")
-    held = all(os.environ.get(name) == value for name, value in wanted.items())
-    return "portable" if held else "fast"
+    return "portable" if stand("portable") else "fast"
+
+
+def stand(bits: Bits) -> bool:
+    """Tell whether this process's variables are those of a promise; a user's may be of both."""
+    return all(os.environ.get(name) == value for name, value in settings(bits).items())
 
 
 def apart() -> dict[str, str]:

@@ -132,10 +132,10 @@ def notes(bits: Bits) -> list[str]:
             "bits of a client may depend on who shares its chunk; import fedsim before torch, or "
             "set MKL_CBWR=AUTO"
         ]
-    if bits == "fast" and kernels.pinned() == "portable":
+    if bits == "fast" and kernels.pinned() == "portable" and not kernels.stand("fast"):
         return [
-            "this process computes portable bits, as the environment or an earlier scenario asked: "
-            "those of bits = 'fast' are others"
+            f"this process computes portable bits, as {kernels.VARIABLE} or an earlier scenario "
+            "asked: those of bits = 'fast' are others"
         ]
     return []
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedsim.basics.kernels import pinned
+from fedsim.basics.kernels import stand
 from fedsim.basics.kernels_in_use import PINNED, decisive
 from fedsim.errors import BusyError, RunError, ScenarioError
 from fedsim.run_folder import (
@@ -140,7 +140,7 @@ def of_other_versions(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         bits = cell.scenario.engine.bits
         compared = decisive(now, bits)
-        if bits != pinned():
+        if not stand(bits):
             compared = {what: v for what, v in compared.items() if what not in PINNED}
         with contextlib.suppress(RunError):
             then = read_json(cell.folder / VERSIONS_FILE)
