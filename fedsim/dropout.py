@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class SeededDropout(nn.Module):
@@ -61,7 +62,10 @@ def dropout_layers(model: nn.Module) -> dict[str, SeededDropout]:
 def noise_shapes(
     model: nn.Module, layers: Mapping[str, SeededDropout], features: Tensor
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each layer's noise for one sample, found by one forward pass.
+    """Return the shape of each layer's noise for one sample, found by one pass of training.
+
+    A layer that takes no part in the pass has no shape. The model's tensors stay as they are; what
+    else it keeps is the caller's to put back.
 
     Args:
         model: The model.
@@ -69,32 +73,73 @@ def noise_shapes(
         features: At least one sample, `[n, ...]`.
 
     Raises:
-        ValueError: If a layer is used more than once in a forward pass.
+        ValueError: If a layer's mask cannot be drawn before the pass, see `why_not_seeded`.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    if not layers:
-        return shapes
-
-    def record(name: str, module: SeededDropout, values: Tensor) -> None:
-        if name in shapes:
+    found = _uses(model, layers, features[:1].expand(2, *features.shape[1:])) if layers else {}
+    for name, shapes in found.items():
+        if len(shapes) > 1:
             raise ValueError(
                 f"dropout layer '{name.removesuffix('.noise')}' is used more than once in one "
                 "forward pass; give each use a layer of its own"
             )
-        full = tuple(values.shape[1:])
-        shapes[name] = (*full[:1], *(1 for _ in full[1:])) if module.channels else full
+    return {name: _of_sample(layers[name], shapes[0]) for name, shapes in found.items()}
 
+
+def why_not_seeded(
+    model: nn.Module, layers: Mapping[str, SeededDropout], features: Tensor
+) -> str | None:
+    """Say why masks cannot be drawn before a pass, a row for each sample, or None.
+
+    So it is where a layer is used more than once, or on values whose first axis is not the batch.
+
+    Args:
+        model: The model.
+        layers: Its dropout layers by buffer name.
+        features: At least one sample, `[n, ...]`.
+    """
+    if not layers:
+        return None
+    one = features[:1]
+    by_length = {n: _uses(model, layers, one.expand(n, *one.shape[1:])) for n in (2, 3)}
+    for name, two in by_length[2].items():
+        shown, three = f"dropout layer '{name.removesuffix('.noise')}'", by_length[3].get(name, [])
+        if len(two) > 1:
+            return f"{shown} is used {len(two)} times in one pass"
+        if len(three) != 1 or (2, *two[0][1:]) != two[0] or (3, *two[0][1:]) != three[0]:
+            return f"{shown} is not used along the batch: on {list(two[0])} for a batch of 2"
+    return None
+
+
+def _of_sample(layer: SeededDropout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    full = shape[1:]
+    return (*full[:1], *(1 for _ in full[1:])) if layer.channels else full
+
+
+def _uses(
+    model: nn.Module, layers: Mapping[str, SeededDropout], features: Tensor
+) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of what each layer is given in one pass of training."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
     hooks = [
-        module.register_forward_pre_hook(lambda m, args, n=name: record(n, m, args[0]))
+        module.register_forward_pre_hook(
+            lambda _, args, n=name: shapes.setdefault(n, []).append(tuple(args[0].shape))
+        )
         for name, module in layers.items()
     ]
     training = model.training
-    model.eval()
+    noise = {name: module.noise for name, module in layers.items()}
+    # statistics move in training: those of this pass are no one's
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers() if name not in noise}
+    model.train()
     try:
+        for module in layers.values():
+            module.noise = torch.ones_like(module.noise)  # keeps every value
         with torch.no_grad():
-            model(features[:1].expand(2, *features.shape[1:]))  # some layers refuse a single sample
+            functional_call(model, buffers, (features,))
     finally:
         model.train(training)
+        for name, module in layers.items():
+            module.noise = noise[name]
         for hook in hooks:
             hook.remove()
     return shapes

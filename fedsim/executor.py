@@ -26,6 +26,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from fedsim.augmentation import Augmentation
+from fedsim.basics.generators import put_back, seed_all
+from fedsim.basics.kept_state import KeptState
 from fedsim.batched import ChainTraining, owned
 from fedsim.batches import Batches
 from fedsim.chains import chain_of
@@ -42,6 +44,9 @@ from fedsim.procedure import (
     Gradient,
     Named,
     Objective,
+    Work,
+    descent_of,
+    stacks,
 )
 from fedsim.rng import derived_seed
 from fedsim.samples import SampleSpec
@@ -183,6 +188,10 @@ class CohortExecutor:
             which it goes on in its next round and evaluates, and returns what was received;
             "reset" forgets them and returns what was received.
         poison: What attackers do to their samples; None when nobody attacks data.
+        puts_back: Whether what model, procedure and task keep beside the tensors is put back for
+            every client and evaluation, see `fedsim.basics.kept_state`; for code of the user's own.
+        seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
+            they draw by themselves, in a loop.
     """
 
     def __init__(
@@ -200,6 +209,8 @@ class CohortExecutor:
         augmentation: Augmentation | None = None,
         buffers: Literal["average", "local", "reset"] = "average",
         poison: Poison | None = None,
+        puts_back: bool = False,
+        seeds_dropout: bool = True,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
         self._augmentation, self._poison = augmentation, poison
@@ -218,7 +229,10 @@ class CohortExecutor:
         # statistics that no reply holds, and those of them that a client remembers
         self._unsent = [] if buffers == "average" else statistics
         self._remembered = statistics if buffers == "local" else []
-        self.model = seed_dropout(model).to(self.device)
+        self.model = (seed_dropout(model) if seeds_dropout else model).to(self.device)
+        self._kept: KeptState | None = None
+        if puts_back:
+            self._kept = KeptState([self.model, procedure, task], self.layout.names)
         self._dropouts = dropout_layers(self.model)
         self._noise_shapes: dict[str, tuple[int, ...]] | None = None
         self._reused: Named = {}  # parameters of the chunk that is trained in place
@@ -228,7 +242,7 @@ class CohortExecutor:
             chain = chain_of(self.model, data.spec.feature_shape)
             if chain is None:
                 raise ValueError('kind = "batched": the model is no chain of known layers')
-            if not (procedure.stacks or chain.convolves):
+            if not (stacks(procedure) or chain.convolves):
                 raise ValueError('kind = "batched": the procedure steps one client at a time')
             self._chain_training = ChainTraining(chain, task, procedure, self._loss)
         # one client after another, with batches of their true sizes
@@ -242,7 +256,7 @@ class CohortExecutor:
         training = self._chain_training
         if training is None:
             return self.kind == "vmap"
-        stepped = self.layout.dim < LARGE and self.procedure.descent(1) is None
+        stepped = self.layout.dim < LARGE and descent_of(self.procedure, 1) is None
         return stepped and not training.chain.convolves
 
     @property
@@ -261,10 +275,11 @@ class CohortExecutor:
             ValueError: If the payload does not follow this model's layout.
         """
         self._check(job)
-        with _threads(self.threads):
+        with _threads(self.threads), self._anew():
             self.model.train()
             if self._one_by_one or self._trains_alone(job):
-                return self._train_one_by_one(job, out)
+                with self._generators_put_back():
+                    return self._train_one_by_one(job, out)
             if self._chain_training is not None:
                 return self._train_together(job, out, self._chain_training)
             return self._train_vmap(job, out)
@@ -298,7 +313,7 @@ class CohortExecutor:
         A member that keeps its statistics to itself evaluates with those that it has.
         """
         self._check(job)
-        with _threads(self.threads), torch.no_grad():
+        with _threads(self.threads), torch.no_grad(), self._anew():
             self.model.eval()
             return self._evaluate(job)
 
@@ -320,7 +335,7 @@ class CohortExecutor:
             rows: Which of them, int64; None takes all.
         """
         named = self._to_device({**self.layout.unflatten(params), **buffers})
-        with _threads(self.threads), torch.no_grad():
+        with _threads(self.threads), torch.no_grad(), self._anew():
             self.model.eval()
             pool = self._pool(features), self._pool(targets)
             chosen = torch.arange(len(targets)) if rows is None else torch.from_numpy(rows)
@@ -384,7 +399,7 @@ class CohortExecutor:
         for name in (*job.shared.extra, *job.personal.extra):
             if name.partition(".")[0] != GUIDANCE:
                 return None
-        descent = self.procedure.descent(job.server_round)
+        descent = descent_of(self.procedure, job.server_round)
         if descent is not None and descent.largest > torch.finfo(self.layout.dtype).max:
             # a product takes no such factor; with `step` the client is found not finite
             return None
@@ -448,17 +463,14 @@ class CohortExecutor:
                     losses[slot] = training.descend_alone(trained, batches, slot, stepping)
                 results.append((trained, mine, {}, memory))
                 continue
-            with self._seeded_layers(job.server_round, job.client_ids[slot]):
-                carry = self.procedure.begin(_row(params, slot), mine, _row(extra, slot), memory)
-                for step in range(int(plan.steps[slot])):
-                    carry, loss = self.procedure.step(
-                        carry,
-                        batches.single(slot, step),
-                        gradient,
-                        server_round=job.server_round,
-                    )
-                    losses[slot] += float(loss) * int(plan.counts[slot, step])
-                reply_extra, memory = self.procedure.finish(carry, memory)
+            self._begin_anew(job.server_round, job.client_ids[slot])
+            carry = self.procedure.begin(_row(params, slot), mine, _row(extra, slot), memory)
+            for step in range(int(plan.steps[slot])):
+                carry, loss = self.procedure.step(
+                    carry, batches.single(slot, step), gradient, server_round=job.server_round
+                )
+                losses[slot] += float(loss) * int(plan.counts[slot, step])
+            reply_extra, memory = self.procedure.finish(carry, memory)
             results.append((carry["params"], {**mine, **carry["buffers"]}, reply_extra, memory))
         stacked: list[Named] = [
             {n: torch.stack([r[part][n] for r in results]) for n in results[0][part]}
@@ -489,15 +501,34 @@ class CohortExecutor:
             place.copy_(row)
         return out
 
+    def _begin_anew(self, *place: int) -> None:
+        """Put back what a user's objects keep, and seed all generators for what is done next.
+
+        Args:
+            *place: Round and client of a training; nothing for an evaluation.
+        """
+        own: list[Any] = []
+        if self._kept is not None:
+            self._kept.put_back()
+            own = self._kept.generators
+        seed = derived_seed(self.seed, "layers" if place else "evaluation", *place)
+        seed_all(seed, cuda=self.device.type == "cuda", own=own)
+
     @contextlib.contextmanager
-    def _seeded_layers(self, server_round: int, client: int) -> Iterator[None]:
-        """Seed torch's generators for layers that draw by themselves, and put them back."""
-        on_gpu = self.device.type == "cuda"
-        # torch.manual_seed seeds every kind of device, at some milliseconds a time
-        seed = torch.manual_seed if on_gpu else torch.default_generator.manual_seed
-        with torch.random.fork_rng(devices=[self.device] if on_gpu else []):
-            seed(derived_seed(self.seed, "layers", server_round, client))
+    def _anew(self) -> Iterator[None]:
+        """Begin anew, and put generators back at the end; nothing where only known code runs."""
+        if self._kept is None:
             yield
+            return
+        with self._generators_put_back():
+            self._begin_anew()
+            try:
+                yield
+            finally:
+                self._kept.put_back()
+
+    def _generators_put_back(self) -> contextlib.AbstractContextManager[None]:
+        return put_back(self.device if self.device.type == "cuda" else None)
 
     @property
     def _gradient(self) -> Gradient:
@@ -530,17 +561,19 @@ class CohortExecutor:
         ) -> tuple[Tensor, Named, Named]:
             # plain autograd: a model may update its buffers in place here
             leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
-            after = {n: b.clone() for n, b in buffers.items()}
-            outputs = functional_call(
-                self.model, (leaves, after, dict(batch.noise)), (batch.features,)
-            )
+            named = {**leaves, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+            # whatever the model assigns anew is in `named` afterwards
+            outputs = functional_call(self.model, named, (batch.features,))
+            after = {n: _kept_as(n, named[n], b) for n, b in buffers.items()}
+            if replaced := [n for n, leaf in leaves.items() if named[n] is not leaf]:
+                raise ValueError(f"the model assigns its parameter '{replaced[0]}' anew in a pass")
             minimised, loss = self._loss(outputs, batch, objective, penalty)
             grads = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
-            named = {
+            found = {
                 n: torch.zeros_like(p) if g is None else g
                 for (n, p), g in zip(leaves.items(), grads, strict=True)
             }
-            return loss.detach(), named, after
+            return loss.detach(), found, after
 
         return gradient
 
@@ -666,7 +699,10 @@ class CohortExecutor:
         drawn = self.data.clients([job.client_ids[slot] for slot in present])
         rows = dict(zip(present, drawn.rows, strict=True))
         nothing = np.zeros(0, dtype=np.int64)
-        work = self.procedure.work if job.server_round else self.procedure.setup_work
+        work = self._work(job)
+        pool = self._pool(drawn.features)
+        if len(pool):  # before anybody trains: the pass may move what the model keeps
+            self._noise_shape(self._cast(pool[:1]))
 
         def shares(slots: list[int]) -> list[float] | None:
             return [job.work[slot] for slot in slots] if job.work else None
@@ -690,7 +726,7 @@ class CohortExecutor:
             poisoned = self._poison.of(job.server_round, clients, mine, schedule.indices)
         return slots, Batches(
             schedule,
-            self._pool(drawn.features),
+            pool,
             self._pool(drawn.targets),
             dtype=self.task.dtype,
             augmentation=self._augmentation,
@@ -699,9 +735,19 @@ class CohortExecutor:
             poisoned=poisoned,
         )
 
+    def _work(self, job: ChunkJob) -> Work:
+        return self.procedure.work if job.server_round else self.procedure.setup_work
+
+    def _cast(self, features: Tensor) -> Tensor:
+        return features.to(self.task.dtype) if features.is_floating_point() else features
+
     def _noise_shape(self, features: Tensor) -> dict[str, tuple[int, ...]]:
         if self._noise_shapes is None:
-            self._noise_shapes = noise_shapes(self.model, self._dropouts, features)
+            self._noise_shapes = {}
+            if self._dropouts:
+                with self._generators_put_back():
+                    found = noise_shapes(self.model, self._dropouts, features)
+                self._noise_shapes = found
         return self._noise_shapes
 
     def _state(self, job: ChunkJob, slots: list[int], params: Named) -> Named:
@@ -740,6 +786,16 @@ def _stepping(descent: Descent, params: Named, sent: Named, memory: Named) -> St
         moments = {n: torch.zeros_like(p) for n, p in params.items()}
     guidance = {n: sent[f"{GUIDANCE}.{n}"] for n in params} if sent else {}
     return Stepping(descent, moments, guidance)
+
+
+def _kept_as(name: str, tensor: Tensor, before: Tensor) -> Tensor:
+    """The new value of a buffer, which must be like the one before."""
+    if tensor.shape != before.shape or tensor.dtype != before.dtype:
+        raise ValueError(
+            f"buffer '{name}' is {before.dtype} {list(before.shape)} before a step and "
+            f"{tensor.dtype} {list(tensor.shape)} after it; it must keep dtype and shape"
+        )
+    return tensor.detach()
 
 
 def _select(condition: Tensor, chosen: Any, other: Any) -> Any:

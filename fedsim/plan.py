@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from fedsim.basics.generators import put_back
+from fedsim.basics.kept_state import KeptState
 from fedsim.basics.kernels import Bits
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
@@ -163,7 +165,13 @@ def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:
     the loop is faster than that, and says so.
     """
     model = seed_dropout(task.build_model(0))
-    return loop_reason(model) or _trial(task, model, spec)
+    if reason := loop_reason(model):
+        return reason
+    kept = KeptState([model, task])
+    try:
+        return _trial(task, model, spec)
+    finally:
+        kept.put_back()
 
 
 def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
@@ -171,22 +179,33 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
     features, targets = made_up_samples(task, spec)
     model.train()
 
-    def gradient(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Any:
+    def gradient(
+        params: dict[str, torch.Tensor], others: dict[str, torch.Tensor], *batch: torch.Tensor
+    ) -> Any:
         def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
-            return task.sample_losses(functional_call(model, params, (x,)), y).sum()
+            outputs = functional_call(model, {**params, **others}, (batch[0],))
+            return task.sample_losses(outputs, batch[1]).sum()
 
         return torch.func.grad(loss)(params)
 
-    with _inside(model) as entered, warnings.catch_warnings(record=True) as heard:
+    def twice(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: t.expand(2, *t.shape).contiguous() for n, t in named.items()}
+
+    with (
+        put_back(),
+        _inside(model) as entered,
+        warnings.catch_warnings(record=True) as heard,
+    ):
         warnings.simplefilter("always")
         try:
             layers = dropout_layers(model)
             shapes = noise_shapes(model, layers, features[0])
             noise = {n: torch.ones(3, *s) for n, s in shapes.items()}
-            named = {n: p.detach() for n, p in (*model.named_parameters(), *model.named_buffers())}
-            one = {**named, **noise}
-            stacked = {n: t.expand(2, *t.shape).contiguous() for n, t in one.items()}
-            vmap(gradient)(stacked, features, targets)
+            params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+            rest = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+            rest |= dict(model.named_buffers()) | noise
+            one = {**params, **rest}
+            vmap(gradient)(twice(params), twice(rest), features, targets)
             # another third sample must not move the first two: padding would not be harmless
             others = torch.cat([features[0][:2], features[1][2:]])
             first, second = (functional_call(model, one, (x,))[:2] for x in (features[0], others))

@@ -178,3 +178,38 @@ class ClientProcedure(abc.ABC):
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Return (extra tensors of the reply, the client's memory for its next round)."""
         return {}, state
+
+
+_VMAPPED = ("initial_state", "begin", "finish")
+_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
+
+
+def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
+    """Return the procedure's descent, None where a class below has other steps than it tells of.
+
+    A class that inherits `descent` and overrides anything that steps are made of is taken by its
+    own steps: whoever overrides `descent` too says that it holds.
+    """
+    if _overridden_below(procedure, "descent", _NO_STEPS):
+        return None
+    return procedure.descent(server_round)
+
+
+def stacks(procedure: ClientProcedure) -> bool:
+    """Tell whether `step` takes several clients at once, as the class that has this step says."""
+    if _overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent")):
+        return False
+    return procedure.stacks
+
+
+def _overridden_below(procedure: ClientProcedure, name: str, other: tuple[str, ...]) -> bool:
+    """Whether anything but `other` is overridden below the class that defines `name`."""
+    if name in vars(procedure):
+        return False
+    lineage = type(procedure).__mro__
+    definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
+    inherited = set(dir(lineage[definer]))
+    below = [name for kind in lineage[:definer] for name in vars(kind)]
+    below += [name for name, value in vars(procedure).items() if callable(value)]
+    skipped = (*other, "_abc_impl")
+    return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)

@@ -1,6 +1,6 @@
 """Which metrics a run of a scenario records, so that nothing waits for one that never comes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from fedsim.errors import ScenarioError, nearest, unknown
 from fedsim.evaluation import Evaluation
 from fedsim.expectations import BY_CAUSE, failed_by
 from fedsim.imports import is_import_path
+from fedsim.layout import tensors_of
 from fedsim.loop import RoundReport
 from fedsim.poison import Trigger
 from fedsim.samples import SampleSpec
@@ -144,13 +145,13 @@ def _with(names: list[str], endings: tuple[str, ...]) -> list[str]:
 def _measured(task: Task, model: nn.Module) -> list[str]:
     """The task's metrics, which have the same names whatever the samples: here, of none."""
     features, targets = _nothing(task.spec, task.dtype)
-    state: Mapping[str, Tensor] = model.state_dict()
+    state = tensors_of(model)
     rows = torch.zeros(0, dtype=torch.int64)
     was_training = model.training
     try:
         with torch.no_grad():
             evaluation = Evaluation(model.eval(), task, batch=1)
-            return list(evaluation.one(dict(state), (features, targets), rows))
+            return list(evaluation.one(state, (features, targets), rows))
     finally:
         model.train(was_training)
 

@@ -64,4 +64,6 @@ def write_tensors(
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return a tensor's numbers in C order as bytes; of a contiguous one nothing is copied."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if not len(flat):
+        return memoryview(b"")
     return flat.view(torch.uint8).numpy().data

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,20 +15,22 @@ from fedsim import discovery, tasks
 from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
+from fedsim.client.trial import Findings, try_out
 from fedsim.client_app import CohortApp
 from fedsim.data import FederatedData, prepare
 from fedsim.data.statistics import label_counts
 from fedsim.devices import DeviceModel
 from fedsim.errors import ScenarioError, is_too_large, largest_number
-from fedsim.executor import CohortExecutor
+from fedsim.executor import CohortExecutor, ExecutorKind
 from fedsim.flower_strategies import check_model
 from fedsim.foreign import nested
 from fedsim.idle_keys import idle_keys
-from fedsim.layout import Layout
+from fedsim.layout import Layout, tensors_of
 from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
 from fedsim.plan import ExecutionPlan, make_plan
 from fedsim.poison import Poison
+from fedsim.procedure import ClientProcedure, stacks
 from fedsim.recorded import check_watched
 from fedsim.records import array_record
 from fedsim.rng import derived_seed
@@ -140,7 +142,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         spec=data.spec,
         expected_cohort=selected.expected_cohort(data.num_clients),
         executor=engine.executor,
-        stacks=procedure.stacks,
+        stacks=stacks(procedure),
         chunk_size=engine.chunk_size,
         device=engine.device,
         deterministic=engine.deterministic,
@@ -148,8 +150,9 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         evaluation_batch=scenario.evaluation.batch_size,
         bits=engine.bits,
     )
+    plan, found = _tried(scenario, data, procedure, plan)
     attack = _attack_of(scenario.attack, data)
-    app = make_app(scenario, data, plan)
+    app = make_app(scenario, data, plan, found)
     topology: Topology | None = None
     if scenario.topology:
         topology = discovery.make("topologies", scenario.topology)
@@ -185,16 +188,20 @@ def _build(scenario: Scenario, on_node: bool) -> World:
             if rates is not None:
                 each.declare_rates(rates)
     _check_buffers(options, model)
-    state = model.state_dict()
+    state = tensors_of(model)
     arrays = array_record({name: state[name] for name in layout.names})
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
-        weights, _kept(layout, model, options), _notes(scenario, data, takes_part, plan),
+        weights, _kept(layout, model, options), _notes(scenario, data, takes_part, plan, found),
     )  # fmt: skip
 
 
 def _notes(
-    scenario: Scenario, data: FederatedData, takes_part: Participation, plan: ExecutionPlan
+    scenario: Scenario,
+    data: FederatedData,
+    takes_part: Participation,
+    plan: ExecutionPlan,
+    found: Findings | None,
 ) -> tuple[str, ...]:
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
@@ -203,6 +210,7 @@ def _notes(
         else None,
         takes_part.note(data.num_clients),
         f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
+        *(found.notes if found is not None else ()),
         *kernels_in_use.notes(plan.bits),
         _beyond_portable(scenario),
         *idle_keys(scenario),
@@ -274,14 +282,24 @@ def _own_start(
     if pretrained is not None:
         pretrained.put_into(model)
     with torch.no_grad():
-        return layout.flatten(model.state_dict())
+        return layout.flatten(tensors_of(model))
 
 
-def make_app(scenario: Scenario, data: FederatedData, plan: ExecutionPlan) -> CohortApp:
-    """Return the ClientApp of a scenario; it travels as a recipe, never with the data."""
+def make_app(
+    scenario: Scenario, data: FederatedData, plan: ExecutionPlan, found: Findings | None = None
+) -> CohortApp:
+    """Return the ClientApp of a scenario; it travels as a recipe, never with the data.
+
+    Args:
+        scenario: The scenario.
+        data: The clients' data.
+        plan: The run's execution plan.
+        found: What a trial of the user's code has found; None where none is in it.
+    """
+    own = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
     build_executor = functools.partial(
         make_executor, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
-        dict(scenario.attack),
+        dict(scenario.attack), **own,
     )  # fmt: skip
     return CohortApp(build_executor, plan)
 
@@ -293,6 +311,7 @@ def make_executor(
     seed: int,
     plan: ExecutionPlan,
     attack: Mapping[str, Any] | None = None,
+    **own: bool,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
 
@@ -300,20 +319,60 @@ def make_executor(
         ScenarioError: If the process cannot keep the plan's promise about bits.
     """
     kernels_in_use.keep(plan.bits)
-    return CohortExecutor(
+    procedure = discovery.make_procedure(client)
+    poison = _poison(_attack_of(attack, data), data, seed)
+    return _executor(data, task, seed, plan, CohortExecutor, procedure, data, poison=poison, **own)
+
+
+def _executor(
+    data: FederatedData,
+    task: Mapping[str, Any],
+    seed: int,
+    plan: ExecutionPlan,
+    made_of: type[CohortExecutor],
+    procedure: ClientProcedure,
+    seen: Any,
+    **options: Any,
+) -> CohortExecutor:
+    """An executor of some class, which sees the data or a part of them."""
+    settings: dict[str, Any] = {"kind": plan.executor, **options}
+    return made_of(
         _task(task, data),
-        discovery.make_procedure(client),
-        data,
+        procedure,
+        seen,
         seed=seed,
-        kind=plan.executor,
         threads=plan.threads,
         device=plan.device,
         deterministic=plan.deterministic,
         evaluation_batch=plan.evaluation_batch,
         augmentation=augmentation_of(task.get("augment"), data.spec),
         buffers=tasks.options_of(task).buffers,
-        poison=_poison(_attack_of(attack, data), data, seed),
+        **settings,
     )
+
+
+def _tried(
+    scenario: Scenario, data: FederatedData, procedure: ClientProcedure, plan: ExecutionPlan
+) -> tuple[ExecutionPlan, Findings | None]:
+    """The plan as a trial of the user's model, task and procedure leaves it, and what was found.
+
+    Raises:
+        ScenarioError: If they cannot be trained, or not by the executor that was asked for.
+    """
+    owned = [each for each in scenario.own_code if each.startswith(("[task]", "[client]"))]
+    if not owned:
+        return plan, None
+    kinds: tuple[ExecutorKind, ...] = (plan.executor,)
+    asked = scenario.engine.executor
+    if plan.executor == "batched" and asked == "auto":
+        kinds = ("batched", "vmap")
+    make = functools.partial(_executor, data, scenario.task, scenario.seed, plan)
+    found = try_out(make, procedure, data, kinds, owned=", ".join(owned))
+    if asked == plan.executor != found.kind:
+        raise ScenarioError(
+            f"[engine] executor = '{asked}': {found.reason}; use executor = 'auto' or 'loop'"
+        )
+    return replace(plan, executor=found.kind, reason=found.reason or plan.reason), found
 
 
 def _attack_of(table: Mapping[str, Any] | None, data: FederatedData) -> Attack | None:

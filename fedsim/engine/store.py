@@ -8,6 +8,7 @@ that none is moved when there are more of them.
 
 import contextlib
 import io
+import math
 import os
 import tempfile
 import weakref
@@ -148,7 +149,8 @@ class ClientStore:
 
     def _packed(self, state: Mapping[str, Tensor], count: int) -> np.ndarray:
         parts = [state[field.name].detach().cpu().contiguous() for field in self._fields]
-        packed = [part.reshape(count, -1).view(torch.uint8).numpy() for part in parts]
+        flat = [part.reshape(count, math.prod(part.shape[1:])) for part in parts]
+        packed = [part.view(torch.uint8).numpy() for part in flat]
         rows = packed[0]
         if len(packed) > 1 or rows.shape[1] != self._size:
             rows = np.zeros((count, self._size), dtype=np.uint8)

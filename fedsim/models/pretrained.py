@@ -11,6 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from fedsim.errors import ScenarioError, nearest
+from fedsim.layout import tensors_of
 
 _log = logging.getLogger("fedsim")
 
@@ -53,7 +54,7 @@ class Pretrained:
         Raises:
             ScenarioError: If names or shapes do not fit; without `strict`, if nothing fits.
         """
-        mine = model.state_dict()
+        mine = tensors_of(model)
         missing = [name for name in mine if name not in self._tensors]
         unexpected = [name for name in self._tensors if name not in mine]
         misshapen = [

@@ -6,10 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedsim import rng
+from fedsim.basics.kept_state import KeptState
 from fedsim.errors import FedsimError, ScenarioError, is_too_large
+from fedsim.layout import tensors_of
 from fedsim.samples import SampleSpec
+
+NUMPY_DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 class Task(abc.ABC):
@@ -100,6 +107,7 @@ class Task(abc.ABC):
                     f"[task] model: the factory gave a {type(model).__name__}, "
                     "expected a torch.nn.Module"
                 )
+            _require_kept(model)
             model = model.to(self.dtype)
             self._check(model)
         return model.train()
@@ -119,24 +127,16 @@ class Task(abc.ABC):
             ) from error
 
     def _check(self, model: nn.Module) -> None:
-        for name, tensor in model.state_dict().items():
+        kept = KeptState([model], model.state_dict().keys())
+        outputs = self._outputs(model)  # lazy layers get their tensors by it
+        kept.put_back()
+        for name, tensor in tensors_of(model).items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ScenarioError(
                     f"[task] model: '{name}' holds NaN or infinity as the model is initialised"
                 )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ScenarioError("[task] model: the model has no trainable parameter")
-        shape = (2, *self.spec.feature_shape)
-        features = torch.zeros(shape, dtype=torch.int64 if self.spec.vocabulary else self.dtype)
-        try:
-            with torch.no_grad():
-                outputs = model.eval()(features)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            kind = "tokens" if self.spec.vocabulary else "features"
-            raise ScenarioError(
-                f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}: "
-                f"{error}"
-            ) from error
         wanted = self.output_shape()
         fits = isinstance(outputs, Tensor)
         if fits and wanted is not None:
@@ -147,3 +147,33 @@ class Task(abc.ABC):
             raise ScenarioError(
                 f"[task] model: for two samples the model gives {found}, expected {expected}"
             )
+
+    def _outputs(self, model: nn.Module) -> Any:
+        """What the model gives for two samples of zeros."""
+        shape = (2, *self.spec.feature_shape)
+        features = torch.zeros(shape, dtype=torch.int64 if self.spec.vocabulary else self.dtype)
+        try:
+            with torch.no_grad():
+                return model.eval()(features)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            kind = "tokens" if self.spec.vocabulary else "features"
+            raise ScenarioError(
+                f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}: "
+                f"{error}"
+            ) from error
+
+
+def _require_kept(model: nn.Module) -> None:
+    """Refuse tensors that neither a message nor a file can hold."""
+    for name, tensor in tensors_of(model).items():
+        if is_lazy(tensor):
+            continue
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = f"{kind}, {'quantized' if tensor.is_quantized else tensor.layout}"
+        elif tensor.dtype in NUMPY_DTYPES or tensor.is_floating_point():
+            continue  # floating-point numbers get the dtype of the task
+        raise ScenarioError(
+            f"[task] model: '{name}' is {kind}, which cannot be sent or kept; allowed are dense "
+            "tensors of floating-point numbers, integers and truth values"
+        )

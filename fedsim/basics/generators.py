@@ -1,0 +1,85 @@
+"""Generators that user code may draw from, seeded for what it draws for. Needs torch and numpy."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.rng import derived_seed
+
+OWN = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
+
+@contextlib.contextmanager
+def put_back(cuda: torch.device | None = None) -> Iterator[None]:
+    """Put the generators of torch, `random` and `numpy.random` back as they were, at the end.
+
+    Args:
+        cuda: A GPU whose generator is put back too.
+    """
+    before = random.getstate(), np.random.get_state(legacy=False)
+    with torch.random.fork_rng(devices=[] if cuda is None else [cuda]):
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def seed_all(seed: int, *, cuda: bool = False, own: Sequence[Any] = ()) -> None:
+    """Seed the generators of torch, `random` and `numpy.random`, and some of a user's own.
+
+    Args:
+        seed: What all of them start from; each of the user's own differently.
+        cuda: Whether a GPU's generator is seeded too.
+        own: Generators of the kinds in `OWN`, seeded in place.
+
+    Example:
+        >>> with put_back():
+        ...     seed_all(3)
+        ...     first = random.random()
+        ...     seed_all(3)
+        ...     random.random() == first
+        True
+    """
+    # torch.manual_seed seeds every kind of device, at some milliseconds a time
+    (torch.manual_seed if cuda else torch.default_generator.manual_seed)(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    for place, generator in enumerate(own):
+        mine = derived_seed(seed, "own generator", place)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(mine)
+        elif isinstance(generator, np.random.Generator):
+            bits = generator.bit_generator
+            bits.state = type(bits)(mine).state
+        else:
+            generator.seed(mine % 2**32)
+
+
+def drawn_from(seed: int) -> list[str]:
+    """Name the generators that were drawn from since `seed_all(seed)`."""
+    now = _states()
+    with put_back():
+        seed_all(seed)
+        first = _states()
+    return [name for name in now if now[name] != first[name]]
+
+
+def _states() -> dict[str, Any]:
+    numbers = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.default_generator.get_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy.random": repr(
+            {
+                **numbers,
+                "state": {
+                    n: v if isinstance(v, int) else v.tobytes() for n, v in numbers["state"].items()
+                },
+            }
+        ),
+    }

@@ -1,0 +1,352 @@
+"""A trial of a user's code before round 1: in training, with the real procedure, on real samples.
+
+A model, a procedure or a task of the user's own trains two clients for a few steps, each beside
+the other and alone. What they keep beside the tensors and which generators they draw from is seen
+there; an executor that trains clients together is taken only where it gives what the loop over
+clients gives. Needs torch alone.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.basics.generators import drawn_from
+from fedsim.dropout import why_not_seeded
+from fedsim.errors import ScenarioError
+from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
+from fedsim.layout import Payload, tensors_of
+from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
+from fedsim.rng import derived_seed
+
+_LOOKED_AT = 256  # clients among which those that are tried are looked for
+_WORK = Work(batch_size=4, epochs=1, steps=None)
+_SAMPLES = (6, 2)  # of each client: two steps beside one, and a batch that is not full
+_ROUNDING = 1e-3  # of the largest change of a tensor; what an executor gets wrong is far larger
+_SAME = 1e-5
+
+
+class Findings(NamedTuple):
+    """What a trial has found.
+
+    Attributes:
+        kind: The executor that is right.
+        reason: Why it is not the best of those tried; None where it is.
+        seeds_dropout: Whether dropout masks can be drawn before a pass.
+        notes: What a user should know, in lines.
+    """
+
+    kind: ExecutorKind
+    reason: str | None = None
+    seeds_dropout: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class _Few(NamedTuple):
+    """A few samples of two clients, of either split.
+
+    Attributes:
+        data: All samples of all clients.
+        most: How many of its samples each of the two has; None leaves it all.
+    """
+
+    data: Any
+    most: dict[int, int | None]
+
+    @property
+    def num_clients(self) -> int:
+        return int(self.data.num_clients)
+
+    @property
+    def spec(self) -> Any:
+        return self.data.spec
+
+    def sizes(self, client_ids: Sequence[int]) -> np.ndarray:
+        return np.array([len(rows) for rows in self.clients(client_ids).rows])
+
+    def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
+        drawn = self.data.clients(client_ids)
+        rows = [
+            np.asarray(rows)[: self.most[client]]
+            for client, rows in zip(client_ids, drawn.rows, strict=True)
+        ]
+        return drawn._replace(rows=rows)
+
+
+class _Plain(ClientProcedure):
+    """SGD, where a procedure cannot be tried without what its strategy sends."""
+
+    work = Work(*_WORK)
+
+    def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
+        return {"params": params, "buffers": buffers}
+
+    def step(
+        self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
+    ) -> tuple[Carry, Tensor]:
+        loss, grads, buffers = gradient(carry["params"], carry["buffers"], batch)
+        params = {name: p - 0.01 * grads[name] for name, p in carry["params"].items()}
+        return {"params": params, "buffers": buffers}, loss
+
+
+class _Watched(CohortExecutor):
+    """An executor that takes a few small steps, and sees what moves and what is drawn from."""
+
+    moved: dict[str, None]
+    drawn: dict[str, None]
+    begun: int | None
+    small: bool
+
+    def _work(self, job: ChunkJob) -> Work:
+        return _WORK if self.small else Work(super()._work(job).batch_size, None, 2)
+
+    def _begin_anew(self, *place: int) -> None:
+        self.look()
+        super()._begin_anew(*place)
+        self.begun = derived_seed(self.seed, "layers" if place else "evaluation", *place)
+
+    @contextlib.contextmanager
+    def _generators_put_back(self) -> Iterator[None]:
+        with super()._generators_put_back():
+            try:
+                yield
+            finally:
+                self.look()
+
+    def look(self) -> None:
+        """Take down what has happened since a client began."""
+        seed, self.begun = self.begun, None
+        if self._kept is None:
+            return
+        if seed is not None:
+            self.moved |= dict.fromkeys(self._kept.moved())
+            self.drawn |= dict.fromkeys(drawn_from(seed))
+        self._kept.put_back()
+
+
+class _Trial(NamedTuple):
+    """What is tried.
+
+    Attributes:
+        make: Makes an executor of a class for a procedure; the rest are keywords of
+            `CohortExecutor`.
+        procedure: The client procedure.
+        data: The clients' samples.
+        owned: What of the scenario is the user's, for messages.
+        members: The two clients.
+    """
+
+    make: Callable[..., CohortExecutor]
+    procedure: ClientProcedure
+    data: Any
+    owned: str
+    members: tuple[int, ...]
+
+    def made(self, kind: ExecutorKind, *, seeds_dropout: bool, small: bool = True) -> _Watched:
+        """An executor of a kind."""
+        most: dict[int, int | None] = dict.fromkeys(self.members)
+        if small:
+            most |= zip(self.members, _SAMPLES, strict=False)
+        made = self.make(
+            _Watched,
+            self.procedure,
+            _Few(self.data, most),
+            kind=kind,
+            puts_back=True,
+            seeds_dropout=seeds_dropout,
+        )
+        assert isinstance(made, _Watched)
+        made.moved, made.drawn, made.begun, made.small = {}, {}, None, small
+        return made
+
+    def in_turn(self) -> tuple[_Watched, ChunkResult, str | None]:
+        """Train one client after another: (executor, result, why dropout draws by itself)."""
+        failed: Exception | None = None
+        for small in (True, False):  # some models need more than a few samples
+            loop = self.made("loop", seeds_dropout=True, small=small)
+            irregular = _irregular(loop)
+            if irregular is not None:
+                loop = self.made("loop", seeds_dropout=False, small=small)
+            try:
+                return loop, loop.train(_job(loop, self.members)), irregular
+            except Exception as error:
+                failed = failed or error
+        assert failed is not None
+        words = " ".join(str(failed).split()) or "no message"
+        raise ScenarioError(
+            f"{self.owned}: training fails before round 1, tried on samples of clients "
+            f"{', '.join(map(str, self.members))}: {type(failed).__name__}: {words}"
+        ) from failed
+
+    def require_alike(self, loop: _Watched, beside: ChunkResult) -> None:
+        """Refuse what trains otherwise when it trains again, or alone."""
+        expected = _changes(loop, beside)
+        for place, client in enumerate(self.members):
+            found = _changes(loop, loop.train(_job(loop, [client])))
+            row = {name: (each[0][place : place + 1], each[1]) for name, each in expected.items()}
+            if odd := _first_odd(found, row, _SAME):
+                raise ScenarioError(
+                    f"{self.owned}: trained twice from one start, on the same samples and with the "
+                    f"same seeds, a client {odd}; results would depend on who trained before in a "
+                    "process. Something decides that fedsim cannot put back, such as the time, a "
+                    "file or a variable of another module: keep it in a buffer or an attribute, "
+                    "and draw from a generator that is an attribute"
+                )
+
+    def why_not_together(self, kind: ExecutorKind, beside: ChunkResult) -> str | None:
+        """Why an executor does not give what the loop gives, or None."""
+        try:
+            tried = self.made(kind, seeds_dropout=True)
+            found = _changes(tried, tried.train(_job(tried, self.members)))
+        except Exception as error:
+            words = (" ".join(str(error).split()) or "no message")[:200]
+            return f"trained together by '{kind}', clients fail ({type(error).__name__}: {words})"
+        odd = _first_odd(found, _changes(tried, beside), _ROUNDING)
+        return odd and f"trained together by '{kind}', a client {odd}"
+
+
+def try_out(
+    make: Callable[..., CohortExecutor],
+    procedure: ClientProcedure,
+    data: Any,
+    kinds: Sequence[ExecutorKind],
+    *,
+    owned: str,
+) -> Findings:
+    """Try a user's code.
+
+    Args:
+        make: Makes an executor of a class for a procedure and data; takes the other keywords of
+            `CohortExecutor` that a trial sets.
+        procedure: The client procedure.
+        data: The clients' samples.
+        kinds: Executors that the model's layers allow, the best first; "loop" may always be had.
+        owned: What of the scenario is the user's, for messages.
+
+    Raises:
+        ScenarioError: If nothing can be trained, or not twice alike.
+    """
+    members = _who_is_tried(data)
+    if not members:
+        return Findings("loop", "no client has two samples on which to try the user's code")
+    trial = _Trial(make, procedure, data, owned, members)
+    try:
+        loop, beside, irregular = trial.in_turn()
+    except ScenarioError:
+        if not procedure.takes:
+            raise
+        # it may want what its strategy sends, which is not known before round 1
+        trial = trial._replace(procedure=_Plain())
+        loop, beside, irregular = trial.in_turn()
+    trial.require_alike(loop, beside)
+    notes = _notes([*loop.moved], [*loop.drawn], bool(loop._kept and loop._kept.generators))
+    why = _why_in_turn([*loop.moved], [*loop.drawn], irregular)
+    if why is None and loop.small:
+        reasons: list[str] = []
+        for kind in kinds:
+            why = None if kind == "loop" else trial.why_not_together(kind, beside)
+            if why is None:
+                return Findings(kind, "; ".join(reasons) or None, True, notes)
+            reasons.append(why)
+        why = reasons[-1] if reasons else None
+    return Findings("loop", why, irregular is None, notes)
+
+
+def _who_is_tried(data: Any) -> tuple[int, ...]:
+    """The first two clients that have two samples or more."""
+    ids = list(range(min(int(data.num_clients), _LOOKED_AT)))
+    sizes = np.asarray(data.sizes(ids))
+    return tuple(client for client in ids if sizes[client] >= 2)[:2]
+
+
+def _irregular(loop: _Watched) -> str | None:
+    """Why masks of dropout cannot be drawn before a pass, or None."""
+    if not loop._dropouts:
+        return None
+    drawn = loop.data.clients(list(loop.data.most)[:1])  # type: ignore[attr-defined]
+    features = torch.from_numpy(np.asarray(drawn.features[np.asarray(drawn.rows[0])[:1]]))
+    with loop._generators_put_back():
+        try:
+            features = loop._cast(features).to(loop.device)
+            return why_not_seeded(loop.model, loop._dropouts, features)
+        except Exception:  # training will say what is wrong
+            return None
+        finally:
+            loop.look()
+
+
+def _job(executor: CohortExecutor, members: Sequence[int]) -> ChunkJob:
+    layout, state = executor.layout, tensors_of(executor.model)
+    named = {name: state[name].detach().cpu().clone() for name in layout.names}
+    sent = Payload(layout.flatten(named), {spec.name: named[spec.name] for spec in layout.buffers})
+    nobody = (False,) * len(members)
+    return ChunkJob("train", 1, tuple(members), nobody, layout.fingerprint, sent, has_state=nobody)
+
+
+def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[Tensor, float]]:
+    """What came back by name with the error that rounding makes; of what was sent, the change."""
+    assert isinstance(result.params, Tensor)
+    sent, layout = tensors_of(executor.model), executor.layout
+    found: dict[str, tuple[Tensor, float]] = {}
+    for name, tensor in (*layout.unflatten(result.params).items(), *result.buffers.items()):
+        before, now = sent[name].detach().cpu(), tensor
+        if not tensor.is_complex():
+            before, now = before.double(), now.double()
+        error = 0.0
+        if tensor.is_floating_point() and tensor.numel():
+            error = 32 * torch.finfo(tensor.dtype).eps * float(now.abs().max())
+        found[name] = now - before, error
+    others = {**result.extra, **result.state, **result.metrics}
+    return found | {name: (tensor.double(), 0.0) for name, tensor in others.items()}
+
+
+def _first_odd(
+    found: Mapping[str, tuple[Tensor, float]],
+    expected: Mapping[str, tuple[Tensor, float]],
+    share: float,
+) -> str | None:
+    """Say what is not as expected, beyond a share of the largest change, or None."""
+    if missing := [name for name in expected if name not in found]:
+        return f"loses '{missing[0]}'"
+    largest = max((_largest(tensor) for tensor, _ in expected.values()), default=0.0)
+    for name, (tensor, error) in found.items():
+        if name not in expected:
+            return f"returns '{name}' besides"
+        other = expected[name][0]
+        if tensor.shape != other.shape:
+            return f"returns '{name}' of shape {list(tensor.shape)} in place of {list(other.shape)}"
+        gap = _largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
+        if gap > share * _largest(other) + share / 100 * largest + error:
+            return f"differs in '{name}' by {gap:.2g} where it changes by {_largest(other):.2g}"
+    return None
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(torch.nan_to_num(tensor).abs().max()) if tensor.numel() else 0.0
+
+
+def _why_in_turn(keeps: Sequence[str], draws: Sequence[str], irregular: str | None) -> str | None:
+    if keeps:
+        return f"{keeps[0]} changes while a client trains"
+    if others := [name for name in draws if name != "torch"]:
+        return f"training draws from {' and '.join(others)}"
+    return irregular or ("training draws from torch's generator" if draws else None)
+
+
+def _notes(keeps: Sequence[str], draws: Sequence[str], own: bool) -> tuple[str, ...]:
+    notes = []
+    if keeps:
+        notes.append(
+            f"{', '.join(keeps[:3])}{', ...' if len(keeps) > 3 else ''} changes while a client "
+            "trains and does not travel with the model: each client starts every round, and each "
+            "evaluation, with it as it was made (a buffer would be averaged)"
+        )
+    others = [n for n in draws if n != "torch"] + (["a generator of its own"] if own else [])
+    if others:
+        notes.append(
+            f"the user's code draws from {' and '.join(others)}: seeded for each client and round"
+        )
+    return tuple(notes)

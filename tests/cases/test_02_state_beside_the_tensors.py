@@ -1,0 +1,201 @@
+"""What a model keeps beside its tensors: put back for every client, or read back into a buffer."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sklearn.datasets import load_breast_cancer
+
+import fedsim
+from tests.cases.own_code import Project
+
+CODE = """
+    import collections
+
+    import torch
+    from torch import nn
+
+    from clients.local_sgd import LocalSGD
+
+    CALLS = 0
+    SEEN = []
+
+    class Net(nn.Module):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__()
+            self.a, self.b = nn.Linear(feature_shape[0], 8), nn.Linear(8, num_classes)
+
+        def factor(self, x):
+            return 1.0
+
+        def forward(self, x):
+            if self.training:
+                self.count(x)
+            return self.b(torch.relu(self.a(x))) * self.factor(x)
+
+    class Attribute(Net):
+        steps = 0
+
+        def count(self, x):
+            self.steps += 1
+
+        def factor(self, x):
+            return 0.2 + 0.1 * self.steps
+
+    class Listed(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.history = collections.deque([0.0], maxlen=3)
+
+        def count(self, x):
+            self.history.append(float(x.abs().max()))
+
+        def factor(self, x):
+            return 1 + sum(self.history)
+
+    class OfTheClass(Net):
+        steps = [0]
+
+        def count(self, x):
+            type(self).steps[0] += 1
+
+        def factor(self, x):
+            return 0.2 + 0.1 * self.steps[0]
+
+    class OfTheModule(Net):
+        def count(self, x):
+            global CALLS
+            CALLS += 1
+            SEEN.append(CALLS)
+
+        def factor(self, x):
+            return 0.2 + 0.1 * len(SEEN)
+
+    class Unsaved(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def count(self, x):
+            self.seen += 1
+
+        def factor(self, x):
+            return 0.2 + 0.1 * self.seen
+
+    class Tensor(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.seen = torch.zeros(())
+
+        def count(self, x):
+            self.seen.add_(1)
+
+        def factor(self, x):
+            return 0.2 + 0.1 * self.seen
+
+    class Still(Net):
+        def count(self, x):
+            pass
+
+    class Moving(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.register_buffer("scale", torch.ones(()))
+
+        def count(self, x):
+            self.scale = 0.9 * self.scale + 0.1 * x.detach().abs().max()
+
+        def factor(self, x):
+            return 1 / self.scale
+
+    class Growing(Moving):
+        def count(self, x):
+            self.scale = torch.cat([self.scale.reshape(-1), x[0, :1]])
+
+    class Remembering(LocalSGD):
+        steps = 0
+
+        def step(self, carry, batch, gradient, *, server_round):
+            self.steps += 1
+            batch = batch._replace(features=batch.features * (1 + 0.1 * self.steps))
+            return super().step(carry, batch, gradient, server_round=server_round)
+"""
+MOVING = {
+    "Attribute": "'steps' of Attribute",
+    "Listed": "'history' of Listed",
+    "OfTheClass": "'steps' of the class OfTheClass",
+    "OfTheModule": "the variable 'CALLS' of",
+    "Unsaved": "the buffer 'seen' of Unsaved",
+    "Tensor": "'seen' of Tensor",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("state"), CODE)
+
+
+@pytest.mark.parametrize(("model", "named"), MOVING.items())
+def test_a_client_does_not_go_on_where_another_stopped(project, model, named):
+    world = project.world(model)
+    assert world.plan.executor == "loop"
+    assert any(named in note and "as it was made" in note for note in world.notes)
+    chunks = [
+        project.run(model, f"engine.chunk_size={size}", rounds=2, name=f"{model}-{size}")
+        for size in (2, 6)
+    ]
+    assert chunks[0]["params_sha256"] == chunks[1]["params_sha256"]
+    # what is counted counts: else all would be put back by being nothing
+    assert (
+        chunks[0]["params_sha256"]
+        != project.run("Still", rounds=2, name=f"beside-{model}")["params_sha256"]
+    )
+
+
+def test_an_evaluation_begins_with_the_model_as_built(project):
+    first = project.run("Attribute", rounds=2, name="evaluated")
+    once = project.run("Attribute", "evaluation.every=2", rounds=2, name="less")
+    assert first["params_sha256"] == once["params_sha256"]
+    assert first["final"]["test/loss"] == once["final"]["test/loss"]
+
+
+def test_what_does_not_move_costs_no_executor(project):
+    world = project.world("Still")
+    assert world.plan.executor == "vmap"
+    assert not any("as it was made" in note for note in world.notes)
+
+
+def test_a_buffer_that_is_assigned_anew_is_sent_back(project):
+    whole = ("partition.clients=1", "client.batch_size=1000")
+    project.run("Moving", *whole, rounds=1, name="moving")
+    found = load_file(project.folder / "moving" / "params.safetensors")["scale"]
+    world = project.world("Moving", *whole)
+    rows = world.data.clients([0])
+    largest = np.abs(np.asarray(rows.features)[rows.rows[0]]).max()
+    assert largest > 2  # standardised
+    assert len(rows.rows[0]) > 0.7 * len(load_breast_cancer().target)
+    np.testing.assert_allclose(found, 0.9 + 0.1 * largest, rtol=1e-6)
+
+
+def test_a_buffer_that_changes_its_shape_is_refused_before_round_1(project):
+    with pytest.raises(fedsim.ScenarioError, match=r"buffer 'scale' is torch\.float32"):
+        project.world("Growing")
+
+
+def test_a_procedure_that_counts_is_put_back_too(project):
+    mine = (f"client.name={project.module}:Remembering", "engine.executor=auto")
+    world = project.world("Still", *mine)
+    assert any("'steps' of Remembering" in note for note in world.notes)
+    chunks = [
+        project.run("Still", *mine, f"engine.chunk_size={n}", rounds=2, name=f"procedure-{n}")
+        for n in (2, 6)
+    ]
+    assert chunks[0]["params_sha256"] == chunks[1]["params_sha256"]
+
+
+@pytest.mark.slow
+def test_a_hundred_rounds_on_one_and_two_workers(project):
+    runs = [
+        project.run("Attribute", "engine.kind=ray", f"engine.workers={n}", rounds=100, name=f"w{n}")
+        for n in (1, 2)
+    ]
+    assert runs[0]["params_sha256"] == runs[1]["params_sha256"]
