@@ -30,6 +30,7 @@ from fedsim.procedure import (
     ClientProcedure,
     Descent,
     Gradient,
+    LastBatch,
     Named,
     Work,
 )
@@ -55,6 +56,9 @@ class LocalSGD(ClientProcedure):
         local_epochs: Passes over the client's samples per round; >= 1. Ignored with `local_steps`.
         local_steps: Steps per round instead of epochs; >= 1.
         batch_size: Samples per step; >= 1.
+        last_batch: What becomes of an epoch's last batch where it is short: "keep" it, "drop" it,
+            or "merge" it into the one before. Where it is the only one it is kept, but under "drop"
+            and "merge" a client with one sample does not train.
         optimizer: "sgd" or "adam".
         momentum: Heavy-ball momentum of SGD, in [0, 1).
         weight_decay: L2 coefficient added to the gradient; >= 0.
@@ -94,6 +98,7 @@ class LocalSGD(ClientProcedure):
         local_epochs: int = 1,
         local_steps: int | None = None,
         batch_size: int = 32,
+        last_batch: LastBatch = "keep",
         optimizer: Literal["sgd", "adam"] = "sgd",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
@@ -135,12 +140,14 @@ class LocalSGD(ClientProcedure):
         ):
             if not holds:
                 raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        require_choice("last_batch", last_batch, LastBatch)
         require_choice("margin_space", margin_space, Space)
         require_choice("margin_reduction", margin_reduction, Reduction)
         if optimizer == "adam" and momentum:
             raise ValueError(f"momentum = {momentum!r}: adam has none of its own; leave it at 0")
         self._local_lr = local_lr
-        self._work = Work(batch_size, None if local_steps else local_epochs, local_steps)
+        epochs = None if local_steps else local_epochs
+        self._work = Work(batch_size, epochs, local_steps, last_batch)
         self._adam = optimizer == "adam"
         self._momentum = momentum
         self._weight_decay = weight_decay
@@ -154,7 +161,9 @@ class LocalSGD(ClientProcedure):
         self._margin_space: Space = margin_space
         self._margin_reduction: Reduction = margin_reduction
         self._guides_step = guidance == "step"
-        self._setup_work = Work(batch_size, setup_epochs, None) if setup_epochs else self._work
+        self._setup_work = self._work
+        if setup_epochs:
+            self._setup_work = Work(batch_size, setup_epochs, None, last_batch)
         self._setup_lr = local_lr if setup_lr is None else setup_lr
 
     @property

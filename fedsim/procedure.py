@@ -6,7 +6,7 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from fedsim.idle import Idle
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+LastBatch = Literal["keep", "drop", "merge"]
 
 # What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
 GUIDANCE = "guidance"
@@ -95,17 +97,40 @@ class Work(NamedTuple):
         batch_size: Samples per step; the last batch of an epoch holds what is left.
         epochs: Passes over the client's samples; None when `steps` counts.
         steps: Steps, going on into reshuffled passes; None when `epochs` counts.
+        last_batch: What becomes of a last batch that is short: it is kept, dropped, or merged into
+            the one before. Where it is the only one it is kept under all three, but a lone sample
+            is trained on under "keep" alone.
     """
 
     batch_size: int
     epochs: int | None
     steps: int | None
+    last_batch: LastBatch = "keep"
+
+    def batches(self, num_examples: int) -> tuple[int, int]:
+        """Return (batches of one pass over that many samples, samples in the last of them).
+
+        Example:
+            >>> [Work(10, 1, None, last).batches(23) for last in ("keep", "drop", "merge")]
+            [(3, 3), (2, 10), (2, 13)]
+        """
+        full, left = divmod(num_examples, self.batch_size)
+        if self.last_batch == "keep" or not left:
+            return (full + 1, left) if left else (full, self.batch_size if full else 0)
+        if not full:
+            return (1, left) if left > 1 else (0, 0)
+        return full, self.batch_size + (left if self.last_batch == "merge" else 0)
+
+    @property
+    def largest_batch(self) -> int:
+        """The most samples that a step may have."""
+        return 2 * self.batch_size - 1 if self.last_batch == "merge" else self.batch_size
 
     def num_steps(self, num_examples: int) -> int:
         """Return how many steps a client with that many samples takes (none without samples)."""
-        if num_examples == 0:
+        per_epoch, _ = self.batches(num_examples)
+        if not per_epoch:
             return 0
-        per_epoch = -(-num_examples // self.batch_size)
         return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -635,6 +636,7 @@ def _summarise(
         "partition_sha256": world.data.manifest_sha256,
         "scenario_sha256": world.scenario.sha256,
         "wall_time_s": elapsed_s,
+        "always_failed": always_failed(folder.file("participation.jsonl")),
         "expect": check_expectations(world.scenario.expect, loop.history),
     }
     with taking(folder.file("summary.json")):
@@ -653,6 +655,20 @@ def participation_sha256(path: Path) -> str:
     for record in JsonLines.read(path):
         digest.update(f"{record['round']}:{','.join(map(str, record['selected']))};".encode())
     return digest.hexdigest()
+
+
+def always_failed(path: Path) -> dict[str, str]:
+    """Return who failed in every round in which it was selected: (client, last cause) by name."""
+    selected: Counter[int] = Counter()
+    failed: Counter[int] = Counter()
+    causes: dict[int, str] = {}
+    for record in JsonLines.read(path):
+        selected.update(record["selected"])
+        found = {int(client): cause for client, cause in record["failed"].items()}
+        causes |= {client: cause for client, cause in found.items() if cause != "absent"}
+        failed.update(client for client, cause in found.items() if cause != "absent")
+    never = sorted(client for client, times in failed.items() if times >= selected[client])
+    return {str(client): causes[client] for client in never}
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

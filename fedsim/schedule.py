@@ -26,7 +26,7 @@ class Schedule:
         device: Where indices are wanted.
 
     Attributes:
-        num_examples: int64 `[slots]`, samples of each client.
+        num_examples: int64 `[slots]`, samples of each client; 0 where it takes no step.
         steps: int64 `[slots]`, steps each client takes.
         num_steps: Steps of the chunk, the most that any client takes.
         counts: int64 `[slots, num_steps]`, samples per step that are not padding.
@@ -47,9 +47,10 @@ class Schedule:
         device: torch.device,
         shares: Sequence[float] | None = None,
     ) -> None:
-        self._batch, self._device = work.batch_size, device
-        self.num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
+        self._batch, self._device = work.largest_batch, device
         self.steps = steps_taken(rows, work, shares)
+        trained_on = [len(r) if s else 0 for r, s in zip(rows, self.steps, strict=True)]
+        self.num_examples = torch.tensor(trained_on, dtype=torch.int64)
         self.num_steps = int(self.steps.max(initial=0))
         indices = np.zeros((self.num_steps, len(rows), self._batch), dtype=np.int64)
         self.counts = np.zeros((len(rows), self.num_steps), dtype=np.int64)
@@ -59,7 +60,7 @@ class Schedule:
             if steps:
                 if client not in drawn:
                     random = generator(seed, "batches", server_round, client)
-                    drawn[client] = _batches(rows[slot], self._batch, steps, random)
+                    drawn[client] = _batches(rows[slot], work, steps, random)
                 indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
         self.indices = torch.from_numpy(indices).to(device)
@@ -186,20 +187,24 @@ def steps_of(share: float, steps: int) -> int:
 
 
 def _batches(
-    rows: np.ndarray, batch: int, steps: int, random: np.random.Generator
+    rows: np.ndarray, work: Work, steps: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut reshuffled passes over `rows` into `steps` batches; padding repeats a sample."""
-    indices = np.empty((steps, batch), dtype=np.int64)
+    width, batch = work.largest_batch, work.batch_size
+    indices = np.empty((steps, width), dtype=np.int64)
     counts = np.empty(steps, dtype=np.int64)
-    per_pass = -(-len(rows) // batch)
-    padded = np.empty(per_pass * batch, dtype=np.int64)
-    tail = len(rows) - (per_pass - 1) * batch
+    per_pass, tail = work.batches(len(rows))
+    whole = per_pass - 1  # batches before the last
     for start in range(0, steps, per_pass):
-        padded[: len(rows)] = random.permutation(rows)
-        padded[len(rows) :] = padded[(per_pass - 1) * batch]
+        drawn = random.permutation(rows)
         take = min(per_pass, steps - start)
-        indices[start : start + take] = padded.reshape(per_pass, batch)[:take]
-        counts[start : start + take] = batch
+        full, now = min(whole, take), slice(start, start + min(whole, take))
+        indices[now, :batch] = drawn[: full * batch].reshape(full, batch)
+        indices[now, batch:] = indices[now, :1]
+        counts[now] = batch
         if take == per_pass:
-            counts[start + per_pass - 1] = tail
+            last = start + whole
+            indices[last, :tail] = drawn[whole * batch :][:tail]
+            indices[last, tail:] = indices[last, 0]
+            counts[last] = tail
     return indices, counts

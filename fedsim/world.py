@@ -34,6 +34,7 @@ from fedsim.procedure import ClientProcedure, stacks
 from fedsim.recorded import check_watched
 from fedsim.records import array_record
 from fedsim.rng import derived_seed
+from fedsim.runs.certain_failures import check_last_batches
 from fedsim.scenario import Scenario
 from fedsim.strategy import FederatedStrategy
 from fedsim.topology import Topology
@@ -160,6 +161,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     cohort = takes_part.expected_cohort(data.num_clients)
     strategy = discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
     model = task.build_model(scenario.seed)
+    left_out = check_last_batches(scenario, data, task, model, procedure)
     layout = Layout.from_model(model)
     options = tasks.options_of(scenario.task)
     pretrained, weights = None, None
@@ -192,7 +194,8 @@ def _build(scenario: Scenario, on_node: bool) -> World:
     arrays = array_record({name: state[name] for name in layout.names})
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
-        weights, _kept(layout, model, options), _notes(scenario, data, takes_part, plan, found),
+        weights, _kept(layout, model, options),
+        _notes(scenario, data, takes_part, plan, found, left_out),
     )  # fmt: skip
 
 
@@ -202,12 +205,14 @@ def _notes(
     takes_part: Participation,
     plan: ExecutionPlan,
     found: Findings | None,
+    left_out: str | None,
 ) -> tuple[str, ...]:
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
         f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
         if dropped["samples"]
         else None,
+        left_out,
         takes_part.note(data.num_clients),
         f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
         *(found.notes if found is not None else ()),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim import __version__
+from fedsim.basics.text import names_of
 from fedsim.cli.shared import (
     BROKEN,
     OK,
@@ -210,6 +211,9 @@ def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Outco
         ("see", f"{folder / 'metrics.jsonl'}, {folder / 'summary.json'}"),
     ]
     lines = columns(facts)
+    if never := summary.get("always_failed"):
+        causes = ", ".join(sorted(set(never.values())))
+        lines += ["", f"{names_of([*never], 0)} failed in every round that asked for it: {causes}"]
     if claims:
         rows = [("claim", "measured", "verdict")]
         for claim in claims:

@@ -67,10 +67,11 @@ def test_every_operation_has_the_same_bits(here, maker):
 
 
 def test_an_emulated_processor_is_another_one():
-    # else the test above would say nothing; unpinned, oneDNN may crash in the emulator
+    # else the test above would say nothing; unpinned, oneDNN may crash in the emulator, and how
+    # many operations differ depends on the processor below
     here = run(OPERATIONS, bits="fast")
     there = run(OPERATIONS, maker="Intel", bits="fast", to_its_end=False)
-    assert sum(one != other for one, other in zip(here, there, strict=False)) > 100
+    assert sum(one != other for one, other in zip(here, there, strict=False)) > 10
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,19 @@
+"""Words for people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_NAMED = 10  # clients
+
+
+def names_of(clients: Sequence[Any], total: int) -> str:
+    """Name clients in a sentence, the first ten of many.
+
+    Example:
+        >>> names_of([1], 4), names_of([1, 2, 3], 4)
+        ('client 1', 'clients 1, 2, 3')
+    """
+    shown = ", ".join(str(client) for client in clients[:_NAMED])
+    if len(clients) > _NAMED:
+        return f"clients {shown}, ... ({len(clients)} of {total})"
+    return f"client{'s' if len(clients) > 1 else ''} {shown}"
