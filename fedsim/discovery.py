@@ -277,9 +277,9 @@ def takes_cohort(name: str) -> bool:
 def asked_of_client(table: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of `[client]` that a validated `[strategy]` table decides, with values."""
     made_by = strategy_factory(table["name"])
-    inner = table.get(getattr(made_by, "inner", None) or "")
+    inner = table.get(getattr(made_by, "fedsim_inner", None) or "")
     asked = {} if inner is None else asked_of_client(inner)
-    return asked | {key: table[own] for key, own in getattr(made_by, "asks", {}).items()}
+    return asked | {key: table[own] for key, own in getattr(made_by, "fedsim_asks", {}).items()}
 
 
 def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":

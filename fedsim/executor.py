@@ -335,6 +335,8 @@ class CohortExecutor:
             rows: Which of them, int64; None takes all.
         """
         named = self._to_device({**self.layout.unflatten(params), **buffers})
+        if self._kept is not None:  # as for clients
+            named = {n: t.clone() for n, t in named.items()}
         with _threads(self.threads), torch.no_grad(), self._anew():
             self.model.eval()
             pool = self._pool(features), self._pool(targets)
@@ -671,6 +673,9 @@ class CohortExecutor:
             for name, tensor in params.items():
                 self._reused[name].copy_(tensor)
             params = dict(self._reused)
+        elif self._kept is not None:
+            # a user's model may change its parameters in a pass, and others received them too
+            params = {n: t.clone(memory_format=torch.contiguous_format) for n, t in params.items()}
         else:
             params = {n: t.contiguous() for n, t in params.items()}
         extra = self._stacked(job.shared.extra, job.personal.extra, slots)

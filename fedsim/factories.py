@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from fedsim.errors import ScenarioError, nearest, printable, unknown
 
@@ -73,8 +73,8 @@ def keys(
             for factories from outside, which do not know that rule.
 
     Returns:
-        The keys; an argument whose type has no TOML value (a function) is left out if it has a
-        default.
+        The keys; an argument whose type or default has no TOML value (a function, a class) is left
+        out if it has a default.
     """
     kinds: tuple[Any, ...] = (inspect.Parameter.KEYWORD_ONLY,)
     if foreign:
@@ -87,7 +87,9 @@ def keys(
         required = parameter.default is inspect.Parameter.empty
         untyped = parameter.annotation is inspect.Parameter.empty
         annotation = Any if untyped else parameter.annotation
-        if not required and _mentions_callable(annotation):
+        if not required and (
+            _mentions_callable(annotation) or not _has_toml_value(annotation, parameter.default)
+        ):
             continue
         default = None if required else parameter.default
         found[name] = Key(name, annotation, required, default, described.get(name, ""))
@@ -285,6 +287,17 @@ def _mentions_callable(annotation: Any) -> bool:
     if annotation is Callable or typing.get_origin(annotation) is Callable:
         return True
     return any(_mentions_callable(part) for part in typing.get_args(annotation))
+
+
+def _has_toml_value(annotation: Any, default: Any) -> bool:
+    """Whether a default can stand in a scenario: a class, a function or a tensor cannot."""
+    if callable(default):
+        return False
+    try:
+        _adapter(annotation).dump_python(default, mode="json", warnings=False)
+    except (PydanticSerializationError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _argument_descriptions(factory: Any) -> dict[str, str]:

@@ -182,9 +182,9 @@ def adapted(
         parameters.append(inspect.Parameter(COHORT, keyword, default=None, annotation=int | None))
     # What is left of the signature is the schema, keyword-only like that of our own factories.
     build.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    build.inner = inner  # type: ignore[attr-defined]
-    build.wrapped = _WRAPPED  # type: ignore[attr-defined]
-    build.asks = dict(asks or {})  # type: ignore[attr-defined]
+    build.fedsim_inner = inner  # type: ignore[attr-defined]
+    build.fedsim_wrapped = _WRAPPED  # type: ignore[attr-defined]
+    build.fedsim_asks = dict(asks or {})  # type: ignore[attr-defined]
     build.__name__ = name
     build.__doc__ = _google_style(cls, [parameter.name for parameter in parameters])
     return build

@@ -19,8 +19,8 @@ def idle_keys(scenario: Scenario) -> list[str]:
     """Return a line for each key that is not at its default and has no effect."""
     strategy: Any = discovery.factory("strategies", name := scenario.strategy["name"])
     client: Any = discovery.factory("clients", scenario.client["name"])
-    found = _found("strategy", scenario.strategy, strategy, getattr(strategy, "idle", ()))
-    declared = list(getattr(client, "idle", ()))
+    found = _found("strategy", scenario.strategy, strategy, _declared(strategy))
+    declared = _declared(client)
     if GUIDANCE in getattr(client, "takes", ()) and not is_import_path(name):
         why = f'[strategy] name = "{name}", which'
         if GUIDANCE not in strategy.sends:
@@ -29,6 +29,12 @@ def idle_keys(scenario: Scenario) -> list[str]:
             keys = ("setup_epochs", "setup_lr")
             declared.append(Idle(keys, lambda _: f"{why} holds no set-up exchange"))
     return [*found, *_found("client", scenario.client, client, declared)]
+
+
+def _declared(factory: Any) -> list[Idle]:
+    """What a factory declares; the user's own may mean something else by that name."""
+    declared = getattr(factory, "idle", ())
+    return [each for each in declared if isinstance(each, Idle)] if type(declared) is tuple else []
 
 
 def _found(name: str, table: Mapping[str, Any], factory: Any, declared: Any) -> list[str]:

@@ -208,7 +208,9 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
             vmap(gradient)(twice(params), twice(rest), features, targets)
             # another third sample must not move the first two: padding would not be harmless
             others = torch.cat([features[0][:2], features[1][2:]])
-            first, second = (functional_call(model, one, (x,))[:2] for x in (features[0], others))
+            first, second = (
+                functional_call(model, dict(one), (x,))[:2] for x in (features[0], others)
+            )
             if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
                 return "a sample's output depends on the other samples of its batch"
         except Exception as error:  # whatever it is, it is reported and the loop serves

@@ -295,10 +295,10 @@ def _named(
     factory = problems.attempt(lambda: discovery.factory(kind, choice), where=f"{where} ")
     if factory is None:
         return None
-    if inner := getattr(factory, "inner", None):  # a strategy around another one
+    if inner := getattr(factory, "fedsim_inner", None):  # a strategy around another one
         given = arguments.get(inner, {})
         if isinstance(given, dict):
-            place, default = f"{name}.{inner}", getattr(factory, "wrapped", None)
+            place, default = f"{name}.{inner}", getattr(factory, "fedsim_wrapped", None)
             made = _named(problems, {place: given}, place, kind, selector, default)
             if made is None:
                 return None

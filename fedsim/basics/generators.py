@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,26 +60,36 @@ def seed_all(seed: int, *, cuda: bool = False, own: Sequence[Any] = ()) -> None:
             generator.seed(mine % 2**32)
 
 
-def drawn_from(seed: int) -> list[str]:
-    """Name the generators that were drawn from since `seed_all(seed)`."""
-    now = _states()
+def drawn_from(seed: int, own: Sequence[Any] = ()) -> list[str]:
+    """Name the generators that were drawn from since `seed_all(seed, own=own)`, seeding anew."""
+    now = _states(own)
     with put_back():
-        seed_all(seed)
-        first = _states()
+        seed_all(seed, own=own)
+        first = _states(own)
     return [name for name in now if now[name] != first[name]]
 
 
-def _states() -> dict[str, Any]:
-    numbers = np.random.get_state(legacy=False)
+def _states(own: Sequence[Any]) -> dict[str, Any]:
     return {
-        "torch": torch.default_generator.get_state().numpy().tobytes(),
+        "torch": _plain(torch.default_generator.get_state().numpy()),
         "random": random.getstate(),
-        "numpy.random": repr(
-            {
-                **numbers,
-                "state": {
-                    n: v if isinstance(v, int) else v.tobytes() for n, v in numbers["state"].items()
-                },
-            }
-        ),
+        "numpy.random": _plain(np.random.get_state(legacy=False)),
+        "a generator of its own": [_state(each) for each in own],
     }
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return _plain(generator.get_state().numpy())
+    if isinstance(generator, np.random.Generator):
+        return _plain(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return _plain(generator.get_state(legacy=False))
+    return generator.getstate()
+
+
+def _plain(value: Any) -> Any:
+    """A state as what can be compared."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return value.tobytes() if isinstance(value, np.ndarray) else value

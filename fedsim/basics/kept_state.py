@@ -101,20 +101,26 @@ class KeptState:
         """Name what is not as it was."""
         places = self._places | {place.key: place for place in self._attributes()}
         found = [p.shown for key, p in places.items() if _mark(p.get()) != self._marks.get(key)]
-        unsaved: set[tuple[int, str]] = set()
         for (module, name, _), mark in zip(self._buffers, self._buffer_marks, strict=True):
-            unsaved.add((id(module), name))
             if _mark(module._buffers.get(name)) != mark:
-                found.append(f"the buffer '{name}' of {type(module).__name__}, which is not saved")
+                found.append(f"the unsaved buffer '{name}' of {type(module).__name__}")
         for owner, shown, table, before in self._tables:
-            odd = [n for n in {**before, **table} if table.get(n) is not before.get(n)]
-            odd = [n for n in odd if (id(owner), n) not in unsaved]
-            found += [f"the {shown} '{name}' of {type(owner).__name__}" for name in odd]
+            # what `functional_call` swaps is another tensor at times, and no matter
+            odd = (table.keys() ^ before.keys()) - self._unsaved(owner)
+            if shown == "layer":
+                odd |= {n for n, layer in table.items() if layer is not before.get(n)}
+            found += [f"the {shown} '{name}' of {type(owner).__name__}" for name in sorted(odd)]
         return found
 
     def put_back(self) -> None:
         """Put everything back; cheap where nothing has moved."""
-        if not self.moved():
+        has_moved = bool(self.moved())
+        for owner, _, table, before in self._tables:
+            if any(table.get(name) is not value for name, value in before.items()):
+                table.update(before)
+            for name in table.keys() - before.keys() - self._unsaved(owner):
+                del table[name]
+        if not has_moved:
             return
         for place in [*self._attributes()]:
             if place.key not in self._places:
@@ -122,12 +128,12 @@ class KeptState:
         memo = dict(self._shared)
         for key, place in self._places.items():
             place.put(_copy(self._pristine[key], memo))
-        for _, _, table, before in self._tables:
-            table.clear()
-            table.update(before)
         for module, name, first in self._buffers:
             module._buffers[name] = None if first is None else first.clone()
         self._mark()
+
+    def _unsaved(self, owner: nn.Module) -> set[str]:
+        return {name for module, name, _ in self._buffers if module is owner}
 
     def _mark(self) -> None:
         self._marks = {key: _mark(place.get()) for key, place in self._places.items()}

@@ -123,7 +123,7 @@ class _Watched(CohortExecutor):
             return
         if seed is not None:
             self.moved |= dict.fromkeys(self._kept.moved())
-            self.drawn |= dict.fromkeys(drawn_from(seed))
+            self.drawn |= dict.fromkeys(drawn_from(seed, self._kept.generators))
         self._kept.put_back()
 
 
@@ -242,7 +242,7 @@ def try_out(
         trial = trial._replace(procedure=_Plain())
         loop, beside, irregular = trial.in_turn()
     trial.require_alike(loop, beside)
-    notes = _notes([*loop.moved], [*loop.drawn], bool(loop._kept and loop._kept.generators))
+    notes = _notes([*loop.moved], [*loop.drawn])
     why = _why_in_turn([*loop.moved], [*loop.drawn], irregular)
     if why is None and loop.small:
         reasons: list[str] = []
@@ -336,7 +336,7 @@ def _why_in_turn(keeps: Sequence[str], draws: Sequence[str], irregular: str | No
     return irregular or ("training draws from torch's generator" if draws else None)
 
 
-def _notes(keeps: Sequence[str], draws: Sequence[str], own: bool) -> tuple[str, ...]:
+def _notes(keeps: Sequence[str], draws: Sequence[str]) -> tuple[str, ...]:
     notes = []
     if keeps:
         notes.append(
@@ -344,8 +344,7 @@ def _notes(keeps: Sequence[str], draws: Sequence[str], own: bool) -> tuple[str, 
             "trains and does not travel with the model: each client starts every round, and each "
             "evaluation, with it as it was made (a buffer would be averaged)"
         )
-    others = [n for n in draws if n != "torch"] + (["a generator of its own"] if own else [])
-    if others:
+    if others := [name for name in draws if name != "torch"]:
         notes.append(
             f"the user's code draws from {' and '.join(others)}: seeded for each client and round"
         )

@@ -105,6 +105,7 @@ def test_asked_to_train_together_what_cannot_is_refused_with_the_layer(project):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("model", ["InTraining", "Twice"])
 def test_they_learn_on_one_and_two_workers(project, model):
     runs = [

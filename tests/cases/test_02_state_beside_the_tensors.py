@@ -124,7 +124,7 @@ MOVING = {
     "Listed": "'history' of Listed",
     "OfTheClass": "'steps' of the class OfTheClass",
     "OfTheModule": "the variable 'CALLS' of",
-    "Unsaved": "the buffer 'seen' of Unsaved",
+    "Unsaved": "the unsaved buffer 'seen' of Unsaved",
     "Tensor": "'seen' of Tensor",
 }
 
@@ -193,6 +193,7 @@ def test_a_procedure_that_counts_is_put_back_too(project):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_hundred_rounds_on_one_and_two_workers(project):
     runs = [
         project.run("Attribute", "engine.kind=ray", f"engine.workers={n}", rounds=100, name=f"w{n}")

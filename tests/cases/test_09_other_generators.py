@@ -135,6 +135,7 @@ def test_a_procedure_that_draws_is_seeded_too(project):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("model", ["Python", "Own"])
 def test_one_and_two_workers(project, model):
     runs = [

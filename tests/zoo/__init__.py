@@ -1,0 +1,1 @@
+"""A zoo of user code: awkward models, strategies, loaders and tables, held to oracles."""
