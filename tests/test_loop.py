@@ -432,7 +432,7 @@ def test_a_model_that_mixes_the_samples_of_a_batch_trains_in_a_loop():
 
 
 def test_batch_statistics_without_memory_train_in_a_loop():
-    plan = build(small(f'task={{model="{__name__}:Statistics"}}')).plan
+    plan = build(small(f'task={{model="{__name__}:Statistics"}}', "client.last_batch=drop")).plan
     assert plan.executor == "loop"
 
 

@@ -187,6 +187,16 @@ def test_a_chunk_trains_where_neither_flower_nor_ray_is_installed():
     assert done.stdout.strip() == "trained without ['flwr', 'ray']", done.stderr
 
 
+def test_no_file_of_the_product_is_ignored_by_git():
+    # what is ignored is in no clone, and nothing here would notice
+    asked = ["git", "check-ignore", "--stdin"]
+    names = "\n".join(FILES)
+    done = subprocess.run(asked, cwd=ROOT, input=names, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("no git repository here")
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("source", "module"),
     [

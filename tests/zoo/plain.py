@@ -35,7 +35,9 @@ def batches(rows, size, epochs, random):
         yield from (order[start : start + size] for start in range(0, len(rows), size))
 
 
-def trained(model, client, features, targets, rows, *, seed, server_round, lr, batch, drawn):
+def trained(
+    model, client, features, targets, rows, *, seed, server_round, batch, drawn, epochs=1, **sgd
+):  # fmt: skip
     """Train a module in place, and return it: one client, one round, from what it is now."""
     if drawn:
         stream = generator(seed, "dropout", server_round, client)
@@ -45,11 +47,12 @@ def trained(model, client, features, targets, rows, *, seed, server_round, lr, b
                     parent._modules[name] = Drawn(child, stream, batch)
     models.put_back()
     model.train()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **sgd)
     own = model.generators() if hasattr(model, "generators") else []
     with put_back():
         seed_all(derived_seed(seed, "layers", server_round, client), own=own)
-        for chosen in batches(rows, batch, 1, generator(seed, "batches", server_round, client)):
+        order = generator(seed, "batches", server_round, client)
+        for chosen in batches(rows, batch, epochs, order):
             x = torch.from_numpy(np.array(features[chosen])).double()
             optimiser.zero_grad()
             functional.cross_entropy(model(x), torch.from_numpy(targets[chosen])).backward()

@@ -4,16 +4,13 @@ import gc
 
 import numpy as np
 import pytest
-import torch
 
 import fedsim
 from fedsim.errors import ScenarioError
-from fedsim.scenario import Scenario
 from fedsim.world import build
-from tests.laws.federations import job
-from tests.zoo import models, plain
+from tests.zoo import models
+from tests.zoo.trained import check, scenario
 
-SEED, LR, BATCH, ROUND = 11, 0.1, 4, 3
 GOOD = [name for name in models.ZOO if name not in models.REFUSED]
 SLICE = [
     "Chain", "ChainInPlace", "InTraining", "Twice", "Counter", "OfTheModule", "Assigned", "Memo",
@@ -22,63 +19,6 @@ SLICE = [
 ]  # fmt: skip
 KINDS = ("auto", "batched", "vmap", "loop")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what models warn of is theirs
-
-
-def scenario(model, executor, **engine):
-    document = {
-        "seed": SEED,
-        "rounds": 2,
-        "task": {"model": f"tests.zoo.models:{model}", "dtype": "float64"},
-        "data": {"name": "tests.zoo.data:samples"},
-        "partition": {"kind": "natural"},
-        "participation": {"kind": "full"},
-        "strategy": {"name": "fedavg"},
-        "client": {"name": "local_sgd", "local_lr": LR, "batch_size": BATCH},
-        "engine": {"kind": "inline", "executor": executor, **engine},
-    }
-    return Scenario.from_resolved(document, "zoo")
-
-
-def expected(executor, client):
-    """The model of one client after a round, in plain torch."""
-    drawn = executor.data.clients([client])
-    model = executor.task.build_model(SEED)
-    return plain.trained(
-        model, client, drawn.features, drawn.targets, drawn.rows[0], seed=SEED,
-        server_round=ROUND, lr=LR, batch=BATCH, drawn=bool(executor._dropouts),
-    )  # fmt: skip
-
-
-def require_plain(executor, result, client, place):
-    layout, model = executor.layout, expected(executor, client)
-    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    found = {n: t[place] for n, t in layout.unflatten(result.params).items()}
-    found |= {name: stack[place] for name, stack in result.buffers.items()}
-    assert found.keys() == set(layout.names)
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, state[name].detach(), rtol=1e-9, atol=1e-9, msg=name)
-
-
-def check(model, kind):
-    world = build(scenario(model, kind))
-    # two processes that train and evaluate in another order, from the same recipe
-    one, other = world.app._build_executor(), world.app._build_executor()
-    asked = {"server_round": ROUND}
-    first = one.train(job(one, (0, 2), **asked))
-    second = other.train(job(other, (1, 3), **asked))
-    drawn = world.data.clients([0])
-    other.evaluate_arrays(first.params[0], {n: b[0] for n, b in first.buffers.items()},
-                          drawn.features, drawn.targets)  # fmt: skip
-    again = other.train(job(other, (0, 2), **asked))
-    third = one.train(job(one, (1, 3), **asked))
-    for result, same in ((first, again), (second, third)):
-        assert torch.equal(result.params, same.params)
-        for name, stack in result.buffers.items():
-            assert torch.equal(stack, same.buffers[name]), name
-    for result, clients in ((first, (0, 2)), (second, (1, 3))):
-        for place, client in enumerate(clients):
-            require_plain(one, result, client, place)
-    return world.plan
 
 
 @pytest.mark.parametrize("model", [pytest.param(m, marks=() if m in SLICE else pytest.mark.slow)

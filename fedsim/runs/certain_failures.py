@@ -1,0 +1,69 @@
+"""Failures that are certain before round 1, said there."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsim import discovery
+from fedsim.basics.text import names_of
+from fedsim.client.short_batches import ends_with_one, why_not_one
+from fedsim.data import FederatedData
+from fedsim.errors import ScenarioError
+from fedsim.procedure import ClientProcedure
+from fedsim.scenario import Scenario
+from fedsim.tasks import Task
+
+
+def check_last_batches(
+    scenario: Scenario,
+    data: FederatedData,
+    task: Task,
+    model: nn.Module,
+    procedure: ClientProcedure,
+) -> str | None:
+    """Refuse epochs that end with a batch of one sample where the model cannot train on it.
+
+    Args:
+        scenario: The scenario.
+        data: The clients' data.
+        task: Its task.
+        model: The task's model; it is left as it is.
+        procedure: The client procedure.
+
+    Returns:
+        Who does not train for having one sample, in a line, or None.
+
+    Raises:
+        ScenarioError: Naming clients, layer and remedy.
+    """
+    work = procedure.work
+    own = any(each.startswith("[task]") for each in scenario.own_code)
+    if not own and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules()):
+        return None
+    sizes = data.sizes(range(data.num_clients))
+    if work.last_batch != "keep":
+        alone = np.flatnonzero(sizes == 1).tolist() if work.batch_size > 1 else []
+        keeps = f"[client] last_batch = '{work.last_batch}'"
+        names = names_of(alone, data.num_clients)
+        return f"{names}: one sample, no training: {keeps}" if alone else None
+    short = np.flatnonzero(ends_with_one(sizes, work)).tolist()
+    if not short:
+        return None
+    drawn = data.clients(short[:1])
+    pair = np.asarray(drawn.rows[0])[:2]
+    pair = pair if len(pair) == 2 else pair.repeat(2)
+    features = torch.from_numpy(np.asarray(drawn.features[pair]))
+    features = features.to(task.dtype) if features.is_floating_point() else features
+    targets = torch.from_numpy(np.asarray(drawn.targets[pair]))
+    layer = why_not_one(model, features, lambda o: task.sample_losses(o, targets[: len(o)]))
+    if layer is None:
+        return None
+    if work.batch_size == 1:
+        raise ScenarioError(f"[client] batch_size = 1: {layer} cannot train on one sample")
+    has_key = "last_batch" in discovery.schema("clients", scenario.client["name"])
+    remedy = "last_batch = 'drop' or 'merge', or " if has_key else ""
+    raise ScenarioError(
+        f"[client] batch_size = {work.batch_size}: {names_of(short, data.num_clients)} would end "
+        f"an epoch with a batch of one sample, which {layer} cannot train on: [client] {remedy}"
+        "another batch_size"
+    )
