@@ -1,20 +1,19 @@
-"""State of strategies that are not fedsim's: their attributes, as plain values, never pickled.
+"""State of strategies for checkpoints: fedsim's State, or what a foreign strategy remembers.
 
-A strategy inside another one is part of the outer one's state, whoever made it.
+A strategy inside another one is part of the outer one's state, whoever made it. How it is held is
+`fedsim.held`'s; checkpoints of before are read too.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fedsim.errors import CheckpointError
-from fedsim.records import array_record, named_tensors
+from fedsim.held.strategies import GRAPH, Held, StrategyMemory
+from fedsim.held.writing import Unheld
+from fedsim.records import array_record
 from fedsim.strategy import FederatedStrategy
 
 _ARRAYS, _RECORD, _TENSORS, _JSON = "arrays:", "record:", "tensors:", "json:"
@@ -30,62 +29,42 @@ def nested(strategy: Strategy) -> Iterator[Strategy]:
                 yield from nested(value)
 
 
-def dump_state(strategy: Strategy) -> dict[str, Any]:
-    """Return what a checkpoint holds of a strategy: fedsim's State, or a foreign one's attributes.
-
-    Raises:
-        CheckpointError: If an attribute is of a kind that cannot be kept although it may change.
-    """
-    if isinstance(strategy, FederatedStrategy):
-        return {} if strategy.state is None else dict(strategy.state._asdict())
-    return dump_attributes(strategy)
-
-
-def load_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a strategy what `dump_state` saved."""
-    if isinstance(strategy, FederatedStrategy):
-        strategy.restore(state)
-    else:
-        load_attributes(strategy, state)
-
-
 def dump_attributes(strategy: Strategy) -> dict[str, Any]:
-    """Return the attributes that a checkpoint can hold: numbers, text, arrays and array records.
-
-    What is configuration (functions, other objects) is left out: it comes from the scenario.
+    """Return what a checkpoint holds of a strategy.
 
     Raises:
-        CheckpointError: If an attribute is of a kind that cannot be kept although it may change.
+        CheckpointError: If something of it cannot be held, naming the attribute.
     """
-    state: dict[str, Any] = {}
-    for name, value in vars(strategy).items():
-        if value is None or isinstance(value, bool | int | float | str):
-            state[name] = value
-        elif isinstance(value, ArrayRecord):
-            state[_RECORD + name] = named_tensors(value)
-        elif _is_array(value):
-            state[_ARRAYS + name] = torch.from_numpy(np.array(value))
-        elif isinstance(value, Tensor) or _holds_only(value, Tensor):
-            state[_TENSORS + name] = value
-        elif isinstance(value, list | tuple) and value and all(_is_array(v) for v in value):
-            state[_ARRAYS + name] = [torch.from_numpy(np.array(v)) for v in value]
-        elif isinstance(value, Mapping) and value and all(_is_array(v) for v in value.values()):
-            state[_ARRAYS + name] = {k: torch.from_numpy(np.array(v)) for k, v in value.items()}
-        elif isinstance(value, Strategy):
-            mine = dump_state(value).items()
-            state.update({f"{_INNER}{name}:{key}": item for key, item in mine})
-        elif isinstance(value, list | dict) and _is_json(value):
-            state[_JSON + name] = json.dumps(value)
-        elif isinstance(value, list | dict | set | bytes | bytearray):
-            raise CheckpointError(
-                f"{type(strategy).__name__} remembers a {type(value).__name__} in '{name}' that a "
-                "checkpoint cannot hold: it holds numbers, text, arrays and lists of them"
-            )
-    return state
+    held: Held = StrategyMemory(strategy).hold()
+    for each in held.unheld:
+        raise CheckpointError(why_unheld(strategy, each))
+    return held.state
 
 
 def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a strategy the attributes that `dump_attributes` saved."""
+    """Give a strategy what a checkpoint holds of it.
+
+    Raises:
+        CheckpointError: If something of it cannot be made here.
+    """
+    if GRAPH in state or isinstance(strategy, FederatedStrategy):
+        StrategyMemory(strategy).restore(state)
+    else:
+        _load_attributes(strategy, state)
+
+
+def why_unheld(strategy: Strategy, unheld: Unheld) -> str:
+    """Say what a checkpoint cannot hold, and the way out."""
+    name = type(strategy).__name__
+    where = f" in '{unheld.path}'" if unheld.path else ""
+    return (
+        f"{name} remembers {unheld.what}{where}, which a checkpoint cannot hold; to say what is to "
+        f"be kept, give {name} the methods state_dict() and load_state_dict(state)"
+    )
+
+
+def _load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Read attributes as checkpoints of fedsim 0.1 hold them, one by one."""
     inner: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
         if name.startswith(_INNER):
@@ -102,27 +81,7 @@ def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
         else:
             setattr(strategy, name, value)
     for attribute, values in inner.items():
-        load_state(getattr(strategy, attribute), values)
-
-
-def _holds_only(value: Any, kind: type) -> bool:
-    items = value.values() if isinstance(value, dict) else value
-    return (
-        isinstance(value, dict | list) and bool(value) and all(isinstance(v, kind) for v in items)
-    )
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value comes back from JSON as it went, types included."""
-    if isinstance(value, list):
-        return all(map(_is_json, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic)  # arithmetic on 0-d arrays gives scalars
+        load_attributes(getattr(strategy, attribute), values)
 
 
 def _arrays(value: Any) -> Any:

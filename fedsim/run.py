@@ -29,8 +29,8 @@ from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import BusyError, CheckpointError, FedsimError, ScenarioError
 from fedsim.expectations import check_expectations
-from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.held.runs import RunMemory
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
 from fedsim.poison import Trigger
 from fedsim.recorded import WatchHook
@@ -40,7 +40,6 @@ from fedsim.rng import generator
 from fedsim.run_folder import JsonLines, RunFolder, read_json, taking, write_json_atomic
 from fedsim.scenario import Scenario
 from fedsim.simulation import pinned_threads
-from fedsim.strategy import FederatedStrategy
 from fedsim.topology import Topology, edges_sha256, graph_statistics
 from fedsim.topology_picture import draw_topology
 from fedsim.world import World, build
@@ -222,10 +221,11 @@ def _execute(
     wrapped = ParticipationGrid(wrapped_grid(grid, world), world.participation, seed=scenario.seed)
     growing = (*_GROWING, *([_LOCAL] if scenario.evaluation.per_client else []))
     files = {name: JsonLines(folder.file(name)) for name in growing}
-    keeper = _Keeper(world, folder, files, grid if isinstance(grid, LocalGrid) else None, begun)
+    tell = _teller(progress)
+    engine = grid if isinstance(grid, LocalGrid) else None
+    keeper = _Keeper(world, folder, files, engine, begun, tell)
     try:
         arrays, first_round, history = keeper.take_up()
-        tell = _teller(progress)
         hooks: list[Hook] = [keeper, WatchHook(scenario, tell), *extra_hooks]
         if scenario.output.tensorboard:
             from fedsim.tensorboard import TensorBoardHook
@@ -427,8 +427,10 @@ class _Keeper:
         files: dict[str, JsonLines],
         engine: LocalGrid | None,
         begun: float,
+        tell: Callable[[str], None],
     ) -> None:
         self._world, self._folder, self._files, self._engine = world, folder, files, engine
+        self._memory = RunMemory(world.strategy, world.make_strategy, tell)
         self._begun, self._before_s = begun, 0.0
         self._place = folder.path / checkpoints.FOLDER
         self._saved_round = -1
@@ -458,6 +460,7 @@ class _Keeper:
                 self._engine.store.restore([], {})  # it may have served another run
             self._save(0, self._world.arrays)
             self._written()
+            self._memory.look(0, self._saved_round)
             return self._world.arrays, 1, []
         saved = checkpoints.load(place)
         checkpoints.require(
@@ -469,7 +472,7 @@ class _Keeper:
         )
         for name, file in self._files.items():
             file.truncate(saved.offsets[name])
-        self._restore_strategy(saved)
+        self._memory.restore(saved.strategy)
         self._world.participation.restore(saved.participation)
         if self._engine is not None:
             self._engine.store.restore(saved.clients, saved.client_state)
@@ -491,6 +494,8 @@ class _Keeper:
         self.drain()
         if self._writing is not None and self._writing.done():
             self._written()  # or what went wrong with it
+        if report.server_round:
+            self._memory.look(report.server_round, self._saved_round)
         if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
             self._save(report.server_round, report.arrays)
 
@@ -537,6 +542,9 @@ class _Keeper:
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
         """Begin to write a checkpoint: the disk works while the next rounds are computed."""
         self._written()
+        strategy = self._memory.state(server_round, self._saved_round) if server_round else {}
+        if strategy is None:
+            return  # said; the run goes on and can be resumed from before
         world = self._world
         clients, memories = self._engine.store.export() if self._engine is not None else ([], {})
         packed = checkpoints.pack(
@@ -546,7 +554,7 @@ class _Keeper:
                 plan=world.plan.to_json(),
                 versions=self._versions,
                 model=named_tensors(arrays),
-                strategy=self._strategy_state() if server_round else None,
+                strategy=strategy or None,
                 clients=clients,
                 client_state=memories,
                 participation=world.participation.state(),
@@ -561,22 +569,6 @@ class _Keeper:
         for file in self._files.values():
             file.sync()  # a checkpoint must not count bytes that a power cut can take away
         return checkpoints.write(self._place, packed, keep=self._world.scenario.checkpoint.keep)
-
-    def _strategy_state(self) -> dict[str, Any] | None:
-        strategy = self._world.strategy
-        if isinstance(strategy, FederatedStrategy):
-            state = strategy.state
-            return None if state is None else dict(state._asdict())
-        return dump_attributes(strategy)
-
-    def _restore_strategy(self, saved: Checkpoint) -> None:
-        if saved.strategy is None:
-            return
-        strategy = self._world.strategy
-        if isinstance(strategy, FederatedStrategy):
-            strategy.restore(saved.strategy)
-        else:
-            load_attributes(strategy, saved.strategy)
 
 
 class _ProgressHook:

@@ -424,7 +424,7 @@ class FederatedStrategy(Strategy, abc.ABC):
 
     def summary(self) -> None:
         """Log the strategy's name and hyperparameters."""
-        values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in _SESSION_FIELDS}
+        values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in SESSION_FIELDS}
         _log.info("strategy %s %s", type(self).__name__, values)
 
     # --- packing --------------------------------------------------------------------------
@@ -508,7 +508,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         return self._session
 
 
-_SESSION_FIELDS = (
+SESSION_FIELDS = (
     "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts",
     "_byzantine",
     "_setup_timeout_s",
@@ -577,6 +577,13 @@ def federation_size(grid: Grid) -> int:
     """Return N, the clients registered with a grid (a round's participants may be fewer)."""
     known = getattr(grid, "num_clients", None)
     return int(known) if known is not None else len(list(grid.get_node_ids()))
+
+
+def state_fields(strategy: FederatedStrategy) -> dict[str, Any]:
+    """Return a strategy's State by field, one that it was given back and not yet used too."""
+    if strategy._session is None:
+        return dict(strategy._restored or {})
+    return dict(strategy._session.state._asdict())
 
 
 def restore_fields(state: State, fields: Mapping[str, Any]) -> State:

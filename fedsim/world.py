@@ -1,8 +1,8 @@
 """From a scenario to the objects that run it."""
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -69,6 +69,7 @@ class World:
         weights: What the manifest says of the weights that the model starts from, or None.
         kept: Tensors of the model that no round changes on the server.
         notes: What a user should know of it before it runs, in lines.
+        make_strategy: Makes the strategy once more, as another process would.
     """
 
     scenario: Scenario
@@ -85,6 +86,7 @@ class World:
     weights: dict[str, Any] | None = None
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    make_strategy: Callable[[], Strategy] = field(kw_only=True)
 
 
 def build(scenario: Scenario, *, on_node: bool = False) -> World:
@@ -159,7 +161,10 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         topology = discovery.make("topologies", scenario.topology)
         topology.graph(data.num_clients, server_round=1, seed=scenario.seed)  # or refused here
     cohort = takes_part.expected_cohort(data.num_clients)
-    strategy = discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
+    make_strategy = functools.partial(
+        discovery.make_strategy, scenario.strategy, topology, cohort=cohort
+    )
+    strategy = make_strategy()
     model = task.build_model(scenario.seed)
     left_out = check_last_batches(scenario, data, task, model, procedure)
     layout = Layout.from_model(model)
@@ -196,6 +201,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
         weights, _kept(layout, model, options),
         _notes(scenario, data, takes_part, plan, found, left_out),
+        make_strategy=make_strategy,
     )  # fmt: skip
 
 

@@ -455,8 +455,9 @@ def test_a_strategy_inside_another_one_survives_a_checkpoint(folder):
 
 @pytest.mark.parametrize(
     "value",
-    [[1.0, 2.0], {"a": 2.0}, {"a": [1, {"b": None}]}, {"w": torch.ones(1)}, torch.ones(2), []],
-)
+    [[1.0, 2.0], {"a": 2.0}, {"a": [1, {"b": None}]}, {"w": torch.ones(1)}, torch.ones(2), [],
+     b"a tree", {1, 2}, {1: 2.0}, [np.ones(1), 2.0], (1, (2, "a"))],
+)  # fmt: skip
 def test_values_that_a_flower_strategy_remembers_survive_a_checkpoint(folder, value):
     strategy = FedAvg()
     strategy.memory = value
@@ -467,12 +468,22 @@ def test_values_that_a_flower_strategy_remembers_survive_a_checkpoint(folder, va
     assert equal(fresh.memory, value)
 
 
-@pytest.mark.parametrize("value", [b"a tree", {1, 2}, {1: 2.0}, [np.ones(1), 2.0]])
+@pytest.mark.parametrize("value", [iter([1]), (i for i in "ab"), memoryview(b"a tree")])
 def test_what_a_checkpoint_cannot_hold_of_a_flower_strategy_is_refused_by_name(value):
     strategy = FedAvg()
     strategy.memory = value
     with pytest.raises(CheckpointError, match="'memory'"):
         dump_attributes(strategy)
+
+
+def test_attributes_of_a_checkpoint_of_before_are_read():
+    strategy = FedAvg()
+    strategy.inner = FedAdam(eta=9.0)
+    held = {"beta": 0.5, "arrays:m": {"w": torch.ones(2)}, "json:losses": "[1, 2]"}
+    load_attributes(strategy, {**held, "inner:inner:eta": 0.3, "record:r": {"w": torch.ones(1)}})
+    assert (strategy.beta, strategy.losses, strategy.inner.eta) == (0.5, [1, 2], 0.3)
+    np.testing.assert_array_equal(strategy.m["w"], [1.0, 1.0])
+    np.testing.assert_array_equal(strategy.r["w"].numpy(), [1.0])
 
 
 def test_the_configuration_of_a_flower_strategy_is_left_to_the_scenario():

@@ -1,0 +1,1 @@
+"""Reduced cases: what users did, what happened, and what must happen instead."""

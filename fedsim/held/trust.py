@@ -1,0 +1,86 @@
+"""Which classes and functions a checkpoint may name, and whose code is a user's own."""
+
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_OURS = ("flwr", "fedsim", "strategies", "clients", "torch", "numpy")
+# instances of classes in these may be made anew; of `torch` and `numpy` no others
+_MAKEABLE = ("flwr.", "fedsim.", "strategies.", "clients.", "torch.optim.", "torch.nn.")
+_PLAIN = {
+    ("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter"),
+    ("types", "SimpleNamespace"),
+    *(("builtins", name) for name in (
+        "bool", "int", "float", "str", "list", "dict", "set", "tuple", "frozenset", "max", "min",
+        "sum", "abs", "len", "sorted", "any", "all", "round",
+    )),
+}  # fmt: skip
+
+
+def label_of(thing: Any) -> str:
+    """Return `module:qualname` of a class or function."""
+    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
+
+
+@lru_cache(maxsize=1024)
+def is_users(module: str) -> bool:
+    """Whether a module is a user's own: no part of Python, of fedsim, or of what is installed."""
+    top = module.partition(".")[0]
+    if not top or top in _OURS or (top in sys.stdlib_module_names and top != "__main__"):
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return top == "__main__"
+    places = {Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib", "stdlib")}
+    return not any(Path(file).is_relative_to(place) for place in places)
+
+
+class Known:
+    """The names that may be looked up for one strategy.
+
+    Args:
+        classes: Classes of the strategy and of what it holds when it is new.
+    """
+
+    def __init__(self, classes: Iterable[type]) -> None:
+        self._tops = {
+            each.__module__.partition(".")[0]
+            for cls in classes
+            for each in cls.__mro__
+            if is_users(each.__module__)
+        }
+        for top in list(self._tops):  # and the user's modules that those import
+            for name, module in list(sys.modules.items()):
+                if name.partition(".")[0] == top and module is not None:
+                    self._tops |= _imported_by(module)
+
+    def find(self, label: str) -> Any | None:
+        """Return the class or function of a label, or None when it cannot be had by its name."""
+        module, _, name = label.partition(":")
+        if not name or "<" in name or not self._may(module, name):
+            return None
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return found if found is not None and label_of(found) == label else None
+
+    def _may(self, module: str, name: str) -> bool:
+        inside = f"{module}."
+        return (
+            module.partition(".")[0] in self._tops
+            or inside.startswith(_MAKEABLE)
+            or (module, name) in _PLAIN
+        )
+
+
+def _imported_by(module: Any) -> set[str]:
+    """The packages of users that a module's names come from."""
+    homes = {
+        value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
+        for value in list(vars(module).values())
+        if isinstance(value, type) or type(value) is type(sys) or callable(value)
+    }
+    return {home.partition(".")[0] for home in homes if isinstance(home, str) and is_users(home)}
