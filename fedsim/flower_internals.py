@@ -4,7 +4,12 @@ Everything else in fedsim uses Flower's public modules alone. Written against fl
 test fails with the name of what has moved when another version lacks it.
 """
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from functools import lru_cache
+from types import FrameType
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
@@ -47,6 +52,59 @@ def ensure_identity() -> None:
 def create_run(run_id: int) -> Run:
     """Return the run object that a grid carries."""
     return Run.create_empty(run_id)
+
+
+def nodes_waited_for(caller: FrameType) -> int | None:
+    """Return for how many nodes Flower's strategies wait, told by where they ask for them.
+
+    Args:
+        caller: Who asks for the nodes.
+
+    Returns:
+        None where it is not that function of Flower's.
+    """
+    module = str(caller.f_globals.get("__name__"))
+    if caller.f_code.co_name != "sample_nodes" or not module.startswith("flwr.serverapp.strategy"):
+        return None
+    wanted = caller.f_locals.get("min_available_nodes")
+    return wanted if isinstance(wanted, int) else None
+
+
+_FOR_EVER_S = 86400  # for so long Flower's old client manager waits unless it is told otherwise
+_patched = threading.Lock()
+
+
+@contextlib.contextmanager
+def no_endless_waiting(num_nodes: int, waits: str) -> Iterator[None]:
+    """Let Flower's old client manager refuse to wait for more nodes than there are.
+
+    Args:
+        num_nodes: How many there are.
+        waits: What to say, with the places `wanted` and `present`.
+
+    Raises:
+        RuntimeError: In the app that waits.
+    """
+    from flwr.server.client_manager import SimpleClientManager
+
+    from fedsim.errors import RunError
+
+    before = SimpleClientManager.wait_for
+
+    def wait_for(self: Any, num_clients: int, timeout: int = _FOR_EVER_S) -> bool:
+        if num_clients > num_nodes and timeout >= _FOR_EVER_S:
+            raise RunError(waits.format(wanted=num_clients, present=num_nodes))
+        return before(self, num_clients, timeout)
+
+    if not _patched.acquire(blocking=False):
+        yield  # another simulation of this process goes on
+        return
+    SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SimpleClientManager.wait_for = before  # type: ignore[method-assign]
+        _patched.release()
 
 
 def set_message_id(message: Message, message_id: str) -> None:

@@ -26,11 +26,13 @@ from fedsim.basics.ties import exceeds
 from fedsim.cohort import Failure, Replies
 from fedsim.errors import FedsimError, RunError
 from fedsim.expectations import failed_by
+from fedsim.foreign import nested
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
 from fedsim.records import NUM_EXAMPLES, first_not_finite
 from fedsim.rng import derived_seed
 from fedsim.strategy import FederatedStrategy
+from fedsim.waiting import RoundNodesGrid, unchosen_minima_met
 
 _log = logging.getLogger("fedsim")
 
@@ -265,8 +267,11 @@ class RoundLoop:
     ) -> Sequence[Message]:
         if not isinstance(self.strategy, FederatedStrategy) and not list(self.grid.get_node_ids()):
             return []  # Flower's own strategies wait for ever for a first node
-        with self._named(server_round, "configured"):
-            messages = self.strategy.configure_train(server_round, arrays, config, self.grid)
+        with (
+            self._named(server_round, "configured"),
+            self._offered(server_round, self.grid) as grid,
+        ):
+            messages = self.strategy.configure_train(server_round, arrays, config, grid)
         return messages if isinstance(messages, Sequence) else list(messages)
 
     def _aggregate(
@@ -326,9 +331,12 @@ class RoundLoop:
         if self.local_clients is None or not len(self.local_clients):
             return {}, ()
         grid = SubsetGrid(self.grid, self.local_clients)
-        with self._seeded(server_round, "configure evaluation"):
+        with (
+            self._seeded(server_round, "configure evaluation"),
+            self._offered(server_round, grid) as offered,
+        ):
             messages = self.strategy.configure_evaluate(
-                server_round, arrays, ConfigRecord({}), grid
+                server_round, arrays, ConfigRecord({}), offered
             )
         replies: Iterable[Message] = grid.send_and_receive(messages, timeout=self.round_timeout_s)
         traffic = self._traffic("evaluate_")
@@ -372,6 +380,16 @@ class RoundLoop:
         self.history.append({"round": report.server_round, **report.metrics})
         for hook in self.hooks:
             hook.round_ended(report)
+
+    @contextlib.contextmanager
+    def _offered(self, server_round: int, grid: Grid) -> Iterator[Grid]:
+        """What a strategy is given to configure with; a foreign one cannot wait on it."""
+        if isinstance(self.strategy, FederatedStrategy):
+            yield grid
+            return
+        present = len(list(grid.get_node_ids()))
+        with unchosen_minima_met(nested(self.strategy), present):
+            yield RoundNodesGrid(grid, server_round)
 
     @contextlib.contextmanager
     def _named(

@@ -20,6 +20,10 @@ _log = logging.getLogger("fedsim")
 _BACKENDS = ("ray", "inline")
 _CONFIG_KEYS = ("init_args", "client_resources", "actor")
 _RESOURCE_KEYS = ("num_cpus", "num_gpus")
+_WAITS = (
+    "the server waits for {wanted} clients (min_available_clients), and num_supernodes = "
+    "{present}: no more will come; ask for no more, or give run_simulation more supernodes"
+)
 _FLOWER_RESOURCES = {"num_cpus": 2.0, "num_gpus": 0.0}
 
 
@@ -104,7 +108,8 @@ def run_simulation(
     with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
         internals.ensure_identity()
         try:
-            server_app(grid, context)
+            with internals.no_endless_waiting(num_supernodes, _WAITS):
+                server_app(grid, context)
         finally:
             for incident in grid.incidents:
                 _log.warning("%s", incident)

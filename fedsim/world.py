@@ -38,6 +38,7 @@ from fedsim.runs.certain_failures import check_last_batches
 from fedsim.scenario import Scenario
 from fedsim.strategy import FederatedStrategy
 from fedsim.topology import Topology
+from fedsim.waiting import check_minima
 
 _LARGE_BATCH = 2**16  # up to here a batch larger than the data is a way to say "all of them"
 
@@ -174,6 +175,10 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         pretrained = Pretrained(options.weights, strict=options.strict_weights)
         weights = pretrained.put_into(model)
     check_watched(scenario, task, model, attack)
+    check_minima(
+        nested(strategy), selected, clients=data.num_clients, rounds=scenario.rounds,
+        seed=scenario.seed, evaluating=min(evaluation.clients, data.num_clients),
+    )  # fmt: skip
     check_model(strategy, layout)
     for each in nested(strategy):
         if isinstance(each, FederatedStrategy):

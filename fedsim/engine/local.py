@@ -8,6 +8,7 @@ import abc
 import logging
 import math
 import pickle
+import sys
 import threading
 import time
 import traceback
@@ -31,6 +32,7 @@ from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
 from fedsim.layout import Payload, Rows
+from fedsim.waiting import simulation_patience
 
 _log = logging.getLogger("fedsim")
 _ATTEMPTS = 3  # a chunk that keeps losing its worker is run at most this often
@@ -180,6 +182,7 @@ class LocalGrid(Grid, abc.ABC):
         self.store = ClientStore(state_limit_mb)
         self.incidents: list[str] = []
         self.chunk_log: list[dict[str, Any]] = []
+        self._asking = simulation_patience()
         # told how long works took that were done in one go, and how each ended
         self.watch: Callable[[float, Sequence[tuple[Work, Outcome]]], None] | None = None
         # servers of old Flower apps send from a pool of threads; calls follow one another here
@@ -215,6 +218,7 @@ class LocalGrid(Grid, abc.ABC):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all node ids, as a range."""
+        self._asking.asked(self.num_clients, sys._getframe(1))
         return range(internals.FIRST_NODE_ID, internals.FIRST_NODE_ID + self.num_clients)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -224,6 +228,7 @@ class LocalGrid(Grid, abc.ABC):
 
     def _push(self, messages: Iterable[Message]) -> list[str]:
         batch = messages if isinstance(messages, Cohort) else list(messages)
+        self._asking.sent()
         ids = []
         for message in batch:
             self._check(message)
@@ -263,6 +268,7 @@ class LocalGrid(Grid, abc.ABC):
                 discarded, the clients' memories included.
         """
         batch = messages if isinstance(messages, Cohort) else list(messages)
+        self._asking.sent()
         with self._lock:
             return self._answer(batch, timeout)
 

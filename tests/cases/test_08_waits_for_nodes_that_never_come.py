@@ -1,0 +1,182 @@
+"""Nobody waits without an end for nodes that a simulation does not have."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerApp as OldServerApp
+from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as OldFedAvg
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+import fedsim
+from cases import worlds
+from fedsim import waiting
+from fedsim.errors import RunError, ScenarioError
+from fedsim.participation import PARTICIPATION
+from fedsim.waiting import Patience, check_minima
+from fedsim.world import build
+
+BERNOULLI = {"participation": {"kind": "bernoulli", "rate": 0.3}}
+pytestmark = pytest.mark.timeout(60)
+
+
+class Mine(FedAvg):
+    """As Flower's, with a log line."""
+
+    def aggregate_train(self, server_round, replies):
+        print("round", server_round)
+        return super().aggregate_train(server_round, replies)
+
+
+class Three(Mine):
+    """Asks for three nodes."""
+
+    def __init__(self):
+        super().__init__(min_available_nodes=3)
+
+
+class Elsewhere(Three):
+    """Takes whoever is there, whatever its minimum."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+        return [Message(content, node, "train") for node in grid.get_node_ids()]
+
+
+class Polls(Elsewhere):
+    """Waits by itself, as Flower's examples do."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        while len(list(grid.get_node_ids())) < 10:
+            time.sleep(0.1)
+        return []
+
+
+NAME = "cases.test_08_waits_for_nodes_that_never_come:"
+
+
+def test_a_subclass_goes_on_with_one_client_as_flowers_own_does(tmp_path):
+    found = [
+        fedsim.start(worlds.scenario(name, rounds=8, **BERNOULLI), out=tmp_path / str(place))
+        for place, name in enumerate(("flower:FedAvg", f"{NAME}Mine"))
+    ]
+    assert found[0].summary["params_sha256"] == found[1].summary["params_sha256"]
+    assert found[1].summary["rounds"] == 8
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"partition": {"clients": 1}}, {"participation": {"kind": "uniform", "cohort_size": 1}}],
+)
+def test_a_federation_of_one_goes_on(tables, tmp_path):
+    described = worlds.scenario(f"{NAME}Mine", rounds=2, **tables)
+    assert fedsim.start(described, out=tmp_path / "run").summary["rounds"] == 2
+
+
+def test_one_client_that_evaluates_is_enough(tmp_path):
+    described = worlds.scenario(
+        f"{NAME}Mine", rounds=1, evaluation={"clients": 1}, partition={"test_fraction": 0.2}
+    )
+    assert "local/loss" in fedsim.start(described, out=tmp_path / "run").summary["final"]
+
+
+def test_a_minimum_that_somebody_chose_is_refused_before_round_1():
+    described = worlds.scenario(f"{NAME}Three", rounds=30, **BERNOULLI)
+    with pytest.raises(ScenarioError, match=r"round \d+: Three waits for 3 nodes .*min_available"):
+        build(described)
+    described = worlds.scenario(f"{NAME}Three", partition={"clients": 2})
+    with pytest.raises(ScenarioError, match=r"round 1: Three waits for 3 nodes .* and 2 take part"):
+        build(described)
+    build(worlds.scenario(f"{NAME}Three"))
+    build(worlds.scenario(f"{NAME}Elsewhere", partition={"clients": 2}))
+
+
+def test_looking_ahead_leaves_a_chain_s_memory_as_it_was():
+    chain = PARTICIPATION["markov"](rate=0.5)
+    before = chain.state()
+    sizes = {"clients": 6, "rounds": 5, "seed": 1, "evaluating": 0}
+    with pytest.raises(ScenarioError):
+        check_minima([FedAvg(min_train_nodes=6)], chain, **sizes)
+    assert chain.state() == before
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(waiting, "_LONG_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_whoever_polls_is_ended_and_named(tmp_path):
+    described = worlds.scenario(f"{NAME}Polls", rounds=1)
+    with pytest.raises(RunError, match=r"round 1: Polls.configure_train, line \d+, waits for nod"):
+        fedsim.start(described, out=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_whoever_asks_often_and_works_in_between_waits_for_nothing():
+
+    patience = Patience(lambda who, what, present: "waits")
+    for _ in range(200):
+        patience.asked(3, sys._getframe())
+    for _ in range(8):
+        patience.asked(3, sys._getframe())
+        patience.sent()
+        time.sleep(0.05)
+
+
+client = ClientApp()
+
+
+@client.train()
+def _train(message, context):
+    content = {"arrays": message.content["arrays"], "m": MetricRecord({"num-examples": 1})}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def test_an_app_that_asks_for_more_nodes_than_there_are_ends_at_once():
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        FedAvg(min_available_nodes=5).start(grid, ArrayRecord([np.zeros(2)]), num_rounds=1)
+
+    with pytest.raises(
+        RunError, match=r"FedAvg waits for 5 nodes \(min_available_nodes\), and num_"
+    ):
+        fedsim.run_simulation(server, client, 3, "inline")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_app_that_polls_for_nodes_ends():
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        while len(list(grid.get_node_ids())) < 4:
+            time.sleep(0.1)
+
+    with pytest.raises(RunError, match="num_supernodes = 3: no more will come"):
+        fedsim.run_simulation(server, client, 3, "inline")
+
+
+class Old(NumPyClient):
+    def fit(self, parameters, config):
+        return parameters, 1, {}
+
+
+def test_an_old_server_that_asks_for_more_clients_than_there_are_ends_at_once():
+    def components(context):
+        start = ndarrays_to_parameters([np.zeros(2)])
+        strategy = OldFedAvg(min_available_clients=5, initial_parameters=start)
+        return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=1))
+
+    app = ClientApp(client_fn=lambda context: Old().to_client())
+    with pytest.raises(RunError, match=r"waits for 5 clients .*num_supernodes = 3"):
+        fedsim.run_simulation(OldServerApp(server_fn=components), app, 3, "inline")
