@@ -82,7 +82,8 @@ class CohortApp(ClientApp):
         """Train or evaluate a chunk."""
         if job.action == "evaluate":
             return self.executor.evaluate(job)
-        result = self.executor.train(job, out)
+        executor = self.executor.under(job.settings) if job.settings else self.executor
+        result = executor.train(job, out)
         return result if job.clipping_norm is None else clip(job, result)
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -103,11 +104,12 @@ class CohortApp(ClientApp):
         params, buffers = model_tensors(layout, record)
         extra = message.content.array_records.get(EXTRA)
         config = next(iter(message.content.config_records.values()), ConfigRecord())
+        trains = kind != MessageType.EVALUATE
         saved = context.state.array_records.get(CLIENT_STATE)
         state = {} if saved is None else named_tensors(saved)
         result = self.run_chunk(
             ChunkJob(
-                action="evaluate" if kind == MessageType.EVALUATE else "train",
+                action="train" if trains else "evaluate",
                 server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
                 client_ids=(client,),
                 absent=(False,),
@@ -117,6 +119,7 @@ class CohortApp(ClientApp):
                 state={name: tensor[None] for name, tensor in state.items()},
                 has_state=(bool(state),),
                 clipping_norm=bound_of(config),
+                settings=self.executor.settings_of(config) if trains else {},
             )
         )
         if kind != SETUP and result.state and _is_finite(result):

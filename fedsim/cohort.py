@@ -26,6 +26,7 @@ from flwr.app import (
 from torch import Tensor
 
 from fedsim import flower_internals as internals
+from fedsim.errors import RunError
 from fedsim.layout import Layout, Payload
 from fedsim.records import (
     ARRAYS,
@@ -118,6 +119,8 @@ class Cohort(_LazyMessages):
         node_ids: int64 `[K]`, the nodes addressed; by default client id + 2.
         ttl: Seconds for which a message is valid.
         group: Flower's group id; None takes the round.
+        own: Settings of each client that the others' differ from, in client order; None when all
+            have the same.
     """
 
     client_ids: np.ndarray
@@ -132,6 +135,7 @@ class Cohort(_LazyMessages):
     node_ids: np.ndarray | None = None
     ttl: float = DEFAULT_TTL
     group: str | None = None
+    own: tuple[Mapping[str, object], ...] | None = None
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -174,9 +178,20 @@ class Cohort(_LazyMessages):
 
     def config_record_of(self, index: int) -> ConfigRecord:
         """The settings that one client receives."""
-        if self.work is None or self.work[index] >= 1:
-            return self.config_record
-        return ConfigRecord({**self.config_record, WORK: float(self.work[index])})
+        own: Mapping[str, Any] = {} if self.own is None else self.own[index]
+        if self.is_partial[index]:
+            assert self.work is not None
+            own = {**own, WORK: float(self.work[index])}
+        return ConfigRecord({**self.config_record, **own}) if own else self.config_record
+
+    def alike(self) -> list[tuple[Sequence[int], Mapping[str, object]]]:
+        """Return the places of clients that have the same settings, and these settings."""
+        if self.own is None:
+            return [(range(len(self)), self.config)]
+        groups: dict[str, list[int]] = {}
+        for place, own in enumerate(self.own):
+            groups.setdefault(repr(sorted(own.items())), []).append(place)
+        return [(places, {**self.config, **self.own[places[0]]}) for places in groups.values()]
 
     @cached_property
     def _shared_content(self) -> RecordDict:
@@ -186,7 +201,7 @@ class Cohort(_LazyMessages):
         """What one client receives; clients of whom nothing is told apart share one object."""
         if not self.personal.is_empty:
             content = self._content(index)
-        elif self.is_partial[index]:
+        elif self.is_partial[index] or self.own is not None:
             content = RecordDict(dict(self._shared_content))
         else:
             return self._shared_content
@@ -221,8 +236,8 @@ class Cohort(_LazyMessages):
         """Return the cohort that a foreign strategy's messages amount to, or None.
 
         They do when they are instructions of one kind to different clients, each with one model of
-        this layout and all with the same settings, shares of work apart. Arrays that differ make a
-        personal payload.
+        this layout, in one round. Arrays that differ make a personal payload, settings that differ
+        are each client's `own`.
         """
         if not messages:
             return None
@@ -247,12 +262,12 @@ class Cohort(_LazyMessages):
         settings = [settings_of(content) for content in contents]
         work = np.array([share_of_work(each) for each in settings])
         common = [{k: v for k, v in each.items() if k != WORK} for each in settings]
-        config = common[0]
-        if any(each != config for each in common):
+        config, own = _parted(common)
+        if any(SERVER_ROUND in each for each in own or ()):
             return None
         return cls(
             client_ids=nodes[order] - internals.FIRST_NODE_ID,
-            server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
+            server_round=int(config.get(SERVER_ROUND, 0)),
             layout=layout,
             shared=known[0] if alike else Payload(),
             personal=Payload() if alike else _stacked(known),
@@ -261,6 +276,7 @@ class Cohort(_LazyMessages):
             work=work if (work < 1).any() else None,
             ttl=ordered[0].metadata.ttl,
             group=ordered[0].metadata.group_id,
+            own=own,
             _built=dict(enumerate(ordered)),
         )
 
@@ -621,6 +637,51 @@ def share_of_work(config: Mapping[str, object]) -> float:
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise ValueError(f"'{WORK}' = {share!r} in the instruction's config: must be in (0, 1]")
     return float(share)
+
+
+def why_no_cohort(messages: Sequence[Message]) -> str:
+    """Say why messages are no instructions that can be answered and checked together."""
+    kinds = sorted({m.metadata.message_type for m in messages})
+    nodes = [m.metadata.dst_node_id for m in messages]
+    if len(kinds) > 1:
+        return f"messages of the kinds {', '.join(kinds)} in one call; send one kind at a time"
+    if kinds and kinds[0] not in (MessageType.TRAIN, MessageType.EVALUATE, SETUP):
+        return f"messages of the kind '{kinds[0]}'; fedsim's clients train and evaluate"
+    twice = [node for node, many in Counter(nodes).items() if many > 1]
+    if twice:
+        client = internals.client_of(min(twice))
+        return f"several messages to client {client}; send each client one"
+    for message in messages:
+        client = internals.client_of(message.metadata.dst_node_id)
+        names = sorted(message.content.array_records)
+        if only_arrays(message.content) is None or not set(names) <= {ARRAYS, EXTRA}:
+            held = f"the records {names}" if names else "no arrays"
+            return (
+                f"client {client} a message with {held}; a message holds the model under "
+                f"'{ARRAYS}', and what it sends besides under '{EXTRA}'"
+            )
+    return f"messages of different rounds; give all the same '{SERVER_ROUND}' in their config"
+
+
+def _parted(
+    settings: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...] | None]:
+    """Settings that all have, and what each has besides; None where nobody has any."""
+    first = settings[0]
+    if all(each is first or each == first for each in settings[1:]):
+        return dict(first), None
+    common = {
+        key: value
+        for key, value in first.items()
+        if all(key in each and each[key] == value for each in settings)
+    }
+    return common, tuple(
+        {key: value for key, value in each.items() if key not in common} for each in settings
+    )
+
+
+class MessagesError(RunError):
+    """A strategy sent messages that cannot be answered; the text goes on after "sends"."""
 
 
 def _same_arrays(content: RecordDict, other: RecordDict) -> bool:

@@ -13,6 +13,7 @@ there are at least two slots: a lone client is doubled.
 """
 
 import contextlib
+import copy
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ from fedsim.stepping import Stepping
 ExecutorKind = Literal["batched", "vmap", "loop"]
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
+_SETTINGS_KEPT = 8  # executors under settings of a round's config
 LARGE = 100_000  # parameters from which steps cost more to take than to start
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
 
@@ -71,6 +73,20 @@ class ClientArrays(Protocol):
 
     def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
         """Return pooled features and targets with each client's row numbers."""
+
+
+class SettingsError(ValueError):
+    """A round's config asks for what these clients cannot do."""
+
+
+class Settings(Protocol):
+    """What a procedure's hyperparameters may be in a round, as `ClientSettings` offers it."""
+
+    def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters that a config gives other values."""
+
+    def procedure(self, overrides: Mapping[str, Any]) -> ClientProcedure:
+        """Return the procedure with these values."""
 
 
 class TaskLike(Protocol):
@@ -108,6 +124,7 @@ class ChunkJob:
         work: The share of its local work that each member does, in (0, 1]; none given when all do
             the whole.
         clipping_norm: Bound on the Euclidean norm of each member's update; None does not clip.
+        settings: Hyperparameters of the procedure that have other values for these members.
     """
 
     action: Literal["train", "evaluate"]
@@ -121,6 +138,7 @@ class ChunkJob:
     has_state: tuple[bool, ...] = ()
     work: tuple[float, ...] = ()
     clipping_norm: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,7 @@ class CohortExecutor:
             every client and evaluation, see `fedsim.basics.kept_state`; for code of the user's own.
         seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
             they draw by themselves, in a loop.
+        settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
     """
 
     def __init__(
@@ -211,8 +230,11 @@ class CohortExecutor:
         poison: Poison | None = None,
         puts_back: bool = False,
         seeds_dropout: bool = True,
+        settings: Settings | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
+        self._settings = settings
+        self._under: dict[str, CohortExecutor] = {}
         self._augmentation, self._poison = augmentation, poison
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
@@ -283,6 +305,48 @@ class CohortExecutor:
             if self._chain_training is not None:
                 return self._train_together(job, out, self._chain_training)
             return self._train_vmap(job, out)
+
+    def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the procedure's hyperparameters that an instruction gives other values."""
+        return {} if self._settings is None else self._settings.overrides(config)
+
+    def under(self, settings: Mapping[str, Any]) -> "CohortExecutor":
+        """Return this executor with other hyperparameters of its procedure.
+
+        Args:
+            settings: Hyperparameters by name, see `settings_of`; the last few are kept.
+
+        Raises:
+            ValueError: If a value is impossible.
+            SettingsError: If these clients cannot have it.
+        """
+        kind = repr(sorted(settings.items()))
+        made = self._under.pop(kind, None) or self._with(settings)
+        self._under[kind] = made
+        while len(self._under) > _SETTINGS_KEPT:
+            self._under.pop(next(iter(self._under)))
+        return made
+
+    def _with(self, settings: Mapping[str, Any]) -> "CohortExecutor":
+        assert self._settings is not None
+        procedure = self._settings.procedure(settings)
+        told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
+        if _memory(procedure, self.model) != _memory(self.procedure, self.model):
+            raise SettingsError(
+                f"{told}: clients would remember other tensors than under "
+                "[client]; set it there, for all rounds"
+            )
+        if procedure.needs_classes and not self.data.spec.has_classes:
+            raise SettingsError(f"{told}: needs targets that are classes")
+        made = copy.copy(self)
+        made.procedure, made._under, made._reused = procedure, {}, {}
+        if self._kept is not None:
+            self._kept.put_back()
+            made._kept = KeptState([self.model, procedure, self.task], self.layout.names)
+        if self._chain_training is not None:
+            chain = self._chain_training.chain
+            made._chain_training = ChainTraining(chain, self.task, procedure, made._loss)
+        return made
 
     def rehearse(self, features: Tensor, targets: Tensor) -> None:
         """Let torch load what it loads at the first gradient; "batched" only.
@@ -801,6 +865,13 @@ def _kept_as(name: str, tensor: Tensor, before: Tensor) -> Tensor:
             f"{tensor.dtype} {list(tensor.shape)} after it; it must keep dtype and shape"
         )
     return tensor.detach()
+
+
+def _memory(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What a client remembers under a procedure: names, shapes and dtypes."""
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    state = procedure.initial_state(params)
+    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
 
 
 def _select(condition: Tensor, chosen: Any, other: Any) -> Any:

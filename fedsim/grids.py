@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
 from fedsim.client_app import FLOWER, PARTITION, PARTITION_ID
-from fedsim.cohort import Cohort, Failure, Replies
+from fedsim.cohort import Cohort, Failure, MessagesError, Replies, why_no_cohort
 from fedsim.errors import RunError
 from fedsim.layout import Layout
 from fedsim.participation import Participation
@@ -224,11 +224,7 @@ class AdmissionGrid(GridWrapper):
         if sent is None:
             if not batch:
                 return replies
-            raise RunError(
-                "replies cannot be checked: the strategy sent messages of several kinds or "
-                "contents in "
-                "one call; use strategy.start on the grid itself"
-            )
+            raise MessagesError(why_no_cohort(batch))
         return Replies.from_messages(replies, sent).admit()
 
 
@@ -423,7 +419,12 @@ def cohort_bytes(cohort: Cohort) -> int:
             tuple((n, tuple(t.shape), t.dtype) for n, t in extra.items())
         )
     total, sent = 0, ~cohort.is_absent
-    for asked in (sent & ~cohort.is_partial, sent & cohort.is_partial):
+    asked_alike = []
+    for places, _ in cohort.alike():
+        mine = np.zeros(len(cohort), dtype=bool)
+        mine[slice(None) if cohort.own is None else list(places)] = True
+        asked_alike += [sent & mine & ~cohort.is_partial, sent & mine & cohort.is_partial]
+    for asked in asked_alike:
         if not asked.any():
             continue
         settings = cohort.config_record_of(int(np.flatnonzero(asked)[0]))

@@ -23,18 +23,24 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim import flower_internals as internals
 from fedsim.basics.ties import exceeds
-from fedsim.cohort import Failure, Replies
+from fedsim.client_settings import SettingsWatch
+from fedsim.cohort import Failure, MessagesError, Replies
 from fedsim.errors import FedsimError, RunError
+from fedsim.executor import SettingsError
 from fedsim.expectations import failed_by
 from fedsim.foreign import nested
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
-from fedsim.records import NUM_EXAMPLES, first_not_finite
+from fedsim.records import CONFIG, NUM_EXAMPLES, SERVER_ROUND, ArraysMismatchError, first_not_finite
 from fedsim.rng import derived_seed
 from fedsim.strategy import FederatedStrategy
 from fedsim.waiting import RoundNodesGrid, unchosen_minima_met
 
 _log = logging.getLogger("fedsim")
+_KEPT = (
+    "; give every array its name, as in "
+    "ArrayRecord({name: Array(values) for name, values in zip(arrays, new, strict=True)})"
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class RoundLoop:
             deployment) leaves them to the operating system, for privacy noise must not be
             predictable.
         hooks: Told of every round.
-        progress: Called with (report, done, failed, absent) after every round.
+        watch: Looks at what the strategy tells clients; None lets it be.
     """
 
     strategy: Strategy
@@ -191,6 +197,7 @@ class RoundLoop:
     hooks: Sequence[Hook] = ()
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None
+    watch: SettingsWatch | None = None
 
     def run(self, arrays: ArrayRecord, *, first_round: int = 1) -> ArrayRecord:
         """Run the rounds from `first_round` on and return the last model.
@@ -228,7 +235,9 @@ class RoundLoop:
             messages = self._configure(server_round, arrays, config)
         if server_round == 1:
             self._report_start(arrays)
-        with _timed(times, "train"):
+        if self.watch is not None:
+            self.watch.look(server_round, messages, training=True)
+        with _timed(times, "train"), self._sends(server_round, arrays):
             replies: Iterable[Message] = self.grid.send_and_receive(
                 messages, timeout=self.round_timeout_s
             )
@@ -272,7 +281,10 @@ class RoundLoop:
             self._offered(server_round, self.grid) as grid,
         ):
             messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        return messages if isinstance(messages, Sequence) else list(messages)
+        messages = messages if isinstance(messages, Sequence) else list(messages)
+        if not isinstance(self.strategy, FederatedStrategy):
+            _number(messages, server_round)
+        return messages
 
     def _aggregate(
         self,
@@ -293,6 +305,7 @@ class RoundLoop:
                 "round %d: %s kept the model as it was", server_round, type(self.strategy).__name__
             )
             return arrays, metrics
+        self._require_model(server_round, arrays, after)
         if (name := first_not_finite(after)) is not None:
             raise RunError(
                 f"round {server_round}: the aggregated '{name}' is not finite; the clients' "
@@ -338,7 +351,13 @@ class RoundLoop:
             messages = self.strategy.configure_evaluate(
                 server_round, arrays, ConfigRecord({}), offered
             )
-        replies: Iterable[Message] = grid.send_and_receive(messages, timeout=self.round_timeout_s)
+        messages = messages if isinstance(messages, Sequence) else list(messages)
+        if self.watch is not None:
+            self.watch.look(server_round, messages, training=False)
+        with self._sends(server_round, arrays):
+            replies: Iterable[Message] = grid.send_and_receive(
+                messages, timeout=self.round_timeout_s
+            )
         traffic = self._traffic("evaluate_")
         failures = failures_of(replies)
         for failure in failures:
@@ -380,6 +399,46 @@ class RoundLoop:
         self.history.append({"round": report.server_round, **report.metrics})
         for hook in self.hooks:
             hook.round_ended(report)
+
+    @contextlib.contextmanager
+    def _sends(self, server_round: int, arrays: ArrayRecord) -> Iterator[None]:
+        """Say in which round a strategy sends what cannot be answered.
+
+        Raises:
+            RunError: Naming round, strategy, cause and remedy.
+        """
+        who = f"round {server_round}: {type(self.strategy).__name__} sends"
+        try:
+            yield
+        except MessagesError as error:
+            raise RunError(f"{who} {error}") from error
+        except SettingsError as error:
+            raise RunError(f"{who} its clients {error}") from error
+        except ArraysMismatchError as error:
+            raise RunError(f"{who} another model than it was given: {error}{_KEPT}") from error
+
+    def _require_model(self, server_round: int, before: ArrayRecord, after: Any) -> None:
+        """Refuse an aggregate that is not the model.
+
+        Raises:
+            RunError: Naming round, strategy and what differs.
+        """
+        who = f"round {server_round}: {type(self.strategy).__name__} gives back"
+        if not isinstance(after, ArrayRecord):
+            raise RunError(f"{who} a {type(after).__name__}, where an ArrayRecord is due{_KEPT}")
+        if after.keys() != before.keys():
+            shown = ", ".join(f"'{name}'" for name in list(after)[:3])
+            due = ", ".join(f"'{name}'" for name in list(before)[:3])
+            raise RunError(
+                f"{who} {len(after)} arrays called {shown}, where the model's {len(before)} are "
+                f"called {due}{_KEPT}"
+            )
+        for name, array in after.items():
+            if tuple(array.shape) != tuple(before[name].shape):
+                raise RunError(
+                    f"{who} '{name}' with shape {tuple(array.shape)}, expected "
+                    f"{tuple(before[name].shape)}"
+                )
 
     @contextlib.contextmanager
     def _offered(self, server_round: int, grid: Grid) -> Iterator[Grid]:
@@ -429,6 +488,16 @@ class RoundLoop:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
+
+
+def _number(messages: Iterable[Message], server_round: int) -> None:
+    """Tell clients the round where a strategy does not, as all of Flower's do."""
+    for message in messages:
+        records = message.content.config_records
+        if not records:
+            message.content[CONFIG] = ConfigRecord({SERVER_ROUND: server_round})
+        elif SERVER_ROUND not in (settings := next(iter(records.values()))):
+            settings[SERVER_ROUND] = server_round
 
 
 def _named_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from fedsim import run_folder
 from fedsim.attacks import AttackGrid
 from fedsim.basics.kernels_in_use import decisive
 from fedsim.checkpoint import Checkpoint
+from fedsim.client_settings import ClientSettings, SettingsWatch
 from fedsim.cohort import Failure
 from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
@@ -275,6 +276,9 @@ def _execute(
             seed=seed,
             hooks=hooks,
             history=history,
+            watch=SettingsWatch(
+                ClientSettings(scenario.client), type(world.strategy).__name__, tell
+            ),
         )
         keeper.loop = loop
         with pinned_threads():

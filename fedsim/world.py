@@ -17,6 +17,7 @@ from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
 from fedsim.client.trial import Findings, try_out
 from fedsim.client_app import CohortApp
+from fedsim.client_settings import ClientSettings
 from fedsim.data import FederatedData, prepare
 from fedsim.data.statistics import label_counts
 from fedsim.devices import DeviceModel
@@ -337,7 +338,8 @@ def make_executor(
     kernels_in_use.keep(plan.bits)
     procedure = discovery.make_procedure(client)
     poison = _poison(_attack_of(attack, data), data, seed)
-    return _executor(data, task, seed, plan, CohortExecutor, procedure, data, poison=poison, **own)
+    given = {"poison": poison, "settings": ClientSettings(client)}
+    return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **own)
 
 
 def _executor(

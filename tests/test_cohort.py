@@ -164,9 +164,9 @@ def _settings(**values):
 
 NO_COHORTS = {
     "none": {"nodes": ()},
-    "several settings": {
+    "several rounds": {
         "nodes": (2, 3),
-        "contents": [_settings(x=1), _settings(x=2)],
+        "contents": [cohort(server_round=n)[0].content for n in (1, 2)],
     },
     "twice": {"nodes": (2, 2)},
     "no client": {"nodes": (1, 2)},
@@ -174,6 +174,14 @@ NO_COHORTS = {
     "query": {"kind": "query"},
     "no model": {"nodes": (2,), "contents": [RecordDict({"config": ConfigRecord({})})]},
 }
+
+
+def test_settings_that_differ_are_each_client_s_own():
+    messages = foreign((3, 2), contents=[_settings(x=1, y=5), _settings(x=2, y=5)])
+    sent = Cohort.from_messages(messages, LAYOUT)
+    assert dict(sent.config) == {"y": 5}
+    assert [dict(own) for own in sent.own] == [{"x": 2}, {"x": 1}]
+    assert dict(sent.altered(ttl=1.0)[0].content["config"]) == {"server-round": 2, "x": 2, "y": 5}
 
 
 @pytest.mark.parametrize("arguments", NO_COHORTS.values(), ids=NO_COHORTS)

@@ -9,8 +9,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim.attacks.attack import Attack, Forge, Seen, Sees
-from fedsim.cohort import Cohort, Replies
-from fedsim.errors import RunError
+from fedsim.cohort import Cohort, MessagesError, Replies, why_no_cohort
 from fedsim.flower_internals import client_of
 from fedsim.grids import GridWrapper, Observed, sent_round
 from fedsim.layout import Layout
@@ -67,10 +66,7 @@ class AttackGrid(GridWrapper):
         if not isinstance(replies, Replies):
             sent = batch if isinstance(batch, Cohort) else Cohort.from_messages(batch, self.layout)
             if sent is None:
-                raise RunError(
-                    "replies cannot be attacked: the strategy sent messages of several kinds or "
-                    "contents in one call; leave out [attack]"
-                )
+                raise MessagesError(why_no_cohort(batch))
             replies = Replies.from_messages(replies, sent)
         self._attacked |= set(byzantine.tolist()) & set(replies.client_ids.tolist())
         return attacked(replies, self.attack.forge, byzantine, self.seed, self.attack.sees)

@@ -369,9 +369,8 @@ class LocalGrid(Grid, abc.ABC):
     def _cut(self, cohort: Cohort, trains: bool) -> list[ChunkWork]:
         """Cut a cohort into chunks by the plan; a chunk of absent clients only needs no work."""
         assert isinstance(self.client_app, CohortApp)
-        bound = bound_of(cohort.config) if trains else None
         works: list[ChunkWork] = []
-        for places in self._dealt(cohort, trains):
+        for places, bound, settings in self._dealt(cohort, trains):
             chosen = list(places)
             ids = tuple(cohort.client_ids[chosen].tolist())
             absent = tuple(cohort.is_absent[chosen].tolist())
@@ -391,19 +390,30 @@ class LocalGrid(Grid, abc.ABC):
                 has_state=has_state,
                 work=() if cohort.work is None else tuple(cohort.work[chosen].tolist()),
                 clipping_norm=bound,
+                settings=settings,
             )
             limit = None if self.client_timeout_s is None else self.client_timeout_s * len(ids)
             works.append(ChunkWork(len(works), job, places, False, limit))
         return works
 
-    def _dealt(self, cohort: Cohort, trains: bool) -> list[tuple[int, ...]]:
-        """The places of each chunk's members."""
+    def _dealt(
+        self, cohort: Cohort, trains: bool
+    ) -> Iterator[tuple[tuple[int, ...], float | None, dict[str, Any]]]:
+        """The places of each chunk's members, their bound and their own keys of `[client]`."""
         assert isinstance(self.client_app, CohortApp)
         executor, size = self.client_app.executor, self.client_app.plan.chunk_size
-        samples: Sequence[int] | np.ndarray = [0] * len(cohort)
-        if trains and len(cohort) > size:
-            samples = executor.data.sizes(cohort.client_ids.tolist())
-        return deal(samples, size, "alike" if executor.pads else "even")
+        for places, config in cohort.alike():
+            bound = bound_of(config) if trains else None
+            settings = executor.settings_of(config) if trains else {}
+            if settings:
+                executor.under(settings)  # or refused here, before anybody trains
+            samples: Sequence[int] | np.ndarray = [0] * len(places)
+            if trains and len(places) > size:
+                ids = cohort.client_ids if cohort.own is None else cohort.client_ids[list(places)]
+                samples = executor.data.sizes(ids.tolist())
+            for dealt in deal(samples, size, "alike" if executor.pads else "even"):
+                mine = dealt if cohort.own is None else tuple(places[place] for place in dealt)
+                yield mine, bound, settings
 
     def _work_off(
         self,
