@@ -9,10 +9,11 @@ import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
+from flwr.common import Scalar
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import (  # type: ignore[attr-defined]
     array_record_to_proto,
@@ -21,6 +22,7 @@ from flwr.common.serde import (  # type: ignore[attr-defined]
     metadata_to_proto,
     metric_record_to_proto,
 )
+from flwr.compat.common import recorddict_compat
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -105,6 +107,41 @@ def no_endless_waiting(num_nodes: int, waits: str) -> Iterator[None]:
     finally:
         SimpleClientManager.wait_for = before  # type: ignore[method-assign]
         _patched.release()
+
+
+_OLD = {"fitins": "fitres", "evaluateins": "evaluateres"}  # what Flower's old servers ask and read
+
+
+def unreadable_by_old_server(asked: RecordDict, content: RecordDict) -> str | None:
+    """Say why a server of Flower's old interface cannot read a reply, or return None.
+
+    Args:
+        asked: The instruction's content.
+        content: The reply's.
+    """
+    kind = next((old for old in _OLD if f"{old}.config" in asked.config_records), None)
+    if kind is None:
+        return None
+    answer = _OLD[kind]
+    metrics = content.config_records.get(f"{answer}.metrics") or ConfigRecord()
+    for name, value in metrics.items():
+        if not isinstance(value, get_args(Scalar)):
+            return (
+                f"metrics['{name}'] is a {type(value).__name__}, which a server of Flower's old "
+                "interface cannot read, so that the whole reply is lost; return numbers and text"
+            )
+    try:
+        if kind == "fitins":
+            status = recorddict_compat.recorddict_to_fitres(content, keep_input=True).status
+        else:
+            status = recorddict_compat.recorddict_to_evaluateres(content).status
+    except KeyError as error:
+        return f"the reply holds no record {error}, so that the server cannot read it"
+    except Exception as error:  # whatever Flower's own reading says
+        return f"the server cannot read the reply: {type(error).__name__}: {error}"
+    if status.code.value:
+        return f"the client says {status.code.name}: {status.message}"
+    return None
 
 
 def set_message_id(message: Message, message_id: str) -> None:

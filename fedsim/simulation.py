@@ -14,6 +14,7 @@ from flwr.serverapp import ServerApp
 from fedsim import flower_internals as internals
 from fedsim.basics import kernels, kernels_in_use
 from fedsim.engine.local import LocalGrid
+from fedsim.engine.plain_replies import ReplyWatch
 from fedsim.errors import unknown
 
 _log = logging.getLogger("fedsim")
@@ -107,12 +108,15 @@ def run_simulation(
         _log.warning("%s", note)
     with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
         internals.ensure_identity()
+        watch = grid.reply_watch = ReplyWatch(lambda line: _log.warning("%s", line))
         try:
             with internals.no_endless_waiting(num_supernodes, _WAITS):
                 server_app(grid, context)
         finally:
+            watch.flush()
             for incident in grid.incidents:
-                _log.warning("%s", incident)
+                if incident not in watch.said:
+                    _log.warning("%s", incident)
     return context
 
 

@@ -28,6 +28,7 @@ from fedsim.client_app import CohortApp
 from fedsim.clipping import bound_of
 from fedsim.cohort import SETUP, Cohort, Failure, Replies
 from fedsim.engine.dealing import deal
+from fedsim.engine.plain_replies import ReplyWatch
 from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
@@ -183,6 +184,8 @@ class LocalGrid(Grid, abc.ABC):
         self.incidents: list[str] = []
         self.chunk_log: list[dict[str, Any]] = []
         self._asking = simulation_patience()
+        # looks at the replies of plain Flower apps
+        self.reply_watch: ReplyWatch | None = None
         # told how long works took that were done in one go, and how each ended
         self.watch: Callable[[float, Sequence[tuple[Work, Outcome]]], None] | None = None
         # servers of old Flower apps send from a pool of threads; calls follow one another here
@@ -630,9 +633,13 @@ class LocalGrid(Grid, abc.ABC):
                 assert isinstance(work, MessageWork)
                 self._log_detail(outcome)
                 reply = self._reply(work, outcome)
+                if self.reply_watch is not None:
+                    self.reply_watch.look(wave[work.index], reply, outcome.reason)
                 if reply is not None:
                     place = order[id(wave[work.index])]
                     replies.append((work.client, place, reply))
+        if self.reply_watch is not None:
+            self.reply_watch.end_of_call()
         return [reply for _, _, reply in sorted(replies, key=lambda item: item[:2])]
 
     def _reply(self, work: MessageWork, outcome: Outcome) -> Message | None:
