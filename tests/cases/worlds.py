@@ -19,12 +19,13 @@ DOCUMENT = {
 }
 
 
-def scenario(strategy, **tables):
+def scenario(name, /, **tables):
     """The small federation under a strategy; tables and keys given come before its own."""
-    document = {**DOCUMENT, "strategy": {"name": strategy}}
-    for name, value in tables.items():
-        own = document.get(name, {})
-        document[name] = {**own, **value} if isinstance(value, dict) else value
+    document = {**DOCUMENT, "strategy": {"name": name}}
+    for key, value in tables.items():
+        kind = value.get("kind") if isinstance(value, dict) else None
+        own = {} if kind is not None else document.get(key, {})
+        document[key] = {**own, **value} if isinstance(value, dict) else value
     return Scenario.from_resolved(document, origin="tests/cases.toml")
 
 
