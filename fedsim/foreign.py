@@ -17,6 +17,7 @@ from fedsim.records import array_record
 from fedsim.strategy import FederatedStrategy
 
 _ARRAYS, _RECORD, _TENSORS, _JSON = "arrays:", "record:", "tensors:", "json:"
+_LONG = 100  # characters of a path that are shown
 _INNER = "inner:"  # inner:NAME:KEY is the value KEY of the strategy in the attribute NAME
 
 
@@ -56,7 +57,8 @@ def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
 def why_unheld(strategy: Strategy, unheld: Unheld) -> str:
     """Say what a checkpoint cannot hold, and the way out."""
     name = type(strategy).__name__
-    where = f" in '{unheld.path}'" if unheld.path else ""
+    path = unheld.path if len(unheld.path) < _LONG else f"{unheld.path[:_LONG]}..."
+    where = f" in '{path}'" if path else ""
     return (
         f"{name} remembers {unheld.what}{where}, which a checkpoint cannot hold; to say what is to "
         f"be kept, give {name} the methods state_dict() and load_state_dict(state)"

@@ -8,7 +8,6 @@ import contextlib
 import gc
 import logging
 import math
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -29,6 +27,7 @@ from fedsim.errors import FedsimError, RunError
 from fedsim.executor import SettingsError
 from fedsim.expectations import failed_by
 from fedsim.foreign import nested
+from fedsim.global_draws import seeded
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
 from fedsim.records import CONFIG, NUM_EXAMPLES, SERVER_ROUND, ArraysMismatchError, first_not_finite
@@ -477,17 +476,8 @@ class RoundLoop:
         if isinstance(self.strategy, FederatedStrategy) or self.seed is None:
             yield
             return
-        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - Flower's, not ours
-        seed = derived_seed(self.seed, purpose, server_round)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
+        with seeded(derived_seed(self.seed, purpose, server_round)):
+            yield
 
 
 def _number(messages: Iterable[Message], server_round: int) -> None:

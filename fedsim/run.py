@@ -92,7 +92,7 @@ def start(
         RunError: If the run fails; `fedsim resume` goes on from its last checkpoint.
     """
     with _starting(profile, "data, model and plan"):
-        world = build(scenario)
+        world = build(scenario, draws_seeded=True)
         folder = run_folder.create(None if out is None else Path(out), scenario)
         with folder.recording():
             write_plan(world, folder)
@@ -128,7 +128,7 @@ def resume(
             "begun; "
             "start a new run with `fedsim run`"
         )
-    world = build(scenario)
+    world = build(scenario, draws_seeded=True)
     _require_same_data(world, folder)
     if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
         write_plan(world, folder)
@@ -498,9 +498,12 @@ class _Keeper:
         self.drain()
         if self._writing is not None and self._writing.done():
             self._written()  # or what went wrong with it
-        if report.server_round:
+        if not report.server_round:
+            return
+        saves = report.server_round % self._world.scenario.checkpoint.every == 0
+        if not saves or report.server_round == 1:
             self._memory.look(report.server_round, self._saved_round)
-        if report.server_round and report.server_round % self._world.scenario.checkpoint.every == 0:
+        if saves:
             self._save(report.server_round, report.arrays)
 
     def drain(self) -> None:
@@ -546,7 +549,7 @@ class _Keeper:
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
         """Begin to write a checkpoint: the disk works while the next rounds are computed."""
         self._written()
-        strategy = self._memory.state(server_round, self._saved_round) if server_round else {}
+        strategy = self._memory.state(self._saved_round) if server_round else {}
         if strategy is None:
             return  # said; the run goes on and can be resumed from before
         world = self._world

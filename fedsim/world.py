@@ -1,5 +1,6 @@
 """From a scenario to the objects that run it."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedsim import discovery, tasks
+from fedsim import discovery, global_draws, tasks
 from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
@@ -91,20 +92,22 @@ class World:
     make_strategy: Callable[[], Strategy] = field(kw_only=True)
 
 
-def build(scenario: Scenario, *, on_node: bool = False) -> World:
+def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = False) -> World:
     """Build everything; nothing runs yet.
 
     Args:
         scenario: What to build.
         on_node: Whether only the clients' side is wanted: the model then starts from its
             initialisation, for the weights come with the server's first message.
+        draws_seeded: Whether what a strategy draws when it is made, from the process's generators,
+            is the seed's; in a deployment it is the operating system's, as all privacy noise.
 
     Raises:
         ScenarioError: If the parts do not fit each other, or into memory.
         RunError: If the data cannot be had.
     """
     try:
-        return _build(scenario, on_node)
+        return _build(scenario, on_node, draws_seeded)
     except (MemoryError, OverflowError, ValueError) as error:
         if not is_too_large(error):
             raise
@@ -112,7 +115,7 @@ def build(scenario: Scenario, *, on_node: bool = False) -> World:
         raise ScenarioError(f"{largest}: is too large: {error}") from error
 
 
-def _build(scenario: Scenario, on_node: bool) -> World:
+def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     kernels_in_use.keep(scenario.engine.bits)
     evaluation = scenario.evaluation
     if (evaluation.clients or evaluation.pooled) and not scenario.partition.get("test_fraction"):
@@ -164,7 +167,7 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         topology.graph(data.num_clients, server_round=1, seed=scenario.seed)  # or refused here
     cohort = takes_part.expected_cohort(data.num_clients)
     make_strategy = functools.partial(
-        discovery.make_strategy, scenario.strategy, topology, cohort=cohort
+        _make_strategy, scenario, topology, cohort, seeded=draws_seeded
     )
     strategy = make_strategy()
     model = task.build_model(scenario.seed)
@@ -209,6 +212,16 @@ def _build(scenario: Scenario, on_node: bool) -> World:
         _notes(scenario, data, takes_part, plan, found, left_out),
         make_strategy=make_strategy,
     )  # fmt: skip
+
+
+def _make_strategy(
+    scenario: Scenario, topology: Topology | None, cohort: int, *, seeded: bool
+) -> Strategy:
+    draws: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if seeded:
+        draws = global_draws.seeded(derived_seed(scenario.seed, "strategy"))
+    with draws:
+        return discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
 
 
 def _notes(

@@ -4,8 +4,10 @@ What hangs at the same place in the new object is taken up in place where it is 
 else it is made anew without calling its class, which is looked up and never imported.
 """
 
+import array
 import collections
 import functools
+import itertools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -244,6 +246,11 @@ class Reader:
         )
         return functools.partial(func, *args, **keywords)
 
+    def _namespace(self, place: int, parts: list[Any], there: Any) -> types.SimpleNamespace:
+        made = self._built[place] = types.SimpleNamespace()
+        self._give(made, parts[0], there)
+        return made
+
     # --- objects --------------------------------------------------------------------------
 
     def _shell(self, place: int, label: str, there: Any, *, fresh: bool = False) -> Any:
@@ -322,6 +329,9 @@ _READERS: dict[str, Callable[[Reader, int, list[Any], Any], Any]] = {
     "bits": Reader._bits,
     "generator": lambda r, _, parts, t: np.random.Generator(r.read(parts[0])),
     "random state": Reader._random_state,
+    "count": lambda r, _, parts, t: itertools.count(*parts[0]),
+    "numbers": lambda r, _, parts, t: array.array(parts[0], parts[1]),
+    "namespace": Reader._namespace,
     "seeds": lambda r, _, parts, t: values.unpack_seeds(parts[0]),
     "random": lambda r, _, parts, t: values.unpack_random(r.read(parts[0])),
     "torch generator": Reader._torch_generator,

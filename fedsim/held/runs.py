@@ -24,7 +24,7 @@ class RunMemory:
     ) -> None:
         self._strategy, self._make, self._tell = strategy, make, tell
         self._held = StrategyMemory(strategy)
-        self._tried: set[int] = set()
+        self._tried: set[str] = set()  # kinds of objects
         self._lost = False  # what was tried came back otherwise
         self._told: set[Unheld] = set()
 
@@ -39,18 +39,26 @@ class RunMemory:
 
     def look(self, server_round: int, saved: int) -> None:
         """Say what could not be held now; before round 1 and after it, restore it and compare."""
-        if self._say(self._held.unheld(), saved) or not self._held.is_users:
-            return
-        if server_round <= 1 and server_round not in self._tried and not self._lost:
-            self._tried.add(server_round)
-            self._try(saved)
+        if server_round <= 1:
+            self.state(saved)
+        else:
+            self._say(self._held.unheld(), saved)
 
-    def state(self, server_round: int, saved: int) -> dict[str, Any] | None:
-        """Return what a checkpoint holds; None where it would not be whole, which is said."""
+    def state(self, saved: int) -> dict[str, Any] | None:
+        """Return what a checkpoint holds; None where it would not be whole, which is said.
+
+        What is of a kind that was not there before is tried first.
+
+        Args:
+            saved: The round of the last whole checkpoint.
+        """
         held = self._held.hold()
-        if self._say(held.unheld, saved) or self._lost:
+        if self._say(held.unheld, saved):
             return None
-        return held.state
+        if self._held.is_users and not self._lost and not held.kinds <= self._tried:
+            self._tried |= held.kinds
+            self._try(saved)
+        return None if self._lost else held.state
 
     def _try(self, saved: int) -> None:
         name = type(self._strategy).__name__

@@ -1,22 +1,20 @@
 """What a checkpoint holds of a strategy, and whether it comes back from it as it was."""
 
-import contextlib
 import enum
 import hashlib
 import json
 import logging
-import random
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
+from fedsim.global_draws import seeded
 from fedsim.held.kinds import says_what_to_keep
 from fedsim.held.reading import Reader
 from fedsim.held.trust import Known, is_users, label_of
@@ -27,7 +25,7 @@ from fedsim.tensor_file import DTYPES
 
 GRAPH, TENSORS = "held:graph", "held:tensors"
 _SMALL = 2**20  # bytes of a class's or module's value that is held whether it has changed or not
-_MANY = 20_000  # objects from which looking at them after every round would take its time
+_MANY = 5_000  # objects from which looking at them after every round would take its time
 
 
 class Held(NamedTuple):
@@ -36,10 +34,12 @@ class Held(NamedTuple):
     Attributes:
         state: Values by name, as a checkpoint takes them.
         unheld: What it cannot hold: with any, the state is not whole.
+        kinds: The kinds of objects in it, by how they are written and their classes.
     """
 
     state: dict[str, Any]
     unheld: tuple[Unheld, ...]
+    kinds: frozenset[str] = frozenset({"nothing"})
 
 
 class StrategyMemory:
@@ -76,13 +76,19 @@ class StrategyMemory:
         self._many = len(writer.nodes)
         state = self._plain_fields()
         if graph["root"] is not None or graph["around"]:
-            state[GRAPH] = json.dumps({**graph, "nodes": writer.nodes})
-            state[TENSORS] = {str(i): tensor for i, tensor in enumerate(writer.tensors)}
-        return Held(state, tuple(writer.unheld))
+            places, state[TENSORS] = _together(writer.tensors)
+            state[GRAPH] = json.dumps({**graph, "nodes": writer.nodes, "places": places})
+        kinds = {f"{n[0]} {n[1] if isinstance(n[1], str) else ''}" for n in writer.nodes if n[1:]}
+        return Held(state, tuple(writer.unheld), frozenset(kinds | {"nothing"}))
 
     def unheld(self) -> tuple[Unheld, ...]:
-        """Return what a checkpoint could not hold now; nothing is looked at when that is long."""
-        return () if self._many > _MANY else self.hold().unheld
+        """Return what of its attributes a checkpoint could not hold now; of few objects only."""
+        if self._many > _MANY:
+            return ()
+        writer = Writer(self._known, self._fixed)
+        self._root(writer)
+        self._many = len(writer.nodes)
+        return tuple(writer.unheld)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Give the strategy what `hold` returned.
@@ -99,7 +105,8 @@ class StrategyMemory:
             self._restore(second, held.state, beside=True)
         except CheckpointError as error:
             return str(error)
-        mine, other = Writer(self._known), Writer(self._known)
+        mine = Writer(self._known, comparing=True)
+        other = Writer(self._known, comparing=True)
         _write_root(mine, self._strategy), _write_root(other, second)
         return _first_difference(mine, other)
 
@@ -107,7 +114,7 @@ class StrategyMemory:
         fields = {name: v for name, v in state.items() if name not in (GRAPH, TENSORS)}
         if GRAPH in state:
             graph = json.loads(state[GRAPH])
-            tensors = [state[TENSORS][str(i)] for i in range(len(state[TENSORS]))]
+            tensors = [state[TENSORS][n][a : a + size] for n, a, size in graph["places"]]
             reader = Reader(graph["nodes"], tensors, self._known, beside=beside)
             try:
                 fields |= _read_root(reader, graph["root"], strategy)
@@ -149,20 +156,8 @@ class StrategyMemory:
 
 def try_out(memory: StrategyMemory, second: Strategy) -> str | None:
     """Say what a second strategy is not given back as the first remembers it, or None."""
-    with _generators_kept():
+    with seeded(0):  # whatever is drawn meanwhile
         return memory.differs(second)
-
-
-@contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Leave the process's generators as they are, whatever is drawn meanwhile."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - whoever draws
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _write_root(writer: Writer, strategy: Strategy) -> Any:
@@ -199,6 +194,23 @@ def _read_root(reader: Reader, root: Any, strategy: Strategy) -> dict[str, Any]:
     reader._give(strategy, root["attributes"], strategy)
     vars(strategy).update(kept)
     return fields
+
+
+def _together(tensors: Sequence[Tensor]) -> tuple[list[Any], dict[str, Tensor]]:
+    """Lay bytes `[n]` that are few beside one another: (name, start, size) of each, and by name."""
+    places: list[Any] = []
+    large: dict[str, Tensor] = {}
+    small: list[Tensor] = []
+    end = 0
+    for tensor in tensors:
+        if tensor.numel() >= _SMALL:
+            places.append([str(len(places)), 0, tensor.numel()])
+            large[places[-1][0]] = tensor
+        else:
+            places.append(["small", end, tensor.numel()])
+            small.append(tensor.cpu())
+            end += tensor.numel()
+    return places, {**large, **({"small": torch.cat(small)} if small else {})}
 
 
 def _is_plain(value: Any) -> bool:

@@ -12,7 +12,6 @@ _OURS = ("flwr", "fedsim", "strategies", "clients", "torch", "numpy")
 _MAKEABLE = ("flwr.", "fedsim.", "strategies.", "clients.", "torch.optim.", "torch.nn.")
 _PLAIN = {
     ("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter"),
-    ("types", "SimpleNamespace"),
     *(("builtins", name) for name in (
         "bool", "int", "float", "str", "list", "dict", "set", "tuple", "frozenset", "max", "min",
         "sum", "abs", "len", "sorted", "any", "all", "round",

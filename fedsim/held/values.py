@@ -10,6 +10,7 @@ import fractions
 import pathlib
 import random
 import uuid
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,20 @@ def unpack_random(state: Any) -> random.Random:
     return made
 
 
+def pack_count(counter: Any) -> list[Any]:
+    """Return where an `itertools.count` is, and its step.
+
+    Raises:
+        UnheldError: If it counts something else than plain numbers.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        (start, *step) = counter.__reduce__()[1]
+    if any(type(v) not in (int, float) for v in (start, *step)):
+        raise UnheldError("a count of something else than numbers")
+    return [start, *step]
+
+
 def pack_flower_array(array: Array) -> tuple[list[Any], Tensor]:
     """Return (dtype, shape, kind) and the bytes of an array of Flower's."""
     content = torch.frombuffer(bytearray(array.data), dtype=torch.uint8) if array.data else None
@@ -153,6 +168,7 @@ PLAIN: dict[type, tuple[str, *_Pair]] = {
     bytes: ("bytes", _bytes_text, base64.b64decode),
     bytearray: ("bytearray", _bytes_text, lambda text: bytearray(base64.b64decode(text))),
     complex: ("complex", lambda z: [z.real, z.imag], lambda pair: complex(*pair)),
+    slice: ("slice", lambda s: [s.start, s.stop, s.step], lambda three: slice(*three)),
     range: ("range", lambda r: [r.start, r.stop, r.step], lambda three: range(*three)),
     datetime.datetime: (
         "datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat,

@@ -4,11 +4,13 @@ A value is itself (None, numbers, text) or `{"@": i}`, the i-th node: what two p
 one node, and is one object again when it is read.
 """
 
+import array
 import collections
 import concurrent.futures
 import enum
 import functools
 import io
+import itertools
 import logging
 import random
 import re
@@ -77,10 +79,17 @@ class Writer:
         known: The classes and functions that a reader will find by name.
         fixed: What had no name but was there before round 1, by its path: it will be there again
             in a new object. None takes all for such.
+        comparing: Whether attributes without state are left out: a new object may lack them.
     """
 
-    def __init__(self, known: Known, fixed: Mapping[str, object] | None = None) -> None:
-        self._known, self._before = known, fixed
+    def __init__(
+        self,
+        known: Known,
+        fixed: Mapping[str, object] | None = None,
+        *,
+        comparing: bool = False,
+    ) -> None:
+        self._known, self._before, self._comparing = known, fixed, comparing
         self.nodes: list[Any] = []
         self.tensors: list[Tensor] = []
         self.paths: dict[int, str] = {}  # of the nodes that `write` was called for
@@ -354,7 +363,11 @@ class Writer:
 
     def _attributes(self, value: Any, path: str) -> list[Any]:
         named = getattr(value, "__dict__", {})
-        return [[k, self.write(v, joined(path, k))] for k, v in list(named.items())]
+        return [
+            [k, self.write(v, joined(path, k))]
+            for k, v in list(named.items())
+            if not (self._comparing and isinstance(v, _STATELESS))
+        ]
 
     def _in_slots(self, value: Any, path: str) -> list[Any]:
         return [
@@ -372,6 +385,9 @@ _WRITERS: tuple[tuple[Any, Callable[[Writer, Any, str], list[Any]]], ...] = (
     (np.random.Generator, Writer._generator),
     (np.random.BitGenerator, Writer._bits),
     (np.random.RandomState, Writer._random_state),
+    (itertools.count, lambda w, v, p: ["count", values.pack_count(v)]),
+    (array.array, lambda w, v, p: ["numbers", v.typecode, v.tolist()]),
+    (types.SimpleNamespace, lambda w, v, p: ["namespace", w._attributes(v, p)]),
     (np.random.SeedSequence, lambda w, v, p: ["seeds", values.pack_seeds(v)]),
     (random.Random, Writer._python_random),
     (torch.Generator, Writer._torch_generator),

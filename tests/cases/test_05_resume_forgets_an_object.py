@@ -1,6 +1,7 @@
 """Whatever of a user's strategy differs after a round is state and comes back on a resume."""
 
 import json
+import logging
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 
 import fedsim
 from cases import rememberers, worlds
+from fedsim.checkpoint import latest
 from fedsim.errors import CheckpointError
 from fedsim.foreign import dump_attributes, load_attributes
 from fedsim.held.strategies import StrategyMemory, try_out
@@ -168,3 +170,56 @@ def test_a_checkpoint_makes_no_object_of_a_class_that_the_strategy_does_not_know
     graph["root"]["attributes"].append(["planted", {"@": len(graph["nodes"]) - 1}])
     with pytest.raises(CheckpointError, match="a TemporaryDirectory"):
         load_attributes(Holder(), {**dump_attributes(strategy), "held:graph": json.dumps(graph)})
+
+
+class LateTwoFaced(rememberers.Moving):
+    """From its second round on it holds a helper that forgets the half of what it says."""
+
+    helper = None
+
+    def moved(self, old, new):
+        self.rounds = getattr(self, "rounds", 0) + 1
+        if self.rounds == 2:
+            self.helper = TwoFaced()
+        return new
+
+
+class TwoFaced:
+    def __init__(self):
+        self.kept = 0
+
+    def state_dict(self):
+        self.kept += 1
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_is_new_is_tried_before_it_is_relied_on(every, tmp_path, caplog):
+    described = worlds.scenario(
+        "cases.test_05_resume_forgets_an_object:LateTwoFaced", rounds=3, checkpoint={"every": every}
+    )
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        result = fedsim.start(described, out=tmp_path / "run")
+    (said,) = [r.getMessage() for r in caplog.records if "[strategy]" in r.getMessage()]
+    kept = 1 if every == 1 else 0
+    assert "was restored from a checkpoint to try it, and" in said
+    assert f"would begin again after round {kept};" in said
+    assert latest(result.folder / "checkpoints").name == f"round_{kept:06d}.safetensors"
+
+
+def test_a_strategy_s_own_draws_when_it_is_made_are_the_seed_s(tmp_path):
+    described = worlds.scenario("cases.test_05_resume_forgets_an_object:Drawn", rounds=1)
+    found = [fedsim.start(described, out=tmp_path / str(n)).summary for n in range(2)]
+    assert found[0]["params_sha256"] == found[1]["params_sha256"]
+
+
+class Drawn(rememberers.Moving):
+    def __init__(self):
+        super().__init__()
+        self.share = np.random.random() + float(torch.rand(1))  # noqa: NPY002 - as users do
+
+    def moved(self, old, new):
+        return [n * self.share for n in new]
