@@ -106,6 +106,7 @@ def test_a_function_that_sees_the_strategy_sees_the_one_that_came_back():
     assert fresh.rule(2.0) == 6.0
 
 
+@pytest.mark.slow  # torch imports its compiler at the first optimiser
 def test_an_optimizer_made_in_a_round_goes_on_with_the_strategy_s_own_parameters():
     strategy = Holder()
     strategy.params = [torch.nn.Parameter(torch.ones(2))]

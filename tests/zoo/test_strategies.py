@@ -15,7 +15,7 @@ import fedsim
 from fedsim.run_folder import JsonLines
 from zoo import strategies
 
-QUICK = ("Slots", "TorchOptimizer", "ByLoss", "OfTheClass", "Ours")
+QUICK = ("Slots", "FlatMomentum", "ByLoss", "OfTheClass", "Ours")
 TABLES = {"rounds": 5, "checkpoint": {"every": 1}}
 
 
