@@ -17,7 +17,7 @@ from fedsim.errors import CheckpointError
 from fedsim.global_draws import seeded
 from fedsim.held.kinds import says_what_to_keep
 from fedsim.held.reading import Reader
-from fedsim.held.trust import Known, is_users, label_of
+from fedsim.held.trust import Known, adopt, is_users, label_of
 from fedsim.held.values import UnheldError
 from fedsim.held.writing import Unheld, Writer
 from fedsim.strategy import SESSION_FIELDS, FederatedStrategy, state_fields
@@ -54,6 +54,7 @@ class StrategyMemory:
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
+        adopt(type(strategy))
         self.is_users = any(is_users(cls.__module__) for cls in type(strategy).__mro__)
         self._known = Known([type(strategy)])
         first = Writer(self._known)

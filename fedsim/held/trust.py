@@ -19,6 +19,18 @@ _PLAIN = {
 }  # fmt: skip
 
 
+_adopted: set[str] = set()  # packages that are installed and hold a strategy of the user's
+
+
+def adopt(cls: type) -> None:
+    """Take the package of a strategy for the user's own, wherever it is installed."""
+    for each in cls.__mro__:
+        top = each.__module__.partition(".")[0]
+        if top not in _OURS and top not in sys.stdlib_module_names and top not in _adopted:
+            _adopted.add(top)
+            is_users.cache_clear()
+
+
 def label_of(thing: Any) -> str:
     """Return `module:qualname` of a class or function."""
     return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
@@ -30,6 +42,8 @@ def is_users(module: str) -> bool:
     top = module.partition(".")[0]
     if not top or top in _OURS or (top in sys.stdlib_module_names and top != "__main__"):
         return False
+    if top in _adopted:
+        return True
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return top == "__main__"

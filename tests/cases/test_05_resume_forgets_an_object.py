@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sysconfig
 import threading
 
 import numpy as np
@@ -224,3 +225,23 @@ class Drawn(rememberers.Moving):
 
     def moved(self, old, new):
         return [n * self.share for n in new]
+
+
+def test_a_strategy_of_an_installed_package_is_the_user_s_too(tmp_path, monkeypatch):
+    place = tmp_path / "installed"
+    place.mkdir()
+    (place / "installed_strategy.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Helper:\n    pass\n"
+        "class Late(FedAvg):\n    helper = None\n"
+    )
+    monkeypatch.syspath_prepend(str(place))
+    paths = {**sysconfig.get_paths(), "purelib": str(place)}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    from installed_strategy import Helper, Late
+
+    strategy = Late()
+    strategy.helper = Helper()
+    strategy.helper.value = 3
+    assert StrategyMemory(strategy).is_users
+    assert back(strategy).helper.value == 3
