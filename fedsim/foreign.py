@@ -11,8 +11,8 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import CheckpointError
+from fedsim.held.kinds import Unheld
 from fedsim.held.strategies import GRAPH, Held, StrategyMemory
-from fedsim.held.writing import Unheld
 from fedsim.records import array_record
 from fedsim.strategy import FederatedStrategy
 

@@ -1,13 +1,25 @@
 """What kind of thing an object is, as far as it decides how it is written."""
 
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedsim.held.trust import is_users
 
 _HEAP_TYPE = 1 << 9  # Python's flag of classes that are made by a `class` statement
+
+
+class Unheld(NamedTuple):
+    """Something that a checkpoint cannot hold.
+
+    Attributes:
+        path: Where it hangs, such as `helper.stream`.
+        what: What it is.
+    """
+
+    path: str
+    what: str
 
 
 def says_what_to_keep(cls: type) -> bool:

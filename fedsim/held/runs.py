@@ -6,8 +6,8 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.foreign import load_attributes, why_unheld
+from fedsim.held.kinds import Unheld
 from fedsim.held.strategies import GRAPH, StrategyMemory, try_out
-from fedsim.held.writing import Unheld
 
 
 class RunMemory:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fedsim.errors import CheckpointError
 from fedsim.global_draws import seeded
-from fedsim.held.kinds import says_what_to_keep
+from fedsim.held.kinds import Unheld, says_what_to_keep
 from fedsim.held.reading import Reader
 from fedsim.held.trust import Known, adopt, is_users, label_of
 from fedsim.held.values import UnheldError
-from fedsim.held.writing import Unheld, Writer
+from fedsim.held.writing import Writer
 from fedsim.strategy import SESSION_FIELDS, FederatedStrategy, state_fields
 from fedsim.tensor_file import DTYPES
 

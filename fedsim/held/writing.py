@@ -18,7 +18,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedsim.held import values
 from fedsim.held.kinds import (
+    Unheld,
     address,
     classes_of,
     has_own,
@@ -58,18 +59,6 @@ _RECORDS: dict[type, str] = {
 }  # fmt: skip
 _SPARE = 2**20  # bytes that are held with a view although it does not show them
 _MOST = 1_000_000  # nodes; what holds more is no memory of a strategy
-
-
-class Unheld(NamedTuple):
-    """Something that a checkpoint cannot hold.
-
-    Attributes:
-        path: Where it hangs, such as `helper.stream`.
-        what: What it is.
-    """
-
-    path: str
-    what: str
 
 
 class Writer:
