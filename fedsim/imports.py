@@ -1,15 +1,24 @@
 """Objects of the user's own, named in a scenario by import path: `package.module:name`."""
 
 import ast
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from fedsim.basics import project
+from fedsim.basics.sources import Code, behind
 from fedsim.errors import ScenarioError, nearest
 
-_beside: list[str] = []
+_WHERE = "is the folder that holds it on PYTHONPATH? `--set modules=FOLDER` says where it is"
+_NAME = r"[^\W\d]\w*"
+_DOTTED = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}(\.{_NAME})*")
 
 
 def is_import_path(name: str) -> bool:
@@ -22,22 +31,130 @@ def is_import_path(name: str) -> bool:
     return ":" in name
 
 
-def search_beside(folder: Path, path: str) -> None:
-    """Look for modules in a scenario's folder too, last of all, if what `path` names lies there."""
-    module = path.partition(":")[0].partition(".")[0]
-    if not module.isidentifier():
+def import_paths(tables: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tables name by import path, by where they say so, tables within them too.
+
+    Example:
+        >>> import_paths({"task": {"model": "mine:net"}, "data": {"name": "digits"}})
+        {'[task] model': 'mine:net'}
+    """
+    found: dict[str, str] = {}
+
+    def look(name: str, table: Mapping[str, Any]) -> None:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                look(f"{name}.{key}", value)
+            elif isinstance(value, str) and _DOTTED.fullmatch(value) and _names_one(value):
+                found[f"[{name}] {key}"] = value
+
+    for name, table in tables.items():
+        if isinstance(table, Mapping):
+            look(name, table)
+    return found
+
+
+def _names_one(path: str) -> bool:
+    return not path.startswith("flower:")  # Flower's own
+
+
+def folders_of(paths: Mapping[str, str], given: str, beside: Path | None) -> list[str]:
+    """Return the folders in which what is named by import path lies, and open them.
+
+    Args:
+        paths: Import paths, by where they are named.
+        given: The folders as they were given, like PYTHONPATH's; empty to look for them.
+        beside: The scenario's folder; None where it has no file.
+
+    Returns:
+        Absolute folders. Of what is installed there is none.
+
+    Raises:
+        ScenarioError: If a folder that was given is not there, or a module beside the scenario has
+            the name of one that is installed, which would come first.
+    """
+    if given:
+        found = [_there(each, beside) for each in given.split(os.pathsep) if each]
+        project.enter(found)
+        return found
+    found = []
+    for where, path in paths.items():
+        top = path.partition(":")[0].partition(".")[0]
+        near = None
+        if beside is not None and top.isidentifier():
+            near = project.provides(str(beside.resolve()), top)
+        if near is not None:
+            _refuse_hidden(f"{where} = '{path}'", top, near)
+        if near is not None and project.installed(top) is None:
+            root: str | None = str(beside.resolve()) if beside is not None else None
+        else:
+            root = project.root_outside(top)
+        if root is not None and root not in found:
+            found.append(root)
+    project.enter(found)
+    return found
+
+
+def _there(folder: str, beside: Path | None) -> str:
+    path = Path(folder).expanduser()
+    if beside is not None and (beside / path).is_dir():
+        path = beside / path
+    if not path.is_dir():
+        raise ScenarioError(
+            f"modules = '{folder}': there is no such folder; where the modules that are named by "
+            "import path lie is said by `--set modules=FOLDER`"
+        )
+    return str(path.resolve())
+
+
+def _refuse_hidden(where: str, top: str, near: str) -> None:
+    """Refuse a module beside a scenario that `import` does not find, for another comes first."""
+    first = project.installed(top)
+    if first is None or top == "__main__" or os.path.isdir(near):
         return
-    place = str(folder.resolve())
-    found = os.path.join(place, module)  # os.path says no to what can be no path at all
-    lies_there = os.path.isdir(found) or os.path.isfile(f"{found}.py")
-    if lies_there and place not in sys.path:
-        sys.path.append(place)
-        _beside.append(place)
+    found = importlib.util.find_spec(top)
+    other = first if not os.path.isabs(first) else f"the installed {first}"
+    if found is None or os.path.realpath(found.origin or "") != os.path.realpath(near):
+        raise ScenarioError(
+            f"{where}: {near} lies beside the scenario, but a module '{top}' comes first that is "
+            f"{other}; give the one beside another name"
+        )
 
 
-def folders_beside() -> list[str]:
-    """Return the folders that `search_beside` has added: worker processes need them as well."""
-    return list(_beside)
+def code_behind(paths: Iterable[str], folders: Sequence[str]) -> Code:
+    """Return the files behind import paths, as they are now.
+
+    Args:
+        paths: Import paths.
+        folders: Where modules are looked for first.
+    """
+    modules = {path.partition(":")[0] for path in paths}
+    if "__main__" not in modules:
+        return behind(modules, folders)
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and os.path.isfile(script):
+        return behind(modules, folders, script)
+    found = behind(modules - {"__main__"}, folders)
+    mine = [path.partition(":")[2] for path in paths if path.startswith("__main__:")]
+    sources = {f"__main__.{name}": _source_sha256(name) for name in mine}
+    known = {name: digest for name, digest in sources.items() if digest is not None}
+    why = f"__main__: of {', '.join(mine)} the source alone is known, not what it uses"
+    return Code({**found.files, **known}, (*found.unfollowed, why))
+
+
+def _source_sha256(name: str) -> str | None:
+    """The hash of the source of what a notebook defines."""
+    try:
+        source = inspect.getsource(getattr(sys.modules["__main__"], name.partition(".")[0]))
+    except (OSError, TypeError, AttributeError):
+        return None
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def of_main(paths: Iterable[str]) -> dict[str, object]:
+    """Return what import paths name of `__main__`, by name: a worker's `__main__` is another."""
+    names = {p.partition(":")[2].partition(".")[0] for p in paths if p.startswith("__main__:")}
+    main = vars(sys.modules["__main__"])
+    return {name: main[name] for name in sorted(names) if name in main}
 
 
 def names_in_source(module: str, variable: str) -> list[str] | None:
@@ -99,7 +216,7 @@ def resolve(path: str, *, what: str) -> object:
     except ModuleNotFoundError as error:
         asked = f"{module_name}.".startswith(f"{error.name}.")
         needs = "" if asked else f"module '{module_name}' needs a missing one: "
-        advice = "; is the folder that holds it on PYTHONPATH?" if asked else ""
+        advice = "; " + _WHERE if asked else ""
         raise ScenarioError(f"{where}: {needs}no module named '{error.name}'{advice}") from error
     except Exception as error:
         kind = type(error).__name__

@@ -39,6 +39,16 @@ def apply(document: dict[str, Any], overrides: Iterable[str]) -> None:
         table[parts[-1]] = value
 
 
+def key_of(override: str) -> list[str]:
+    """Return the parts of the key that an assignment is for.
+
+    Example:
+        >>> key_of("engine.kind=inline")
+        ['engine', 'kind']
+    """
+    return _key_parts(override.partition("=")[0])
+
+
 def _key_parts(text: str) -> list[str]:
     """Split a dotted key as TOML does; metric names need no quotes."""
     try:

@@ -116,8 +116,8 @@ class ScenarioItem(pytest.Item):
             measurer=_measurer_of(self.config),
         )
         self.user_properties.append(("seconds", round(verdict.seconds, 3)))
-        if verdict.note:
-            self.add_report_section("call", "fedsim", f"{self.path.stem}: {verdict.note}")
+        if remark := verdict.remark:
+            self.add_report_section("call", "fedsim", f"{self.path.stem}: {remark}")
         if not verdict.holds:
             raise _BrokenError("\n".join(verdict.lines()))
 

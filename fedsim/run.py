@@ -28,10 +28,11 @@ from fedsim.client_settings import ClientSettings, SettingsWatch
 from fedsim.cohort import Failure
 from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
-from fedsim.errors import BusyError, CheckpointError, FedsimError, ScenarioError
+from fedsim.errors import BusyError, CheckpointError, FedsimError
 from fedsim.expectations import check_expectations
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.held.runs import RunMemory
+from fedsim.left_behind import take_up, write_code
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
 from fedsim.poison import Trigger
 from fedsim.recorded import WatchHook
@@ -111,23 +112,18 @@ def resume(
     Args:
         run: The run folder.
         workers: At most so many Ray workers; None takes the scenario's.
-        overrides: Assignments that do not change results, such as "engine.kind=inline".
+        overrides: Assignments that do not change results, such as "engine.kind=inline", or that
+            say where something lies that has been moved: "data.path=...", "modules=...".
         progress: Shows how far it is.
 
     Raises:
-        ScenarioError: If the folder is not a run's, or an override would change its result.
+        ScenarioError: If the folder is not a run's, an override would change its result, something
+            is no longer where it was, or code of the user's own has changed.
         CheckpointError: If the checkpoint is torn, foreign or incompatible.
         RunError: If the run fails again.
     """
     folder = run_folder.open_existing(Path(run))
-    saved = folder.scenario()
-    scenario = saved.with_overrides(overrides)
-    if scenario.sha256 != saved.sha256:
-        raise ScenarioError(
-            f"{run}: --set {' --set '.join(overrides)} would change the result of a run that has "
-            "begun; "
-            "start a new run with `fedsim run`"
-        )
+    scenario = take_up(folder, overrides)
     world = build(scenario, draws_seeded=True)
     _require_same_data(world, folder)
     if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
@@ -136,13 +132,14 @@ def resume(
 
 
 def write_plan(world: World, folder: RunFolder) -> None:
-    """Write the execution plan and the manifest of data and partition into a run folder."""
+    """Write the plan, the manifest of data and partition, and the code into a run folder."""
     for name, content in (
         ("plan.json", world.plan.to_json()),
         ("manifest.json", _manifest(world)),
     ):
         with taking(folder.file(name)):
             write_json_atomic(folder.file(name), content)
+    write_code(world.code, folder)
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         title = f"{world.topology.kind}, {world.scenario.stem}"
@@ -188,6 +185,7 @@ def execute(
         extra_hooks: Told of every round after the run's own.
         profile: Learns where the time goes.
     """
+    world.scenario.open_folders()
     with _only_one(folder):
         return _execute(world, folder, grid, seed, progress, extra_hooks, profile)
 

@@ -56,9 +56,20 @@ class RunFolder(NamedTuple):
         """Return the scenario that the run was started with, overrides included."""
         from fedsim.scenario import Scenario
 
+        return Scenario.from_resolved(self.document(), origin=str(self.file(SCENARIO_FILE)))
+
+    def document(self) -> dict[str, Any]:
+        """Return the tables of that scenario as they were written.
+
+        Raises:
+            ScenarioError: If the file holds no table.
+        """
         file = self.file(SCENARIO_FILE)
         # Read as it stands: a scenario has no non-finite numbers, and a title may well be "nan".
-        return Scenario.from_resolved(_read(file), origin=str(file))
+        found = _read(file)
+        if not isinstance(found, dict):
+            raise ScenarioError(f"{file}: is not a scenario: it must be a table")
+        return found
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import discovery
-from fedsim.basics import kernels_in_use
+from fedsim.basics import kernels_in_use, project
 from fedsim.basics.kernels import Bits
+from fedsim.basics.sources import Code
 from fedsim.errors import ScenarioError, nearest
 from fedsim.expectations import Expectation
-from fedsim.imports import is_import_path, search_beside
+from fedsim.imports import code_behind, folders_of, import_paths, is_import_path
 from fedsim.overrides import apply
 from fedsim.scenario_checks import check_clients, validated
 from fedsim.scenario_tables import (
@@ -38,9 +39,9 @@ from fedsim.scenario_tables import (
 )
 
 # What may differ between two runs which still have the same result: where and how fast it is
-# computed, what is written down and what is claimed. A path says where data or a graph lies; what
-# it holds is in the manifest's own hash.
-_NO_MATTER = ("title", "source", "tier", "checkpoint", "output", "expect")
+# computed, what is written down and what is claimed. A path says where data, a graph or code lies;
+# what it holds is in the manifest's own hash, or in `code.json`.
+_NO_MATTER = ("title", "source", "tier", "modules", "checkpoint", "output", "expect")
 _NO_MATTER_ENGINE = (
     "kind",
     "workers",
@@ -52,6 +53,7 @@ _NO_MATTER_ENGINE = (
     "silence_timeout_s",
     "state_limit_mb",
 )
+_WITH_CODE = ("task", "data", "strategy", "client", "attack")  # may name something by import path
 # keys that decide results and came later, by table: at these values a scenario has its old hash
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
@@ -98,6 +100,7 @@ class Scenario:
         output: What is written besides metrics.
         expect: The claims, by metric.
         origin: What messages call the scenario: its file.
+        modules: The folders of what is named by import path, as PYTHONPATH lists folders.
     """
 
     title: str
@@ -120,6 +123,7 @@ class Scenario:
     output: Output
     expect: dict[str, Expectation]
     origin: str
+    modules: str = ""
 
     @property
     def stem(self) -> str:
@@ -132,6 +136,10 @@ class Scenario:
         A path below the home folder is written with `~`, so that no user is named.
         """
         document: dict[str, Any] = {name: getattr(self, name) for name in Head.model_fields}
+        folders = [_without_user(each) for each in self.modules.split(os.pathsep) if each]
+        document["modules"] = os.pathsep.join(folders)
+        if not folders:
+            del document["modules"]
         document |= {name: dict(getattr(self, name)) for name in FACTORY_TABLES}
         document |= {name: dict(t) for name in OPTIONAL_TABLES if (t := getattr(self, name))}
         fixed = {name: getattr(self, name) for name in (*OPTIONAL_FIXED, *FIXED_TABLES)}
@@ -154,6 +162,29 @@ class Scenario:
             for key, value in table.items()
             if isinstance(value, str) and is_import_path(value) and not value.startswith("flower:")
         ]
+
+    @property
+    def import_paths(self) -> list[str]:
+        """What is named by import path, the loader of its data too."""
+        return list(import_paths({name: getattr(self, name) for name in _WITH_CODE}).values())
+
+    @property
+    def code(self) -> Code:
+        """The files behind what is named by import path, as they are now."""
+        return code_behind(self.import_paths, self.folders)
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of what is named by import path."""
+        return [each for each in self.modules.split(os.pathsep) if each]
+
+    def open_folders(self) -> None:
+        """Let this scenario's modules be found from now on, and no other project's.
+
+        Does nothing where nothing is named by import path.
+        """
+        if self.import_paths:
+            project.enter(self.folders)
 
     @property
     def promise(self) -> Bits:
@@ -200,6 +231,7 @@ class Scenario:
         if not isinstance(document, Mapping):
             raise ScenarioError(f"{origin}: is not a scenario: it must be a table")
         _pin(document)
+        document = _with_folders(document, origin, None)
         return cls(**validated(document, origin=origin, folder=None))
 
     def with_overrides(self, overrides: Sequence[str]) -> "Scenario":
@@ -268,8 +300,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         overrides: Assignments such as "engine.kind=inline"; values are TOML, bare words strings.
 
     Returns:
-        The scenario, complete with defaults. When it names something by import path that lies
-        beside it, its folder is from now on searched for modules, after everything else.
+        The scenario, complete with defaults. When it names something by import path, its folder
+        is searched for modules from now on, in place of that of a scenario before it.
 
     Raises:
         ScenarioError: With one line for everything that is wrong.
@@ -286,10 +318,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         raise ScenarioError(f"{origin}: invalid TOML: {message[:1].lower()}{message[1:]}") from None
     apply(document, overrides)
     _pin(document)
-    for table in document.values():
-        for value in table.values() if isinstance(table, dict) else ():
-            if isinstance(value, str) and is_import_path(value):
-                search_beside(file.parent, value)
+    document = _with_folders(document, origin, file.parent)
     return Scenario(**validated(document, origin=origin, folder=file.parent))
 
 
@@ -303,6 +332,18 @@ def find(path: str | Path) -> Path:
         ScenarioError: If there is none.
     """
     return _find(path)[0]
+
+
+def code_in(document: Mapping[str, Any], origin: str) -> Code:
+    """Return the files behind what a resolved scenario names by import path; nothing is imported.
+
+    Raises:
+        ScenarioError: If the folder in which they lay is not there.
+    """
+    document = _with_folders(document, origin, None)
+    paths = import_paths({name: document[name] for name in _WITH_CODE if name in document})
+    folders = [each for each in document["modules"].split(os.pathsep) if each]
+    return code_behind(paths.values(), folders)
 
 
 def _find(path: str | Path) -> tuple[Path, str]:
@@ -332,6 +373,24 @@ def _pin(document: Mapping[str, Any]) -> None:
     engine = document.get("engine")
     if isinstance(engine, Mapping) and engine.get("bits") == "portable":
         kernels_in_use.pin_portable()
+
+
+def _with_folders(document: Mapping[str, Any], origin: str, folder: Path | None) -> dict[str, Any]:
+    """Return a document that says where what it names by import path lies, and open that."""
+    document = dict(document)
+    tables = {name: document[name] for name in _WITH_CODE if name in document}
+    paths = import_paths(tables)
+    given = document.get("modules", "")
+    if not isinstance(given, str):  # is refused with all the rest
+        return document
+    document["modules"] = ""
+    if paths:
+        try:
+            folders = folders_of(paths, given, folder)
+        except ScenarioError as error:
+            raise ScenarioError(f"{origin}: {error}") from error
+        document["modules"] = os.pathsep.join(folders)
+    return document
 
 
 def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,13 +175,24 @@ class Output(Table):
 
 
 class Head(Table):
-    """The keys outside every table."""
+    """The keys outside every table.
+
+    Attributes:
+        title: One line for people.
+        source: What it reproduces.
+        seed: The seed of every draw.
+        rounds: The number of rounds.
+        tier: When tests run it.
+        modules: The folder of what is named by import path, several as in PYTHONPATH; "" looks
+            beside the scenario's file and on `sys.path`.
+    """
 
     title: str = ""
     source: str = ""
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=10, ge=1)
     tier: Literal["fast", "slow", "gpu", "deploy"] = "fast"
+    modules: str = ""
 
 
 OPTIONAL_FIXED: dict[str, type[Table]] = {"devices": Devices}  # a scenario may leave them out

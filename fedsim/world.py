@@ -16,6 +16,8 @@ from fedsim import discovery, global_draws, tasks
 from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
+from fedsim.basics.project import Project
+from fedsim.basics.sources import NO_CODE, Code
 from fedsim.client.trial import Findings, try_out
 from fedsim.client_app import CohortApp
 from fedsim.client_settings import ClientSettings
@@ -27,6 +29,7 @@ from fedsim.executor import CohortExecutor, ExecutorKind
 from fedsim.flower_strategies import check_model
 from fedsim.foreign import nested
 from fedsim.idle_keys import idle_keys
+from fedsim.imports import of_main
 from fedsim.layout import Layout, tensors_of
 from fedsim.models.pretrained import Pretrained
 from fedsim.participation import Participation
@@ -73,6 +76,7 @@ class World:
         kept: Tensors of the model that no round changes on the server.
         notes: What a user should know of it before it runs, in lines.
         make_strategy: Makes the strategy once more, as another process would.
+        code: The files behind what is named by import path, as they were imported.
     """
 
     scenario: Scenario
@@ -90,6 +94,7 @@ class World:
     kept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     make_strategy: Callable[[], Strategy] = field(kw_only=True)
+    code: Code = NO_CODE
 
 
 def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = False) -> World:
@@ -116,6 +121,8 @@ def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = Fal
 
 
 def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
+    scenario.open_folders()
+    code = scenario.code
     kernels_in_use.keep(scenario.engine.bits)
     evaluation = scenario.evaluation
     if (evaluation.clients or evaluation.pooled) and not scenario.partition.get("test_fraction"):
@@ -209,8 +216,8 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, layout, arrays, devices,
         weights, _kept(layout, model, options),
-        _notes(scenario, data, takes_part, plan, found, left_out),
-        make_strategy=make_strategy,
+        _notes(scenario, data, takes_part, plan, found, left_out, code),
+        make_strategy=make_strategy, code=code,
     )  # fmt: skip
 
 
@@ -231,6 +238,7 @@ def _notes(
     plan: ExecutionPlan,
     found: Findings | None,
     left_out: str | None,
+    code: Code,
 ) -> tuple[str, ...]:
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
@@ -244,8 +252,19 @@ def _notes(
         *kernels_in_use.notes(plan.bits),
         _beyond_portable(scenario),
         *idle_keys(scenario),
+        _not_followed(code),
     ]
     return tuple(note for note in notes if note is not None)
+
+
+def _not_followed(code: Code) -> str | None:
+    """Say which code of the user's own a later run cannot be held against."""
+    if not code.unfollowed:
+        return None
+    return (
+        f"code that decides the result and cannot be followed: {'; '.join(code.unfollowed)}; when "
+        "it changes, nobody notices"
+    )
 
 
 def _beyond_portable(scenario: Scenario) -> str | None:
@@ -326,33 +345,48 @@ def make_app(
         plan: The run's execution plan.
         found: What a trial of the user's code has found; None where none is in it.
     """
-    own = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    options = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    # the first to be unpickled: what comes after it may name the project's modules
+    paths = scenario.import_paths
+    own = Project(scenario.folders if paths else None, of_main(paths))
     build_executor = functools.partial(
-        make_executor, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
-        dict(scenario.attack), **own,
+        make_executor, own, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
+        dict(scenario.attack), **options,
     )  # fmt: skip
     return CohortApp(build_executor, plan)
 
 
 def make_executor(
+    own: Project,
     data: FederatedData,
     task: Mapping[str, Any],
     client: Mapping[str, Any],
     seed: int,
     plan: ExecutionPlan,
     attack: Mapping[str, Any] | None = None,
-    **own: bool,
+    **options: bool,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
+
+    Args:
+        own: Opened the project's folders when it arrived in this process.
+        data: The clients' data.
+        task: The scenario's table, as are `client` and `attack`.
+        client: What runs on clients.
+        seed: The scenario's seed.
+        plan: How the run computes.
+        attack: Who attacks, or None.
+        **options: The executor's, for code of the user's own.
 
     Raises:
         ScenarioError: If the process cannot keep the plan's promise about bits.
     """
+    own.open()
     kernels_in_use.keep(plan.bits)
     procedure = discovery.make_procedure(client)
     poison = _poison(_attack_of(attack, data), data, seed)
     given = {"poison": poison, "settings": ClientSettings(client)}
-    return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **own)
+    return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
 
 
 def _executor(

@@ -2,9 +2,9 @@ import sys
 
 import pytest
 
-from fedsim import imports
+from fedsim.basics.project import enter, opened, plain_path
 from fedsim.errors import ScenarioError
-from fedsim.imports import folders_beside, names_in_source, resolve, search_beside
+from fedsim.imports import folders_of, names_in_source, resolve
 
 
 @pytest.fixture
@@ -60,18 +60,19 @@ def test_a_missing_name_is_refused_with_the_nearest_one(module):
         resolve("mine_typo:smal_net", what="[task] model")
 
 
-def test_a_module_beside_a_scenario_is_found_and_nothing_else_is_searched(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(imports, "_beside", [])
+def test_a_module_beside_a_scenario_is_found_and_nothing_else_is_searched(tmp_path):
+    here = str(tmp_path)
     for path in ("not_there:f", "../x:f", ":f", "x" * 300 + ":f"):
-        search_beside(tmp_path, path)
-    assert folders_beside() == []
+        assert folders_of({"[task] model": path}, "", tmp_path) == []
+    assert opened() == ()
     (tmp_path / "mine_beside.py").write_text("f = 1\n")
-    search_beside(tmp_path, "mine_beside:f")
-    search_beside(tmp_path, "mine_beside:f")
-    assert folders_beside() == [str(tmp_path)] == sys.path[-1:]
+    assert folders_of({"[task] model": "mine_beside:f"}, "", tmp_path) == [here]
+    assert (opened(), sys.path[-1]) == ((here,), here)
+    assert here not in plain_path()
     assert resolve("mine_beside:f", what="[task] model") == 1
-    del sys.modules["mine_beside"]
+    enter([])
+    assert here not in sys.path
+    assert "mine_beside" not in sys.modules
 
 
 def test_names_are_read_from_a_source_without_running_it(tmp_path, monkeypatch):

@@ -48,7 +48,6 @@ def test_the_next_command_that_is_printed_runs(tmp_path):
 def imported(monkeypatch):
     """A function that imports a file; what it imports in turn is forgotten afterwards."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("fedsim.imports._beside", [])
     before = set(sys.modules)
 
     def imported(file):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
+from fedsim.basics.sources import changes
 from fedsim.checking.drift import (
     Drift,
     drifts,
@@ -34,6 +35,7 @@ class Verdict:
         note: What is otherwise and no drift, and why; or that there is no recording.
         edited: Whether the scenario is another than was recorded.
         altered: Whether assignments on the command line were made to it.
+        changed: What became of files of the user's own code since then, in words.
     """
 
     scenario: Path
@@ -43,6 +45,14 @@ class Verdict:
     note: str = ""
     edited: bool = False
     altered: bool = False
+    changed: str = ""
+
+    @property
+    def remark(self) -> str:
+        """The note, and what became of the code where nothing has drifted all the same."""
+        kept = self.changed and not self.drifts
+        code = f"{self.changed} since it was recorded; results are the same" if kept else ""
+        return "; ".join(filter(None, (self.note, code)))
 
     @property
     def holds(self) -> bool:
@@ -62,6 +72,8 @@ class Verdict:
         if self.edited:
             return [*found, f"{name}: was edited since it was recorded; {_update(self.scenario)}"]
         apart = self.drifts or []
+        if apart and self.changed:
+            found.append(f"{name}: {self.changed} since it was recorded")
         found += [f"{name}: {drift}" for drift in apart[:_SHOWN]]
         if len(apart) > _SHOWN:
             found.append(f"{name}: and {len(apart) - _SHOWN} more")
@@ -101,7 +113,8 @@ def check(
     if not same_environment(golden, now) and not same_models(golden, now):
         note = f"hashes of models differ, and may: {other_environment(golden, now)}"
     edited = golden.scenario_sha256 != now.scenario_sha256
-    return Verdict(scenario, claims, apart, seconds, note, edited, bool(overrides))
+    changed = changes(golden.code, now.code) if golden.code else ""
+    return Verdict(scenario, claims, apart, seconds, note, edited, bool(overrides), changed)
 
 
 def record(
@@ -125,7 +138,7 @@ def record(
 
     Returns:
         The recording; what was otherwise before, None when there was no recording; and whether it
-        was written, which it is where nothing drifted but the environment is another.
+        was written, which it is where nothing drifted but the environment or the code is another.
 
     Raises:
         ScenarioError: If the scenario is refused, or its claims do not hold.
@@ -140,7 +153,8 @@ def record(
             "claim or what broke it first"
         )
     moved = None if before is None else drifts(before, now)
-    if before is not None and not moved and same_environment(before, now):
+    same = before is not None and same_environment(before, now) and before.code == now.code
+    if before is not None and not moved and same:
         return before, [], False
     reason = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

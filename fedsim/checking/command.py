@@ -105,10 +105,12 @@ def run_golden(
         measurer = stack.enter_context(Measurer()) if update else None
         for file in select(names, "all").files:
             if update:
+                before = read(place_of(file))
                 made, moved, written = record(
                     file, str(why), overrides, data=data, measurer=measurer
                 )
-                lines += _updated(file, moved, written)
+                edited = before is not None and before.code != made.code
+                lines += _updated(file, moved, written, edited)
             else:
                 found = read(place_of(file))
                 lines += _history(file, found)
@@ -140,7 +142,7 @@ def _one(
     row = (file.stem, claims, *_recorded(verdict), f"{verdict.seconds:.1f} s")
     lines = verdict.lines()
     apart = None if verdict.drifts is None else [each._asdict() for each in verdict.drifts]
-    result = {"claims": verdict.claims, "drifts": apart, "note": verdict.note}
+    result = {"claims": verdict.claims, "drifts": apart, "note": verdict.remark}
     return HELD if verdict.holds else BROKEN, row, lines, result
 
 
@@ -164,12 +166,14 @@ def _error(error: Exception) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-def _updated(file: Path, moved: list[Any] | None, written: bool) -> list[str]:
+def _updated(file: Path, moved: list[Any] | None, written: bool, edited: bool) -> list[str]:
     if moved is None:
         return [f"{file.stem}: recorded in {place_of(file)}"]
     if not written:
         return [f"{file.stem}: does what was recorded; nothing to update"]
-    why = [f"  {drift}" for drift in moved] or ["  nothing drifted; the environment is another"]
+    why = [f"  {drift}" for drift in moved] or [
+        f"  nothing drifted; the {'code' if edited else 'environment'} is another"
+    ]
     return [f"{file.stem}: recorded anew in {place_of(file)}", *why]
 
 

@@ -1,6 +1,7 @@
 """Running a scenario for its recording, or to be held against it."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -90,14 +91,14 @@ class Measurer:
             ScenarioError: If it cannot be built.
             RunError: If one of the runs fails.
         """
-        here = _portable(scenario)
+        here, code = _portable(scenario), scenario.code
         first = _first_rounds(here)
         self._measured += 1
         folder = self._place / str(self._measured)
-        whole = Cell(0, scenario.stem, here, folder / "whole")
+        whole = Cell(0, scenario.stem, here, folder / "whole", code=code.sha256)
         # a short scenario in float64 is its own first rounds
         same = first.sha256 == here.sha256
-        traced = whole if same else Cell(1, scenario.stem, first, folder / "traced")
+        traced = whole if same else replace(whole, scenario=first, folder=folder / "traced")
         cells = [whole] if same else [whole, traced]
         failed = self._pool.run(cells)
         for cell in cells:
@@ -113,6 +114,7 @@ class Measurer:
             partition_sha256=summary["partition_sha256"],
             trace=_trace(traced.folder, trace["params_sha256"]),
             environment=_environment(whole),
+            code=code.files,
         )
         seconds = summary["wall_time_s"] + (0.0 if same else trace["wall_time_s"])
         return Measured(recording, summary["expect"], seconds)

@@ -44,6 +44,8 @@ class Recording:
             without the processor), versions of torch and NumPy, `threads`, `executor` and
             `chunk_size`.
         history: Why it was recorded, oldest first: `date`, `why`, `fedsim` (the version).
+        code: The hash of each file of the user's own code; empty without any, or when recorded
+            before that was kept.
     """
 
     scenario_sha256: str
@@ -54,6 +56,7 @@ class Recording:
     trace: Trace
     environment: dict[str, Any]
     history: list[dict[str, str]] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)
 
 
 def place_of(scenario: Path) -> Path:
@@ -80,7 +83,8 @@ def read(path: Path) -> Recording | None:
             raise ScenarioError(
                 f"{path}: is no recording of format {_FORMAT}; record the scenario anew"
             )
-        values = {key: found[key] for key in Recording.__dataclass_fields__}
+        values = {key: found[key] for key in Recording.__dataclass_fields__ if key != "code"}
+        values["code"] = dict(found.get("code", {}))
         return Recording(**{**values, "trace": Trace(**found["trace"])})
     except (KeyError, TypeError) as error:
         raise ScenarioError(f"{path}: is no whole recording: {error}") from None
@@ -96,7 +100,10 @@ def write(path: Path, recording: Recording) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = to_json({"format": _FORMAT, **asdict(recording)})
+        document = {"format": _FORMAT, **asdict(recording)}
+        if not recording.code:
+            del document["code"]
+        text = to_json(document)
         write_text_atomic(path, _in_rows(text) + "\n")
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be written: {error.strerror}") from error

@@ -95,6 +95,7 @@ def run(
 Examples:
   fedsim resume runs/quickstart-20260101T120000Z-1a2b
   fedsim resume runs/first --workers 1 --set engine.kind=inline
+  fedsim resume runs/first --set data.path=/new/place/data.csv --set modules=/new/place/project
 """,
 )
 def resume(
@@ -107,7 +108,7 @@ def resume(
     """Go on with an interrupted run, to the same bits.
 
     RUN is the folder of a run; it goes on from its last checkpoint. Only what cannot change the
-    result may be set anew, such as the engine that computes it.
+    result may be set anew, such as the engine that computes it, or where files lie that were moved.
     """
 
     def produce() -> Outcome:
@@ -115,7 +116,10 @@ def resume(
         from fedsim.run_folder import open_existing
 
         check_workers(workers)
-        loaded = open_existing(run_folder).scenario().with_overrides(overrides or [])
+        folder = open_existing(run_folder)
+        from fedsim.left_behind import take_up
+
+        loaded = take_up(folder, overrides or [])
         from fedsim.run import resume as go_on
 
         with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:

@@ -37,7 +37,6 @@ from fedsim.engine.vigil import Vigil
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
 from fedsim.errors import RunError
 from fedsim.executor import ChunkResult
-from fedsim.imports import folders_beside
 from fedsim.layout import Payload
 
 try:
@@ -568,16 +567,8 @@ def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: 
 
 
 def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
-    """Where worker processes find what the scenario names, before they read their app.
-
-    Args:
-        variables: What else their environment has.
-    """
-    found = dict(variables)
-    if beside := folders_beside():
-        paths = [*filter(None, [os.environ.get("PYTHONPATH")]), *beside]
-        found["PYTHONPATH"] = os.pathsep.join(paths)
-    return {"env_vars": found} if found else None
+    """What the environment of worker processes has besides the driver's."""
+    return {"env_vars": dict(variables)} if variables else None
 
 
 @contextlib.contextmanager

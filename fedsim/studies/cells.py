@@ -35,6 +35,7 @@ class Cell:
         scenario: The scenario with the seed, computed in the process that runs it.
         folder: Its run folder.
         given: Whether the folder was given and is never run.
+        code: The hash of the user's own code that it is of; empty without any.
     """
 
     variant: int
@@ -42,6 +43,7 @@ class Cell:
     scenario: Scenario
     folder: Path
     given: bool = False
+    code: str = ""
 
     @property
     def seed(self) -> int:
@@ -78,6 +80,7 @@ def cells_of(variants: Sequence[Variant], seeds: Sequence[int], study: Path) -> 
         study: The study's folder.
     """
     made = []
+    codes = [v.scenario.code.sha256 if v.code is None else v.code for v in variants]
     for seed in dict.fromkeys([*seeds, *(s for v in variants for s in v.given)]):
         for place, variant in enumerate(variants):
             name = f"{variant.name}, seed {seed}"
@@ -86,9 +89,9 @@ def cells_of(variants: Sequence[Variant], seeds: Sequence[int], study: Path) -> 
                 if seed in variant.given:
                     made.append(Cell(place, name, scenario, variant.given[seed], given=True))
                 continue
-            digits = fingerprint(scenario)[:_DIGITS]
+            digits = fingerprint(scenario, codes[place])[:_DIGITS]
             folder = study / CELLS / f"{scenario.stem}-{digits}-seed{seed}"
-            made.append(Cell(place, name, scenario, folder))
+            made.append(Cell(place, name, scenario, folder, code=codes[place]))
     return made
 
 

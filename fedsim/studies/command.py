@@ -8,6 +8,7 @@ from fedsim.errors import ScenarioError
 from fedsim.run_folder import taking, write_json_atomic
 from fedsim.studies import given as given_
 from fedsim.studies.cells import cells_of, locked
+from fedsim.studies.code import said_of_code
 from fedsim.studies.compare import Comparison, Question, compare, document_of
 from fedsim.studies.declared import Declared, is_study, recall, remember
 from fedsim.studies.outcome import LAST, check_metric, parse_target
@@ -76,6 +77,7 @@ def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
             Pool(study, workers=asked.workers, watch=progress) as pool,
         ):
             remember(declared, study)
+            code = said_of_code([v.scenario for v in declared.variants if not v.given], study)
             cells = cells_of(declared.variants, declared.seeds, study)
             there = sum(cell.finished for cell in cells)
             progress.expect(len(cells) - there, there)
@@ -84,8 +86,8 @@ def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
     except KeyboardInterrupt as error:
         vars(error)["fedsim_go_on"] = f"`fedsim compare {study}`"
         raise
-    document = {**document_of(found), "files": [str(file) for file in files]}
-    lines = [*comparison_lines(found, width=width), "", _see(study, files)]
+    document = {**document_of(found), "code": code, "files": [str(file) for file in files]}
+    lines = [*code, *comparison_lines(found, width=width), "", _see(study, files)]
     return Answer(document, lines, bool(found.failures))
 
 

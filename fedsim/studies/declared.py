@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.basics.sources import NO_CODE
 from fedsim.errors import RunError, ScenarioError
+from fedsim.left_behind import code_of
 from fedsim.run_folder import taking, write_json_atomic
 from fedsim.scenario import Scenario
 from fedsim.studies.variants import Variant
@@ -72,4 +74,8 @@ def recall(study: Path) -> Declared:
 def _variant(document: Mapping[str, Any], origin: str) -> Variant:
     scenario = Scenario.from_resolved(document["scenario"], str(document.get("origin", origin)))
     given = {int(seed): Path(path) for seed, path in document["given"].items()}
-    return Variant({str(k): str(v) for k, v in document["labels"].items()}, scenario, given)
+    labels = {str(k): str(v) for k, v in document["labels"].items()}
+    code = None
+    for folder in given.values():
+        code = (code_of(folder) or NO_CODE).sha256
+    return Variant(labels, scenario, given, code)

@@ -8,6 +8,7 @@ from fedsim.errors import ScenarioError
 from fedsim.run_folder import taking, versions, write_json_atomic
 from fedsim.studies import evidence_file
 from fedsim.studies.cells import locked
+from fedsim.studies.code import said_of_code
 from fedsim.studies.command import Answer
 from fedsim.studies.evidence import gather
 from fedsim.studies.evidence_report import evidence_document, page
@@ -52,6 +53,7 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
             StudyProgress(quiet=quiet) as progress,
             Pool(asked.out, workers=asked.workers, watch=progress) as pool,
         ):
+            code = said_of_code((s for each in declared for s in each.scenarios()), asked.out)
             for each in declared:
                 progress.note(f"{each.name}: {each.document.title}")
                 one = gather(each, asked.out, seeds=asked.seeds, pool=pool, expect=progress.expect)
@@ -74,6 +76,6 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
         if row["minus"]
     ]  # fmt: skip
     head = ["study", "setting", "step", "minus", "difference", "the method is"]
-    lines = [*grid(head, rows, width=width, left=4), "", str(place)]
+    lines = [*code, *grid(head, rows, width=width, left=4), "", str(place)]
     document = {"page": str(place), "studies": documents}
     return Answer(document, lines, failed=False)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedsim import discovery
 from fedsim.errors import ScenarioError, nearest, unknown
 from fedsim.factories import reason, show
+from fedsim.scenario import Scenario
 from fedsim.studies.grids import Grid, Point, check
 from fedsim.studies.outcome import check_metric
 from fedsim.studies.tune import check_metric_is_no_test
@@ -122,7 +123,7 @@ class Declaration(NamedTuple):
 
     Attributes:
         path: The file.
-        sha256: The hash of its content and of its scenario's.
+        sha256: The hash of its content, of its scenario's and of the user's own code.
         document: What it says.
         scenario: The scenario's file or name.
         data: A folder with a folder for each data set that is read from files, by its name.
@@ -173,6 +174,11 @@ class Declaration(NamedTuple):
         overrides = [*self.document.set, *setting.set, *arm.set, *more]
         (made,) = of_scenarios([self.scenario], [], overrides)
         return Variant({ARM: arm.name}, made.scenario.with_data(self.data))
+
+    def scenarios(self) -> list[Scenario]:
+        """Return the scenarios of all arms in all settings."""
+        settings = self.document.settings
+        return [variant.scenario for each in settings for variant in self.variants(each)]
 
     def grid(self) -> Grid:
         """Return the grid of step sizes."""
@@ -249,6 +255,8 @@ def read(path: Path) -> Declaration:
                     declared.variants(setting, [assigned] * len(declared.arms_of(setting)))
         except ScenarioError as error:
             raise ScenarioError(f"{path}: {setting.title}: {error}") from error
+    if code := "".join(sorted({scenario.code.sha256 for scenario in declared.scenarios()})):
+        declared = declared._replace(sha256=hashlib.sha256(content + code.encode()).hexdigest())
     return declared
 
 

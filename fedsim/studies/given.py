@@ -5,15 +5,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.sources import NO_CODE
 from fedsim.errors import ScenarioError
 from fedsim.factories import show
+from fedsim.left_behind import code_of
 from fedsim.run_folder import SCENARIO_FILE, SUMMARY_FILE, open_existing
 from fedsim.scenario import Scenario
 from fedsim.studies.variants import Variant, fingerprint
 
 RUN_AXIS = "run"
 _MOST_AXES = 3  # keys that may tell runs apart; beyond that the folders' names do
-_NO_AXIS = ("title", "source", "seed", "tier", "engine", "checkpoint", "output", "expect")
+_NO_AXIS = (
+    "title",
+    "source",
+    "seed",
+    "tier",
+    "modules",
+    "engine",
+    "checkpoint",
+    "output",
+    "expect",
+)
 
 
 def is_run(path: str) -> bool:
@@ -27,22 +39,24 @@ def of_runs(paths: Sequence[str]) -> list[Variant]:
     Raises:
         ScenarioError: If a run is not finished or two are of the same scenario and seed.
     """
-    found: dict[str, tuple[Scenario, dict[int, Path]]] = {}
+    found: dict[str, tuple[Scenario, str, dict[int, Path]]] = {}
     for path in map(Path, paths):
         scenario = open_existing(path).scenario()
         if not (path / SUMMARY_FILE).is_file():
             raise ScenarioError(f"{path}: is not finished; `fedsim resume {path}` goes on with it")
-        alike = fingerprint(replace(scenario, seed=0))
-        _, folders = found.setdefault(alike, (scenario, {}))
+        code = (code_of(path) or NO_CODE).sha256
+        alike = fingerprint(replace(scenario, seed=0), code)
+        _, _, folders = found.setdefault(alike, (scenario, code, {}))
         if scenario.seed in folders:
             raise ScenarioError(
                 f"{path}: is of the same scenario and seed as {folders[scenario.seed]}"
             )
         folders[scenario.seed] = path
     groups = list(found.values())
-    keys = _telling([scenario for scenario, _ in groups])
+    keys = _telling([scenario for scenario, _, _ in groups])
     return [
-        Variant(_labels(scenario, folders, keys), scenario, folders) for scenario, folders in groups
+        Variant(_labels(scenario, folders, keys), scenario, folders, code)
+        for scenario, code, folders in groups
     ]
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from fedsim.basics.kernels import Bits, environment
+from fedsim.basics.project import plain_path
 from fedsim.run_folder import LOG_FILE, taking
 from fedsim.studies.cells import Cell
 from fedsim.studies.machine import has_room, usable_processors
@@ -50,7 +51,7 @@ class _Worker:
         self.fresh = True  # it has not said yet how much memory it takes
         self.ending = False
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
+            [sys.executable, "-P", "-c", _START, json.dumps(plain_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -68,6 +69,7 @@ class _Worker:
             "folder": str(cell.folder),
             "scenario": scenario.resolved(),
             "origin": scenario.origin,
+            "code": cell.code,
         }
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its end is told by the reader

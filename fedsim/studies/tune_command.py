@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fedsim.errors import ScenarioError
 from fedsim.run_folder import taking, write_json_atomic
 from fedsim.studies.cells import locked
+from fedsim.studies.code import said_of_code
 from fedsim.studies.command import Answer, default_folder
 from fedsim.studies.grids import Grid, Point, check, draw
 from fedsim.studies.outcome import LAST, check_metric
@@ -85,6 +86,7 @@ def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
             StudyProgress(quiet=quiet) as progress,
             Pool(study, workers=asked.workers, watch=progress) as pool,
         ):
+            code = said_of_code([variant.scenario for variant in plain], study)
             names = [variant.name if variant.labels else "" for variant in plain]
             tuned = tune(names, make, grid, seeds, study, rule, pool, progress.expect)
             document = {"study": str(study), **tuned_document(tuned)}
@@ -95,7 +97,7 @@ def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
     except KeyboardInterrupt as error:
         vars(error)["fedsim_go_on"] = "the same command"
         raise
-    lines = [*tuned_lines(tuned, width=width), "", f"{study}: tune.json, tune.csv, tune.png"]
+    lines = [*code, *tuned_lines(tuned, width=width), "", f"{study}: tune.json, tune.csv, tune.png"]
     return Answer(document, lines, any(best is None for best in tuned.best))
 
 

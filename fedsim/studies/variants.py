@@ -22,11 +22,13 @@ class Variant:
         labels: What it is called, by axis, such as `{"strategy.name": "fedau"}`.
         scenario: The scenario; each cell has its own seed.
         given: Folders of runs that are there already, by seed; a variant that has them runs none.
+        code: The hash of the user's own code that they are of; None takes it as it is now.
     """
 
     labels: Mapping[str, str]
     scenario: Scenario
     given: Mapping[int, Path] = field(default_factory=dict)
+    code: str | None = None
 
     @property
     def name(self) -> str:
@@ -227,7 +229,7 @@ def refuse_equal(variants: Sequence[Variant]) -> None:
     """Refuse variants that are the same scenario: nothing could differ between them."""
     seen: dict[str, Variant] = {}
     for variant in variants:
-        key = fingerprint(variant.scenario)
+        key = fingerprint(variant.scenario, variant.code)
         if key in seen:
             raise ScenarioError(
                 f"{variant.name} and {seen[key].name} are the same scenario: nothing that decides "
@@ -236,13 +238,19 @@ def refuse_equal(variants: Sequence[Variant]) -> None:
         seen[key] = variant
 
 
-def fingerprint(scenario: Scenario) -> str:
-    """Return a hash of what decides a run's result, the files that it names included.
+def fingerprint(scenario: Scenario, code: str | None = None) -> str:
+    """Return a hash of what decides a run's result, files that it names and its code included.
 
     The scenario's own hash leaves paths out, for the data's is in the manifest; here nothing has
     been read yet, so a file counts by its content and a folder by its files' sizes and times.
+
+    Args:
+        scenario: The scenario.
+        code: The hash of the user's own code; None takes it as it is now. Without any code it is
+            empty and changes no hash.
     """
     digest = hashlib.sha256(scenario.sha256.encode())
+    digest.update((scenario.code.sha256 if code is None else code).encode())
     document = scenario.resolved()
     for table, key in WITH_PATHS.items():
         if isinstance(path := (document.get(table) or {}).get(key), str):

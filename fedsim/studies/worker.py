@@ -1,8 +1,9 @@
 """A process that runs cells one after another: what `pool` starts and talks to.
 
-It reads one JSON document per line from standard input, `{"folder", "scenario", "origin"}`, and
-writes what happens to standard output in the same way. When standard input ends it ends, in the
-middle of a run too: whoever asked for the run is gone, and a run can be resumed.
+It reads one JSON document per line from standard input,
+`{"folder", "scenario", "origin", "code"}`, and writes what happens to standard output in the same
+way. When standard input ends it ends, in the middle of a run too: whoever asked for the run is
+gone, and a run can be resumed.
 """
 
 import gc
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, RunError, ScenarioError
 from fedsim.progress import Progress
 
 Say = Callable[[Mapping[str, Any]], None]
@@ -85,6 +86,11 @@ def _run(job: Mapping[str, Any], say: Say) -> dict[str, Any]:
     folder = Path(job["folder"])
     try:
         scenario = Scenario.from_resolved(job["scenario"], job["origin"])
+        if job["code"] and scenario.code.sha256 != job["code"]:
+            raise RunError(
+                f"{', '.join(scenario.import_paths)}: the code has changed since the command was "
+                "given; give it again"
+            )
         progress = _Told(scenario.rounds, say)
         if (folder / SCENARIO_FILE).is_file():
             resume(folder, overrides=["engine.kind=inline"], progress=progress)

@@ -1,1 +1,1 @@
-"""Reduced cases: what users did, what happened, and what must happen instead."""
+"""What users met: one file for each case, named after it."""

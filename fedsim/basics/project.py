@@ -1,0 +1,301 @@
+"""The folders whose modules a scenario names: those of one project are open at a time.
+
+Two projects of a session may each have a `model.py`. So a scenario's folders are opened whenever it
+is read or built: what other projects have imported is put aside, to be there again when theirs are
+opened, and a module whose file has changed is imported anew. Modules of an open folder are compiled
+from the bytes of their file, never taken from a store of compiled ones, which knows files by whole
+seconds. What is installed and what Python brings along comes first, as everywhere.
+"""
+
+import functools
+import hashlib
+import importlib
+import os
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Any
+
+OURS = frozenset({"fedsim", "strategies", "clients", "__main__"})  # never put aside
+
+_lock = threading.RLock()
+_open: tuple[str, ...] = ()
+_managed: set[str] = set()  # every folder that was ever open
+_added: list[str] = []  # what of them stands on sys.path
+_aside: dict[str, dict[str, ModuleType]] = {}  # by folder
+_loaded: dict[str, str] = {}  # the hash of each file as it was imported
+
+
+def enter(folders: Sequence[str]) -> None:
+    """Open a project's folders, and no others.
+
+    Args:
+        folders: Absolute paths, the first one first; none closes those that are open.
+    """
+    global _open
+    wanted = tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))
+    with _lock:
+        if wanted != _open:
+            _put_aside(wanted)
+            _open = wanted
+            _managed.update(wanted)
+            _stand_on_path(wanted)
+            if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+                sys.meta_path.insert(0, _Finder())
+            importlib.invalidate_caches()
+            for folder in wanted:
+                for name, module in _aside.pop(folder, {}).items():
+                    sys.modules.setdefault(name, module)
+        _forget_changed(wanted)
+
+
+def opened() -> tuple[str, ...]:
+    """Return the folders that are open."""
+    return _open
+
+
+def plain_path() -> list[str]:
+    """Return `sys.path` as it is without open folders."""
+    return [entry for entry in sys.path if entry not in _added]
+
+
+def provides(folder: str, top: str) -> str | None:
+    """Return the file or folder that makes a top-level module in a folder, or None.
+
+    A folder without `__init__.py` is one only where Python finds nothing else.
+    """
+    inside = os.path.join(folder, top)
+    for file in (os.path.join(inside, "__init__.py"), f"{inside}.py"):
+        if os.path.isfile(file):
+            return file
+    spec = PathFinder.find_spec(top, [folder])
+    if spec is None:
+        return None
+    return spec.origin or inside
+
+
+def installed(top: str) -> str | None:
+    """Return what comes before any project's module of that name, in words, or None."""
+    if top in OURS:
+        return "fedsim's own"
+    if top in sys.stdlib_module_names:
+        return "Python's own"
+    return _in_packages(top)
+
+
+def root_outside(top: str) -> str | None:
+    """Return the folder on `sys.path` in which a module lies that is not installed, or None."""
+    if not top.isidentifier() or installed(top) is not None:
+        return None
+    path = [entry for entry in plain_path() if not is_installed(entry)]
+    spec = PathFinder.find_spec(top, path) or _installed_to_be_edited(top)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is not None:
+        inside = next(iter(spec.submodule_search_locations), None)
+        return None if inside is None else os.path.realpath(os.path.dirname(inside))
+    if not spec.has_location or spec.origin is None:
+        return None
+    return os.path.realpath(os.path.dirname(spec.origin))
+
+
+@functools.cache
+def is_installed(folder: str) -> bool:
+    """Return whether a folder of `sys.path` holds Python's own modules or installed packages."""
+    real = os.path.realpath(folder or os.curdir)
+    if {"site-packages", "dist-packages"} & set(real.split(os.sep)):
+        return True
+    own = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    return real in own or os.path.dirname(real) in own or real.endswith(".zip")
+
+
+class Project:
+    """A project that goes to another process: unpickled there, it opens the same folders.
+
+    Args:
+        folders: Its folders; None where nothing is named by import path.
+        main: What of `__main__` is named, by name: it travels by value.
+    """
+
+    def __init__(self, folders: Sequence[str] | None, main: Mapping[str, Any]) -> None:
+        self._folders, self._main = folders, dict(main)
+
+    def open(self) -> None:
+        """Let its modules be found, and no other project's."""
+        if self._folders is not None:
+            enter(self._folders)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self._folders, self._main)
+
+
+def _arrive(folders: Sequence[str] | None, main: Mapping[str, Any]) -> Project:
+    arrived = Project(folders, main)
+    arrived.open()
+    for name, value in main.items():
+        setattr(sys.modules["__main__"], name, value)
+    return arrived
+
+
+class _Loader(SourceFileLoader):
+    """Compiles what the file says now, and remembers what that was."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        source = self.get_data(path)
+        _loaded[os.path.realpath(path)] = hashlib.sha256(source).hexdigest()
+        code: CodeType = self.source_to_code(source, path)
+        return code
+
+
+class _Finder:
+    """Finds modules of the open folders before those of other folders that are not installed."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of a module in an open folder."""
+        if not _open or name.partition(".")[0] in OURS:
+            return None
+        if path is None:
+            where = [] if installed(name) else [*_open]
+        else:
+            where = [each for each in path if _inside_open(each)]
+        spec = PathFinder.find_spec(name, where, target) if where else None
+        if spec is None or spec.loader is None:
+            return None
+        if type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.cached = None
+        return spec
+
+
+def _inside_open(place: str) -> bool:
+    real = os.path.realpath(place)
+    inside = any(real == folder or real.startswith(folder + os.sep) for folder in _open)
+    return inside and not is_installed(real)
+
+
+def _put_aside(wanted: Sequence[str]) -> None:
+    """Take out of `sys.modules` what a process that had opened these folders alone would lack."""
+    plain = {os.path.realpath(entry or os.curdir) for entry in plain_path()}
+    for name, _, root in list(_modules()):
+        if root in wanted:
+            continue
+        top = name.partition(".")[0]
+        left = root in _managed and root not in plain
+        if left or (not is_installed(root) and _shadowed(wanted, top)):
+            _aside.setdefault(root, {})[name] = sys.modules.pop(name)
+
+
+def _shadowed(folders: Sequence[str], top: str) -> bool:
+    return top != "conftest" and any(
+        os.path.isfile(os.path.join(folder, *tail))
+        for folder in folders
+        for tail in ((f"{top}.py",), (top, "__init__.py"))
+    )
+
+
+def _forget_changed(folders: Sequence[str]) -> None:
+    """Import a project's modules anew, all of them, when the file of one is another by now."""
+    mine = [(name, module) for name, module, root in _modules() if root in folders]
+    changed = [name for name, module in mine if _has_changed(module)]
+    if changed:
+        for name, _ in mine:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+
+def _has_changed(module: ModuleType) -> bool:
+    file = os.path.realpath(getattr(module, "__file__", None) or "")
+    if not file.endswith(".py") or not os.path.isfile(file):
+        return False
+    with open(file, "rb") as source:
+        now = hashlib.sha256(source.read()).hexdigest()
+    return _loaded.setdefault(file, now) != now or _older_than_file(module, file)
+
+
+def _older_than_file(module: ModuleType, file: str) -> bool:
+    """Whether somebody else's import may have seen another source than the file holds by now."""
+    if isinstance(getattr(module, "__loader__", None), _Loader):
+        return False
+    found = os.stat(file)
+    try:
+        with open(getattr(module, "__cached__", None) or "", "rb") as compiled:
+            header = compiled.read(16)
+    except OSError:
+        return found.st_mtime > _began()
+    if len(header) < 16 or header[4:8] != bytes(4):  # torn, or compiled by hash
+        return found.st_mtime > _began()
+    then = (int.from_bytes(header[8:12], "little"), int.from_bytes(header[12:16], "little"))
+    return then != (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
+
+
+@functools.cache
+def _began() -> float:
+    """When this process began, in seconds since 1970; where that is not known, 0."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        up = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+    return time.time() - up
+
+
+def _modules() -> Iterator[tuple[str, ModuleType, str]]:
+    """Every imported module that comes from a file or folder, with the folder of its top."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in OURS:
+            continue
+        file = getattr(module, "__file__", None)
+        up = name.count(".")
+        if isinstance(file, str):
+            place = os.path.dirname(file)
+            up += os.path.basename(file).partition(".")[0] == "__init__"
+        else:
+            place = next(iter(getattr(module, "__path__", None) or ()), "")
+            up += 1
+        if place:
+            yield name, module, _above(place, up)
+
+
+@functools.lru_cache(maxsize=4096)
+def _above(place: str, levels: int) -> str:
+    for _ in range(levels):
+        place = os.path.dirname(place)
+    return os.path.realpath(place)
+
+
+def _stand_on_path(folders: Sequence[str]) -> None:
+    """Let folders be searched last of all too: for packages that lie in several of them."""
+    sys.path[:] = plain_path()
+    _added[:] = [folder for folder in folders if folder not in sys.path]
+    sys.path += _added
+
+
+def _installed_to_be_edited(top: str) -> ModuleSpec | None:
+    """Where a package lies that was installed as a pointer to its sources, if by a finder."""
+    for finder in sys.meta_path:
+        if str(getattr(finder, "__module__", "")).startswith("__editable__"):
+            spec = finder.find_spec(top, None, None)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _in_packages(top: str) -> str | None:
+    where = tuple(entry for entry in sys.path if entry and is_installed(entry))
+    return _found_in(top, where)
+
+
+@functools.lru_cache(maxsize=1024)
+def _found_in(top: str, where: tuple[str, ...]) -> str | None:
+    spec = PathFinder.find_spec(top, where)
+    if spec is None or spec.loader is None:  # a folder alone is no package that was installed
+        return None
+    return spec.origin or next(iter(spec.submodule_search_locations or ()), top)
