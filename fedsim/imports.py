@@ -77,6 +77,7 @@ def folders_of(paths: Mapping[str, str], given: str, beside: Path | None) -> lis
         project.enter(found)
         return found
     found = []
+    importlib.invalidate_caches()  # a file may be there that was not a moment ago
     for where, path in paths.items():
         top = path.partition(":")[0].partition(".")[0]
         near = None

@@ -5,8 +5,9 @@ resumed finds it there, or is told by `--set` where it lies now; code that is an
 refused by the names of its files.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from fedsim.basics.sources import Code, changes
 from fedsim.errors import ScenarioError
 from fedsim.factories import show
 from fedsim.overrides import apply, key_of
-from fedsim.run_folder import RunFolder, read_json, taking, write_json_atomic
-from fedsim.scenario import Scenario, code_in
+from fedsim.run_folder import SCENARIO_FILE, RunFolder, read_json, taking, write_json_atomic
+from fedsim.scenario import Scenario, code_in, without_user
 from fedsim.scenario_tables import WITH_PATHS
 
 CODE_FILE = "code.json"
@@ -25,7 +26,12 @@ def write_code(code: Code, folder: RunFolder) -> None:
     """Write into a run's folder which code of its user's own it is of; nothing without any."""
     if code.files or code.unfollowed:
         file = folder.file(CODE_FILE)
-        document = {"files": code.files, "sha256": code.sha256, "unfollowed": code.unfollowed}
+        document = {
+            "files": code.files,
+            "sha256": code.sha256,
+            "unfollowed": code.unfollowed,
+            "begun_in": without_user(os.getcwd()),
+        }
         with taking(file):
             write_json_atomic(file, document)
 
@@ -52,7 +58,7 @@ def take_up(folder: RunFolder, overrides: Sequence[str] = ()) -> Scenario:
             or the user's code has changed.
     """
     document = folder.document()
-    origin = str(folder.file("scenario.json"))
+    origin = str(folder.file(SCENARIO_FILE))
     moved = [each for each in overrides if _is_place(key_of(each), document)]
     others = [each for each in overrides if each not in moved]
     apply(document, moved)
@@ -66,6 +72,40 @@ def take_up(folder: RunFolder, overrides: Sequence[str] = ()) -> Scenario:
             "that has begun; start a new run with `fedsim run`"
         )
     return found
+
+
+def keep_places(scenario: Scenario, folder: RunFolder) -> None:
+    """Remember where things lie now, so that the run's folder is all that it takes the next time.
+
+    Args:
+        scenario: What was taken up, and has turned out to have the data that the run began with.
+        folder: The run's folder.
+    """
+    document, now = folder.document(), scenario.resolved()
+    kept = {**document}
+    if "modules" in now:
+        kept["modules"] = now["modules"]
+    for table, key in WITH_PATHS.items():
+        if _is_place((table, key), document):
+            kept[table] = {**document[table], key: now[table][key]}
+    if kept != document:
+        file = folder.file(SCENARIO_FILE)
+        with taking(file):
+            write_json_atomic(file, kept)
+
+
+@contextlib.contextmanager
+def where_it_was_run(folder: RunFolder) -> Iterator[None]:
+    """Say in which folder a run was started when a loader does not find a relative path inside."""
+    try:
+        yield
+    except ScenarioError as error:
+        missing = getattr(error.__cause__, "filename", None)
+        file = folder.file(CODE_FILE)
+        if not isinstance(missing, str) or os.path.isabs(missing) or not file.is_file():
+            raise
+        begun_in = read_json(file).get("begun_in")
+        raise ScenarioError(f"{error}; the run was begun in {begun_in}: resume it there") from error
 
 
 def _require_same_code(document: Mapping[str, Any], folder: RunFolder, origin: str) -> None:

@@ -32,7 +32,7 @@ from fedsim.errors import BusyError, CheckpointError, FedsimError
 from fedsim.expectations import check_expectations
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.held.runs import RunMemory
-from fedsim.left_behind import take_up, write_code
+from fedsim.left_behind import keep_places, take_up, where_it_was_run, write_code
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
 from fedsim.poison import Trigger
 from fedsim.recorded import WatchHook
@@ -124,8 +124,10 @@ def resume(
     """
     folder = run_folder.open_existing(Path(run))
     scenario = take_up(folder, overrides)
-    world = build(scenario, draws_seeded=True)
+    with where_it_was_run(folder):
+        world = build(scenario, draws_seeded=True)
     _require_same_data(world, folder)
+    keep_places(scenario, folder)
     if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
         write_plan(world, folder)
     return _run(world, folder, workers=workers, progress=progress)

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -185,6 +186,16 @@ def create(out: Path | None, scenario: "Scenario") -> RunFolder:
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return RunFolder(out)
+
+
+def resuming(folder: Path) -> str:
+    """Return the command that goes on with a run, wherever it is given.
+
+    Example:
+        >>> resuming(Path("/tmp/my run"))
+        "fedsim resume '/tmp/my run'"
+    """
+    return f"fedsim resume {shlex.quote(str(folder.absolute()))}"
 
 
 def open_existing(path: Path) -> RunFolder:
@@ -423,7 +434,7 @@ def _refuse_taken(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
         if (out / SCENARIO_FILE).is_file():
             raise ScenarioError(
-                f"--out {out}: holds a run already; `fedsim resume {out}` goes on with it, "
+                f"--out {out}: holds a run already; `{resuming(out)}` goes on with it, "
                 "another --out starts a new one"
             )
         raise ScenarioError(f"--out {out}: is not empty; name a folder that does not exist yet")

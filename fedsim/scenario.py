@@ -136,7 +136,7 @@ class Scenario:
         A path below the home folder is written with `~`, so that no user is named.
         """
         document: dict[str, Any] = {name: getattr(self, name) for name in Head.model_fields}
-        folders = [_without_user(each) for each in self.modules.split(os.pathsep) if each]
+        folders = [without_user(each) for each in self.modules.split(os.pathsep) if each]
         document["modules"] = os.pathsep.join(folders)
         if not folders:
             del document["modules"]
@@ -149,7 +149,7 @@ class Scenario:
         }
         for name, key in WITH_PATHS.items():
             if isinstance(path := document.get(name, {}).get(key), str):
-                document[name][key] = _without_user(path)
+                document[name][key] = without_user(path)
         return document
 
     @property
@@ -398,7 +398,8 @@ def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if not (key in at and value == at[key])}
 
 
-def _without_user(path: str) -> str:
+def without_user(path: str) -> str:
+    """Write a path below the home folder with `~`, so that no user is named."""
     home = Path(os.path.expanduser("~"))  # stays "~" where there is no home
     inside = Path(path).is_relative_to(home) and home != Path(home.anchor)
     return str(Path("~") / Path(path).relative_to(home)) if inside else path

@@ -515,7 +515,7 @@ def test_failed_run_is_one_line_and_names_log_and_resume_command(
     assert ended.code == 1
     assert ended.err.splitlines()[0] == "fedsim: round 2: client 3 sent nan"
     assert "my run/log.txt" in ended.err
-    assert "`fedsim resume 'my run'`" in ended.err
+    assert f"`fedsim resume '{folder / 'my run'}'`" in ended.err
     assert "Traceback" not in ended.err
     assert "Traceback" in (folder / "my run" / "log.txt").read_text()
 
@@ -555,7 +555,7 @@ def test_interrupted_run_exits_with_130_and_the_resume_command(
     assert ended.code == 130
     assert ended.err.splitlines() == [
         "fedsim: interrupted",
-        "fedsim: `fedsim resume first` goes on from the last checkpoint",
+        f"fedsim: `fedsim resume {Path('first').absolute()}` goes on from the last checkpoint",
     ]
 
 
@@ -575,7 +575,7 @@ def test_run_folder_in_use_is_refused(fedsim: Any, write: Any, runs: Runs) -> No
     assert fedsim("run", write(VALID), "--out", "first").code == 0
     again = fedsim("run", write(VALID), "--out", "first")
     assert again.code == 2
-    assert "`fedsim resume first` goes on with it" in again.err
+    assert f"`fedsim resume {Path('first').absolute()}` goes on with it" in again.err
 
 
 def test_resume_passes_what_was_asked_on(fedsim: Any, write: Any, runs: Runs) -> None:

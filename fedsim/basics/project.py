@@ -212,8 +212,10 @@ def _forget_changed(folders: Sequence[str]) -> None:
 
 def _has_changed(module: ModuleType) -> bool:
     file = os.path.realpath(getattr(module, "__file__", None) or "")
-    if not file.endswith(".py") or not os.path.isfile(file):
+    if not file.endswith(".py"):
         return False
+    if not os.path.isfile(file):
+        return True
     with open(file, "rb") as source:
         now = hashlib.sha256(source.read()).hexdigest()
     return _loaded.setdefault(file, now) != now or _older_than_file(module, file)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -136,18 +135,17 @@ def finish(produce: Callable[[], Outcome], *, as_json: bool) -> None:
 
 
 def _failure(code: int, message: str, error: BaseException) -> Outcome:
-    from fedsim.run_folder import LOG_FILE, folder_of
+    from fedsim.run_folder import LOG_FILE, folder_of, resuming
 
     folder = folder_of(error)
     lines = [f"fedsim: {line}" for line in message.splitlines()]
     document: dict[str, Any] = {"error": message, "exit_code": code}
     if folder is not None:
         document["folder"] = str(folder)
-        resume_command = f"fedsim resume {shlex.quote(str(folder))}"
         if code == FAILED:
             lines.append(f"fedsim: the traceback is in {folder / LOG_FILE}")
         if code != REFUSED and getattr(error, "resumable", True):
-            lines.append(f"fedsim: `{resume_command}` goes on from the last checkpoint")
+            lines.append(f"fedsim: `{resuming(folder)}` goes on from the last checkpoint")
     elif go_on := vars(error).get("fedsim_go_on"):
         lines.append(f"fedsim: {go_on} goes on; what has finished is not run again")
     elif code == FAILED and not isinstance(error, FedsimError):

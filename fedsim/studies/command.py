@@ -1,5 +1,6 @@
 """What `fedsim compare` does, from its arguments to its tables."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,7 +85,8 @@ def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
             found = compare(*declared, study, question, pool)
             files = write_files(found, study)
     except KeyboardInterrupt as error:
-        vars(error)["fedsim_go_on"] = f"`fedsim compare {study}`"
+        place = shlex.quote(str(study.absolute()))
+        vars(error)["fedsim_go_on"] = f"`fedsim compare {place}`"
         raise
     document = {**document_of(found), "code": code, "files": [str(file) for file in files]}
     lines = [*code, *comparison_lines(found, width=width), "", _see(study, files)]

@@ -9,7 +9,7 @@ from fedsim.basics.sources import NO_CODE
 from fedsim.errors import ScenarioError
 from fedsim.factories import show
 from fedsim.left_behind import code_of
-from fedsim.run_folder import SCENARIO_FILE, SUMMARY_FILE, open_existing
+from fedsim.run_folder import SCENARIO_FILE, SUMMARY_FILE, open_existing, resuming
 from fedsim.scenario import Scenario
 from fedsim.studies.variants import Variant, fingerprint
 
@@ -43,7 +43,7 @@ def of_runs(paths: Sequence[str]) -> list[Variant]:
     for path in map(Path, paths):
         scenario = open_existing(path).scenario()
         if not (path / SUMMARY_FILE).is_file():
-            raise ScenarioError(f"{path}: is not finished; `fedsim resume {path}` goes on with it")
+            raise ScenarioError(f"{path}: is not finished; `{resuming(path)}` goes on with it")
         code = (code_of(path) or NO_CODE).sha256
         alike = fingerprint(replace(scenario, seed=0), code)
         _, _, folders = found.setdefault(alike, (scenario, code, {}))

@@ -61,7 +61,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     assert not (disk / "run" / "summary.json").exists()
     filler.unlink()
     begun = (disk / "run").exists()
-    assert ("`fedsim resume disk/run` goes on" in output) == begun
+    assert (f"`fedsim resume {folder}/disk/run` goes on" in output) == begun
     again = ("resume", "disk/run", "--quiet") if begun else arguments
     code, output = killer.run(folder, *again)
     assert code == 0, output

@@ -223,7 +223,7 @@ def test_a_run_that_may_not_fail_ends_with_exit_code_1_naming_who_did_and_goes_o
     code, output = killer.run(folder, *arguments, *everybody, point="a client raises", turn=4)
     assert code == 1
     assert "client 4, round 1: raised: OSError: its flash memory is worn out" in output
-    assert "`fedsim resume run` goes on from the last checkpoint" in output
+    assert f"`fedsim resume {folder / 'run'}` goes on from the last checkpoint" in output
     assert "client 4, round 1: raised: OSError" in (folder / "run" / "log.txt").read_text()
     code, output = killer.run(folder, "resume", "run", "--quiet")
     assert code == 0, output
@@ -237,7 +237,7 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(killer, folder, undisturbe
     assert code == 143, output
     assert output.splitlines() == [
         "fedsim: terminated",
-        "fedsim: `fedsim resume run` goes on from the last checkpoint",
+        f"fedsim: `fedsim resume {folder / 'run'}` goes on from the last checkpoint",
     ]
     assert "interrupted" in (folder / "run" / "log.txt").read_text()
     code, output = killer.run(folder, "resume", "run", "--quiet")
@@ -388,7 +388,7 @@ def test_a_run_on_ray_that_is_asked_to_end_says_how_to_go_on_and_leaves_no_proce
     assert process.wait(timeout=60) == 143
     assert (folder / "output.txt").read_text().splitlines() == [
         "fedsim: terminated",
-        "fedsim: `fedsim resume run` goes on from the last checkpoint",
+        f"fedsim: `fedsim resume {folder / 'run'}` goes on from the last checkpoint",
     ]
     assert _left_after(token, 30) == []
 

@@ -193,4 +193,5 @@ def test_runs_and_scenarios_do_not_mix(tmp_path, monkeypatch):
     assert "must be scenarios, or folders of runs" in fedsim("compare", "one", "tiny.toml").output
     assert "--set: changes scenarios" in fedsim("compare", "one", "--set", "rounds=2").output
     (tmp_path / "one/summary.json").unlink()
-    assert "`fedsim resume one` goes on with it" in fedsim("compare", "one").output
+    command = f"`fedsim resume {Path('one').absolute()}` goes on with it"
+    assert command in fedsim("compare", "one").output
