@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from fedsim.basics.home import expanded
 from fedsim.errors import RunError, ScenarioError, unknown
 
 LOOPBACK = "127.0.0.1"
@@ -165,9 +166,7 @@ def _service(name: str, table: Mapping[str, Any], root: Path) -> Service:
                 f"service {name} mounts {target}: a process sees what is below {_CONTAINER_HOME}"
             )
         is_path = source.startswith((".", "/", "~"))
-        volumes[target.removeprefix(_CONTAINER_HOME)] = (
-            root / Path(source).expanduser() if is_path else None
-        )
+        volumes[target.removeprefix(_CONTAINER_HOME)] = root / expanded(source) if is_path else None
     return Service(
         command=tuple(map(str, command)),
         environment={key: str(value) for key, value in table.get("environment", {}).items()},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.basics import project
+from fedsim.basics.home import expanded
 from fedsim.basics.sources import Code, behind
 from fedsim.errors import ScenarioError, nearest
 
@@ -96,7 +97,7 @@ def folders_of(paths: Mapping[str, str], given: str, beside: Path | None) -> lis
 
 
 def _there(folder: str, beside: Path | None) -> str:
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if beside is not None and (beside / path).is_dir():
         path = beside / path
     if not path.is_dir():

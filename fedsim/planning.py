@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedsim.basics.home import expanded
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import ScenarioError
@@ -312,7 +313,7 @@ def write(scenario: Path, out: Path, settings: Mapping[str, Any]) -> None:
         keys = "; ".join(toml_lines(settings))
         raise ScenarioError(f"{scenario}: [engine] is written in a way of its own; put in: {keys}")
     for table, key in WITH_PATHS.items():
-        path = Path(str(wanted.get(table, {}).get(key) or "~")).expanduser()
+        path = expanded(str(wanted.get(table, {}).get(key) or "/"))
         if not path.is_absolute() and out.resolve().parent != scenario.resolve().parent:
             raise ScenarioError(
                 f"--write {out}: [{table}] {key} = '{path}' is relative to the scenario's folder; "

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import fedsim
+from fedsim.basics.home import home
 from fedsim.errors import CheckpointError, RunError, ScenarioError, nearest
 
 if TYPE_CHECKING:
@@ -145,9 +146,8 @@ class _NamelessFormatter(logging.Formatter):
     """Writes `~` for the home folder, which tracebacks are full of and which names a user."""
 
     def format(self, record: logging.LogRecord) -> str:
-        home = str(Path.home())
-        text = super().format(record)
-        return text.replace(home, "~") if len(home) > 1 else text
+        text, place = super().format(record), home()
+        return text if place is None or len(str(place)) <= 1 else text.replace(str(place), "~")
 
 
 def folder_of(error: BaseException) -> Path | None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedsim.basics.home import cache_root
 from fedsim.data import DATASETS, cache, prepare
 from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe, array_sha256, json_sha256
 from fedsim.data.statistics import draw_partition, label_counts, partition_statistics
@@ -411,10 +412,10 @@ def test_of_many_processes_one_makes_an_entry_and_all_get_it(tmp_path):
 
 def test_the_default_cache_is_the_environments_then_the_home_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "mine"))
-    assert cache.default_root() == tmp_path / "mine"
+    assert cache_root() == tmp_path / "mine"
     monkeypatch.delenv("FEDSIM_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.default_root() == tmp_path / ".cache" / "fedsim"
+    assert cache_root() == tmp_path / ".cache" / "fedsim"
 
 
 # --- refusals ----------------------------------------------------------------------------------

@@ -240,16 +240,6 @@ def test_ray_is_really_started_and_ended():
 # Folders.
 
 
-def test_the_cache_is_looked_for_where_data_are_kept(monkeypatch):
-    from fedsim.data.cache import default_root
-
-    for value in ("/tmp/some/where", "relative", ""):
-        monkeypatch.setenv("FEDSIM_CACHE", value)
-        assert machine.cache_root() == default_root()
-    monkeypatch.delenv("FEDSIM_CACHE")
-    assert machine.cache_root() == default_root()
-
-
 def test_the_cache_says_what_it_holds_and_is_not_made_by_looking(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "a" / "b"))
     assert machine.cache().state == "ok"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedsim.data.cache import default_root
+from fedsim.basics.home import cache_root, expanded
 from fedsim.data.datasets import DATASETS
 from fedsim.data.partitions import PARTITIONS, partition_factory
 from fedsim.data.pooled import PooledSource
@@ -67,7 +67,7 @@ def federate(
     """
     data, source = _made(dataset_factory, data, "name")
     partition, division = _made(partition_factory, partition, "kind")
-    root = default_root() if cache_dir is None else Path(cache_dir).absolute()
+    root = cache_root() if cache_dir is None else Path(cache_dir).absolute()
     return source.federate(division, Recipe(data, partition, seed, root, content))
 
 
@@ -98,7 +98,7 @@ def _made(
     factory = find(name)
     if arguments.get("path") is not None:
         # the recipe travels to processes with other working directories
-        arguments["path"] = str(Path(arguments["path"]).expanduser().absolute())
+        arguments["path"] = str(expanded(arguments["path"]).absolute())
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(factory).parameters.values()

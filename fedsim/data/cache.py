@@ -9,7 +9,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,11 +30,6 @@ class Content(NamedTuple):
 
     arrays: dict[str, npt.NDArray[Any]]
     info: dict[str, Any]
-
-
-def default_root() -> Path:
-    """Return `$FEDSIM_CACHE`, or `~/.cache/fedsim`."""
-    return Path(os.environ.get("FEDSIM_CACHE") or "~/.cache/fedsim").expanduser().absolute()
 
 
 def holds(root: Path, kind: str, key: Mapping[str, Any]) -> bool:

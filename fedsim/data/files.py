@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.home import expanded
 from fedsim.data.origins import Split, library, quiet
 from fedsim.errors import ScenarioError
 
@@ -169,7 +170,7 @@ def find_files(
     Raises:
         ScenarioError: If there is no such folder, format or split.
     """
-    root = Path(path).expanduser().absolute()
+    root = expanded(path).absolute()
     where = f"[data] path = '{root}'"
     if root.is_file():
         kind = next((k for k, found in SUFFIXES.items() if root.suffix.lower() in found), None)

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.home import cache_root
 from fedsim.basics.kernels_in_use import processor
 from fedsim.doctor.finding import Finding, in_bytes
+from fedsim.errors import ScenarioError
 
 _GIB = 2**30
 _MEMORY_NEEDED = _GIB // 2  # one process with torch and flwr
@@ -117,14 +119,13 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     return Finding(str(folder), "ok", found)
 
 
-def cache_root() -> Path:
-    """Where `fedsim.data` keeps arrays; said again here, for that package needs NumPy."""
-    return Path(os.environ.get("FEDSIM_CACHE") or "~/.cache/fedsim").expanduser().absolute()
-
-
 def cache() -> Finding:
     """Say where data are kept, how much, and whether more can be written."""
-    root = cache_root()
+    try:
+        root = cache_root()
+    except ScenarioError as error:
+        found, _, remedy = str(error).rpartition(": ")
+        return Finding("cache", "failed", found, remedy)
     finding = folder("cache", root, remedy="set FEDSIM_CACHE to a folder that can be written")
     if finding.state == "failed" or not root.is_dir():
         return finding

@@ -6,8 +6,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.basics.home import cache_root
 from fedsim.doctor.finding import Finding, in_bytes
-from fedsim.doctor.machine import cache_root
 from fedsim.doctor.packages import Packages
 
 if TYPE_CHECKING:

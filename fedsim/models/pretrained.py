@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from fedsim.basics.home import expanded
 from fedsim.errors import ScenarioError, nearest
 from fedsim.layout import tensors_of
 
@@ -33,7 +33,7 @@ class Pretrained:
     def __init__(self, path: str, *, strict: bool = True) -> None:
         self._where, self._strict = f"[task] weights = '{path}'", strict
         try:
-            content = Path(path).expanduser().read_bytes()
+            content = expanded(path).read_bytes()
         except OSError as error:
             raise ScenarioError(f"{self._where}: cannot be read: {error.strerror}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedsim.basics.home import expanded
 from fedsim.errors import ScenarioError, nearest, printable
 from fedsim.scenario import Scenario, load
 from fedsim.scenario_tables import WITH_PATHS
@@ -254,7 +255,7 @@ def fingerprint(scenario: Scenario, code: str | None = None) -> str:
     document = scenario.resolved()
     for table, key in WITH_PATHS.items():
         if isinstance(path := (document.get(table) or {}).get(key), str):
-            for part in _content(Path(path).expanduser()):
+            for part in _content(expanded(path)):
                 digest.update(f"{table}:{part};".encode())
     return digest.hexdigest()
 
