@@ -7,6 +7,7 @@ refused by the names of its files.
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from fedsim.basics.sources import Code, changes
 from fedsim.errors import ScenarioError
 from fedsim.factories import show
+from fedsim.imports import import_paths
 from fedsim.overrides import apply, key_of
 from fedsim.run_folder import SCENARIO_FILE, RunFolder, read_json, taking, write_json_atomic
 from fedsim.scenario import Scenario, code_in, without_user
@@ -113,6 +115,7 @@ def _require_same_code(document: Mapping[str, Any], folder: RunFolder, origin: s
     before = code_of(folder.path)
     if before is None:
         return
+    _require_same_script(document, before, folder)
     now = code_in(document, origin)
     if what := changes(before.files, now.files):
         raise ScenarioError(
@@ -120,6 +123,20 @@ def _require_same_code(document: Mapping[str, Any], folder: RunFolder, origin: s
             "undisturbed run's result; bring the old content back, or start a new run with "
             "`fedsim run`"
         )
+
+
+def _require_same_script(document: Mapping[str, Any], before: Code, folder: RunFolder) -> None:
+    """Refuse to look for what a script or notebook defined in a process that runs another one."""
+    tables = {name: table for name, table in document.items() if isinstance(table, Mapping)}
+    for where, path in import_paths(tables).items():
+        module, _, name = path.partition(":")
+        if module == "__main__" and name.partition(".")[0] not in vars(sys.modules["__main__"]):
+            script = next((file for file in before.files if "/" not in file), "its notebook")
+            raise ScenarioError(
+                f"{folder.path}: {where} = '{path}' is what the script that began the run defines "
+                f"({script}): call `fedsim.resume('{folder.path.absolute()}')` there; what is in a "
+                "module is found from anywhere"
+            )
 
 
 def _is_place(key: Sequence[str], document: Mapping[str, Any]) -> bool:

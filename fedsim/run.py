@@ -95,9 +95,10 @@ def start(
     with _starting(profile, "data, model and plan"):
         world = build(scenario, draws_seeded=True)
         folder = run_folder.create(None if out is None else Path(out), scenario)
-        with folder.recording():
+        with folder.named_when_interrupted(), folder.recording():
             write_plan(world, folder)
-    return _run(world, folder, workers=workers, progress=progress, profile=profile)
+    with folder.named_when_interrupted():
+        return _run(world, folder, workers=workers, progress=progress, profile=profile)
 
 
 def resume(
@@ -123,14 +124,15 @@ def resume(
         RunError: If the run fails again.
     """
     folder = run_folder.open_existing(Path(run))
-    scenario = take_up(folder, overrides)
-    with where_it_was_run(folder):
-        world = build(scenario, draws_seeded=True)
-    _require_same_data(world, folder)
-    keep_places(scenario, folder)
-    if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
-        write_plan(world, folder)
-    return _run(world, folder, workers=workers, progress=progress)
+    with folder.named_when_interrupted():
+        scenario = take_up(folder, overrides)
+        with where_it_was_run(folder):
+            world = build(scenario, draws_seeded=True)
+        _require_same_data(world, folder)
+        keep_places(scenario, folder)
+        if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
+            write_plan(world, folder)
+        return _run(world, folder, workers=workers, progress=progress)
 
 
 def write_plan(world: World, folder: RunFolder) -> None:

@@ -37,6 +37,7 @@ METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 LOG_FILE = "log.txt"
 
+_FOLDER = "fedsim_run_folder"  # the attribute of an exception that says which run it ended
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _logger = logging.getLogger("fedsim")
 
@@ -74,6 +75,15 @@ class RunFolder(NamedTuple):
         return found
 
     @contextlib.contextmanager
+    def named_when_interrupted(self) -> Iterator[None]:
+        """Mark an interrupt on its way out with the folder, before and after it is recorded."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            vars(error)[_FOLDER] = self.path
+            raise
+
+    @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Write what is logged under "fedsim" to the run's log file, a failure with its traceback.
 
@@ -96,7 +106,7 @@ class RunFolder(NamedTuple):
         try:
             yield
         except BaseException as error:
-            vars(error)["fedsim_run_folder"] = self.path
+            vars(error)[_FOLDER] = self.path
             cause = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             _log_to(handler, cause, error)
             raise
@@ -152,7 +162,7 @@ class _NamelessFormatter(logging.Formatter):
 
 def folder_of(error: BaseException) -> Path | None:
     """Return the folder of the run that an exception ended, or None when there was none yet."""
-    return vars(error).get("fedsim_run_folder")
+    return vars(error).get(_FOLDER)
 
 
 def create(out: Path | None, scenario: "Scenario") -> RunFolder:
@@ -179,7 +189,8 @@ def create(out: Path | None, scenario: "Scenario") -> RunFolder:
         write_json_atomic(making / VERSIONS_FILE, versions())
         # Renaming onto an empty folder replaces it; onto any other it fails.
         making.rename(out)
-        _sync_folder(out.parent)
+        with RunFolder(out).named_when_interrupted():
+            _sync_folder(out.parent)
     except OSError as error:
         _refuse_taken(out)
         raise ScenarioError(f"--out {out}: cannot make the run folder: {error.strerror}") from error

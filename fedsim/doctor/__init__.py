@@ -122,7 +122,10 @@ def examine(
         findings.append(Finding("scenario", "failed", found, "put the packages right first"))
         return Report(findings)
     if loaded.engine.kind == "inline":
-        findings = [_without_need(each) if each.name == "ray" else each for each in findings]
+        findings = [
+            _without_need(each) if each.name in ("ray", machine.SOCKETS) else each
+            for each in findings
+        ]
     return Report(findings)
 
 
@@ -133,6 +136,7 @@ def _machine(installed: packages.Packages) -> Iterator[Finding]:
     yield machine.graphics(torch.facts if torch is not None and torch.ok else None)
     yield machine.memory()
     yield machine.shared_memory()
+    yield machine.sockets()
     yield machine.cache()
     yield machine.folder("runs", Path("runs"), remedy="name another folder: --out DIR")
 

@@ -11,8 +11,10 @@ from typing import Any
 from fedsim.basics.home import cache_root
 from fedsim.basics.kernels_in_use import processor
 from fedsim.doctor.finding import Finding, in_bytes
-from fedsim.errors import ScenarioError
+from fedsim.engine.ray_place import place
+from fedsim.errors import RunError, ScenarioError
 
+SOCKETS = "Ray's folder"
 _GIB = 2**30
 _MEMORY_NEEDED = _GIB // 2  # one process with torch and flwr
 _MEMORY_COMFORTABLE = 2 * _GIB  # and Ray with two workers
@@ -117,6 +119,18 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
         remedy = "Ray then keeps objects on the disk; in a container: docker run --shm-size=2g"
         return Finding(str(folder), "note", found, remedy)
     return Finding(str(folder), "ok", found)
+
+
+def sockets() -> Finding:
+    """Say where Ray can have its folder: its sockets take no long path."""
+    try:
+        found = place()
+    except RunError as error:
+        words, _, remedy = str(error).rpartition("; ")
+        return Finding(SOCKETS, "failed", words, remedy)
+    if found.why_not:
+        return Finding(SOCKETS, "note", f"{found.why_not}: Ray gets one in {found.folder}")
+    return Finding(SOCKETS, "ok", f"below {found.folder}", lesser=True)
 
 
 def cache() -> Finding:

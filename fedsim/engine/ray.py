@@ -9,12 +9,13 @@ through Ray. What runs in a worker's process is in `worker.py`.
 """
 
 import contextlib
+import gc
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,10 @@ from fedsim.engine.life import Life, Silence, Watch
 from fedsim.engine.line import Line, UnspeakableError
 from fedsim.engine.line import wait as wait_for_lines
 from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Outcome, Work
+from fedsim.engine.ray_place import in_words, make_folder, place
 from fedsim.engine.vigil import Vigil
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
-from fedsim.errors import RunError
+from fedsim.errors import RunError, ScenarioError
 from fedsim.executor import ChunkResult
 from fedsim.layout import Payload
 
@@ -46,7 +48,7 @@ try:
 except ImportError as error:  # pragma: no cover - exercised in an environment without ray
     raise RunError(
         "ray is not installed, so [engine] kind = 'ray' cannot run; install it with "
-        "`pip install 'flwr[simulation]'`, or use `--set engine.kind=inline`"
+        "`pip install 'flwr[simulation]'`, or use [engine] kind = 'inline'"
     ) from error
 
 _log = logging.getLogger("fedsim")
@@ -151,11 +153,13 @@ class RayGrid(LocalGrid):
             raise ValueError(f"workers = {workers}: must be at least 1")
         self._resources = {"num_cpus": 1.0, "num_gpus": 0.0, **(client_resources or {})}
         self._startup_timeout_s = startup_timeout_s
+        _require_sendable(client_app)
         self._owns_ray = not ray.is_initialized()
         joined = not self._owns_ray
+        self._folder: str | None = None
         if self._owns_ray:
             with _own_handler():
-                joined = _start_ray(address, workers, self._resources, init_args)
+                joined, self._folder = _start_ray(address, workers, self._resources, init_args)
         # processes of a cluster that this one started have its environment
         self._variables = kernels.apart() if joined else {}
         self._kernels, self._unlike = in_use(), set[str]()
@@ -170,7 +174,7 @@ class RayGrid(LocalGrid):
         self._results: tuple[Tensor, Results] | None = None
         try:
             self.num_workers = self._count_workers(workers)
-            self._app_reference = ray.put(client_app)
+            self._app_reference: Any = ray.put(client_app)
             for number in range(self.num_workers):
                 self._pool.append(self._start_worker(number))
         except BaseException:
@@ -185,13 +189,21 @@ class RayGrid(LocalGrid):
             worker.hang_up()
             with contextlib.suppress(Exception):
                 ray.kill(worker.actor, no_restart=True)
+            worker.actor = worker.starting = worker.serving = None
         self._pool.clear()
         for watch in self._watches.values():
             watch.end()
         self._watches.clear()
+        self._app_reference = None
         if self._owns_ray and ray.is_initialized():
+            # A session begun by another thread gives the same names to its objects: references that
+            # outlive this one would take those away when they are collected.
+            gc.collect()
             ray.shutdown()
             self._owns_ray = False
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     @property
     def worker_pids(self) -> list[int]:
@@ -267,8 +279,8 @@ class RayGrid(LocalGrid):
             ready: Ready = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
             raise RunError(
-                f"worker {worker.number} did not start: {_cause(error)}; see the log of the run, "
-                "or try `--set engine.kind=inline`"
+                f"worker {worker.number} did not start: {in_words(error)}; see the log of the run, "
+                "or try [engine] kind = 'inline'"
             ) from error
         worker.starting = None
         worker.pid, worker.begun, worker.near = ready.pid, ready.begun, ready.near
@@ -544,6 +556,7 @@ class _NodeWatch:
         """End it."""
         with contextlib.suppress(Exception):
             ray.kill(self._actor, no_restart=True)
+        self._actor = self._asked = None
 
 
 def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: float) -> list[Any]:
@@ -573,14 +586,15 @@ def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _own_handler() -> Iterator[None]:
-    """Keep this process's way to end on SIGTERM, which Ray replaces when it starts."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Keep this process's way to end on SIGTERM, also while Ray starts, which sets its own."""
+    ours = callable(signal.getsignal(signal.SIGTERM))
+    before = ray._private.utils.set_sigterm_handler
+    if ours:
+        ray._private.utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
-        ours = callable(before) and threading.current_thread() is threading.main_thread()
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        ray._private.utils.set_sigterm_handler = before
 
 
 def _start_ray(
@@ -588,11 +602,11 @@ def _start_ray(
     workers: int | None,
     resources: Mapping[str, float],
     init_args: Mapping[str, Any] | None,
-) -> bool:
+) -> tuple[bool, str | None]:
     """Join the cluster at `address` or one that is up, else start one on this machine.
 
     Returns:
-        Whether a cluster was joined.
+        Whether a cluster was joined, and the folder that was made for one that was started.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # if this process is killed while Ray starts, what Ray has started waits so long for the rest
@@ -610,11 +624,11 @@ def _start_ray(
     if named or standing:
         try:
             ray.init(**{**quiet, "address": named or standing, **extra})
-            return True
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            return True, None
+        except Exception as error:
             if named:
                 raise RunError(
-                    f"no Ray cluster could be joined at '{named}': {_first_line(error)}; start one "
+                    f"no Ray cluster could be joined at '{named}': {in_words(error)}; start one "
                     "there with `ray start --head`, or leave [engine] address out"
                 ) from error
     local = {**quiet, "address": "local", "include_dashboard": False}
@@ -622,13 +636,34 @@ def _start_ray(
         # logical CPUs: asking for more workers than cores is allowed
         cores = os.cpu_count() or 1
         local["num_cpus"] = max(cores, math.ceil(workers * resources["num_cpus"]))
+    folder = None if "_temp_dir" in extra else make_folder()
+    if folder is not None:
+        local["_temp_dir"] = folder
     try:
         ray.init(**{**local, **extra})
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
+        where = folder or place().folder
         raise RunError(
-            f"Ray could not be started: {_first_line(error)}; try `--set engine.kind=inline`"
+            f"Ray could not be started: {in_words(error)}; its logs are below {where}; try "
+            "[engine] kind = 'inline'"
         ) from error
-    return False
+    return False, folder
+
+
+def _require_sendable(app: ClientApp) -> None:
+    """Refuse an app that no worker can be sent, before Ray starts."""
+    try:
+        ray.cloudpickle.dumps(app)
+    except Exception as error:
+        raise ScenarioError(
+            "what clients run cannot be sent to worker processes "
+            f"({type(error).__name__}: {in_words(error)}); put what is named of '__main__' into a "
+            "module, or use [engine] kind = 'inline'"
+        ) from error
 
 
 def _standing_cluster() -> str | None:
@@ -660,14 +695,3 @@ def _probe_arena() -> Probe | None:
 
 def _node_here() -> str:
     return str(ray.get_runtime_context().get_node_id())
-
-
-def _cause(error: BaseException) -> str:
-    """What a worker's own code raised, in one line, or what Ray says."""
-    cause = getattr(error, "cause", None)
-    return _first_line(error if cause is None else cause)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
