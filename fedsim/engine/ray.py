@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Outcome, Work
 from fedsim.engine.ray_place import in_words, make_folder, place
 from fedsim.engine.vigil import Vigil
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
-from fedsim.errors import RunError, ScenarioError
+from fedsim.errors import FedsimError, RunError, ScenarioError
 from fedsim.executor import ChunkResult
 from fedsim.layout import Payload
 
@@ -154,17 +155,6 @@ class RayGrid(LocalGrid):
         self._resources = {"num_cpus": 1.0, "num_gpus": 0.0, **(client_resources or {})}
         self._startup_timeout_s = startup_timeout_s
         _require_sendable(client_app)
-        self._owns_ray = not ray.is_initialized()
-        joined = not self._owns_ray
-        self._folder: str | None = None
-        if self._owns_ray:
-            with _own_handler():
-                joined, self._folder = _start_ray(address, workers, self._resources, init_args)
-        # processes of a cluster that this one started have its environment
-        self._variables = kernels.apart() if joined else {}
-        self._kernels, self._unlike = in_use(), set[str]()
-        self._probe = _probe_arena()
-        self._nodes = {_node_here(): 0}  # Ray's names are the machines' own
         self._watches: dict[int, _NodeWatch] = {}
         self._vigil = Vigil(silence_timeout_s, lambda node, pids: self._watches[node].ask(pids))
         self._pool: list[_Worker] = []
@@ -172,19 +162,31 @@ class RayGrid(LocalGrid):
         self._shared_arena: Arena | None = None
         self._result_arenas: list[Arena] = []
         self._results: tuple[Tensor, Results] | None = None
+        self._app_reference: Any = None
+        joined, self._in_session = _SESSION.enter(address, workers, self._resources, init_args)
         try:
+            # processes of a cluster that this one started have its environment
+            self._variables = kernels.apart() if joined else {}
+            self._kernels, self._unlike = in_use(), set[str]()
+            self._probe = _probe_arena()
+            self._nodes = {_node_here(): 0}  # Ray's names are the machines' own
             self.num_workers = self._count_workers(workers)
-            self._app_reference: Any = ray.put(client_app)
+            self._app_reference = ray.put(client_app)
             for number in range(self.num_workers):
                 self._pool.append(self._start_worker(number))
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            if isinstance(error, FedsimError) or not isinstance(error, Exception):
+                raise
+            raise RunError(
+                f"Ray's workers could not be started: {in_words(error)}; try [engine] kind = "
+                "'inline'"
+            ) from error
 
     # --- life -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the workers, and Ray too when this grid started it."""
+        """End the workers, and Ray too when grids have started it and this is the last of them."""
         for worker in self._pool:
             worker.hang_up()
             with contextlib.suppress(Exception):
@@ -195,15 +197,9 @@ class RayGrid(LocalGrid):
             watch.end()
         self._watches.clear()
         self._app_reference = None
-        if self._owns_ray and ray.is_initialized():
-            # A session begun by another thread gives the same names to its objects: references that
-            # outlive this one would take those away when they are collected.
-            gc.collect()
-            ray.shutdown()
-            self._owns_ray = False
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._in_session:
+            self._in_session = False
+            _SESSION.leave()
 
     @property
     def worker_pids(self) -> list[int]:
@@ -582,6 +578,58 @@ def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: 
 def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
     """What the environment of worker processes has besides the driver's."""
     return {"env_vars": dict(variables)} if variables else None
+
+
+class _Session:
+    """Ray's session of this process, where a grid began it: the last grid ends it.
+
+    Grids of several threads may share one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._grids = 0  # those that keep the session; 0 of one that somebody else began
+        self._folder: str | None = None
+
+    def enter(
+        self,
+        address: str | None,
+        workers: int | None,
+        resources: Mapping[str, float],
+        init_args: Mapping[str, Any] | None,
+    ) -> tuple[bool, bool]:
+        """Join the session of this process, or begin one; arguments as those of `_start_ray`.
+
+        Returns:
+            Whether it was there already or is a cluster's, and whether it must be left.
+        """
+        with self._lock:
+            joined = ray.is_initialized()
+            if not joined:
+                with _own_handler():
+                    joined, self._folder = _start_ray(address, workers, resources, init_args)
+                self._grids = 1
+            elif self._grids:
+                self._grids += 1
+            return joined, self._grids > 0
+
+    def leave(self) -> None:
+        """End the session when nobody is left in it."""
+        with self._lock:
+            self._grids = max(0, self._grids - 1)
+            if self._grids:
+                return
+            if ray.is_initialized():
+                # A session begun by another thread gives its objects the same names: references
+                # that outlive this one would take those away when they are collected.
+                gc.collect()
+                ray.shutdown()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+
+
+_SESSION = _Session()
 
 
 @contextlib.contextmanager
