@@ -19,7 +19,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -590,6 +591,7 @@ class _Session:
         self._lock = threading.RLock()
         self._grids = 0  # those that keep the session; 0 of one that somebody else began
         self._folder: str | None = None
+        self._over = threading.Event()
 
     def enter(
         self,
@@ -607,11 +609,31 @@ class _Session:
             joined = ray.is_initialized()
             if not joined:
                 with _own_handler():
-                    joined, self._folder = _start_ray(address, workers, resources, init_args)
+                    joined, self._folder = self._begun(
+                        lambda: _start_ray(address, workers, resources, init_args)
+                    )
                 self._grids = 1
             elif self._grids:
                 self._grids += 1
             return joined, self._grids > 0
+
+    def _begun(self, start: Callable[[], tuple[bool, str | None]]) -> tuple[bool, str | None]:
+        """Start Ray in a thread that stays: its processes end with the thread that began them."""
+        if threading.current_thread() is threading.main_thread():
+            return start()
+        result: Future[tuple[bool, str | None]] = Future()
+        over = self._over = threading.Event()
+
+        def hold() -> None:
+            try:
+                result.set_result(start())
+            except BaseException as error:
+                result.set_exception(error)
+            else:
+                over.wait()
+
+        threading.Thread(target=hold, name="ray", daemon=True).start()
+        return result.result()
 
     def leave(self) -> None:
         """End the session when nobody is left in it."""
@@ -624,6 +646,7 @@ class _Session:
                 # that outlive this one would take those away when they are collected.
                 gc.collect()
                 ray.shutdown()
+            self._over.set()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None

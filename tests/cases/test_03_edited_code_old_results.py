@@ -1,6 +1,7 @@
 """Results of code that is no longer there are never given for those of the code that is."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fedsim.basics.project import enter
 from fedsim.basics.sources import behind, changes
 from fedsim.cli import app
 from fedsim.errors import ScenarioError
+from fedsim.imports import code_behind
 from fedsim.run_folder import read_json
 from fedsim.studies.cells import cells_of
 from fedsim.studies.code import said_of_code
@@ -160,6 +162,23 @@ def test_a_compiled_module_counts_by_its_bytes_and_is_said(tmp_path):
     after = behind(["fast"], [str(tmp_path)])
     assert changes(before.files, after.files) == "fast.so has changed"
     assert after.unfollowed == ("fast.so is compiled: what it calls is not followed",)
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_script_counts_by_its_file_and_a_notebook_by_the_source_of_what_it_names(
+    tmp_path, monkeypatch, has_file
+):
+    script = tmp_path / "script.py"
+    script.write_text("import beside\n")
+    (tmp_path / "beside.py").write_text("")
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "net", edit, raising=False)
+    monkeypatch.setattr(main, "__file__", str(script) if has_file else None, raising=False)
+    found = code_behind(["__main__:net"], [str(tmp_path)])
+    assert set(found.files) == ({"beside.py", "script.py"} if has_file else {"__main__.net"})
+    assert ["the source alone is known" in each for each in found.unfollowed] == [True] * (
+        not has_file
+    )
 
 
 def test_two_folders_with_equal_scenarios_are_two_variants_where_their_modules_differ(tmp_path):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import NET, project
 from fedsim.basics.project import enter
+from fedsim.cli import app
 from fedsim.errors import ScenarioError
 from fedsim.run import execute, make_grid, write_plan
 from fedsim.run_folder import create
@@ -116,6 +118,18 @@ def test_a_module_beside_that_another_one_hides_is_refused(tmp_path, name, whose
     file = project(tmp_path / "p", named=f"{name}:net", **{name: NET.format(units=4)})
     with pytest.raises(ScenarioError, match=rf"{name}\.py lies beside .*{whose}.*another name"):
         fedsim.load_scenario(file)
+
+
+@pytest.mark.slow
+def test_a_study_of_two_projects_trains_each_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, units in (("a", 4), ("b", 7)):
+        project(tmp_path / name, units=units)
+    files = ("a/scenario.toml", "b/scenario.toml")
+    done = CliRunner().invoke(app, ["compare", *files, "--seeds", "2", "--out", "st"])
+    assert done.exit_code == 0, done.output
+    models = [load_file(f / "params.safetensors") for f in (tmp_path / "st" / "cells").iterdir()]
+    assert sorted(len(model["0.weight"]) for model in models) == [4, 4, 7, 7]
 
 
 @pytest.mark.slow

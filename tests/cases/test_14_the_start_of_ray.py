@@ -188,6 +188,35 @@ def test_runs_from_several_threads_work_whatever_of_the_first_is_collected_late(
 
 
 @pytest.mark.slow
+def test_two_runs_at_a_time_share_one_session_which_the_last_one_ends(tmp_path):
+    project(tmp_path, engine="ray")
+    script = """
+        import json, threading
+        import fedsim
+        found = {}
+
+        def run(rounds):
+            scenario = fedsim.load_scenario("scenario.toml", [f"rounds={rounds}"])
+            result = fedsim.start(scenario, out=f"run{rounds}", workers=1)
+            found[rounds] = result.summary["rounds"]
+
+        threads = [threading.Thread(target=run, args=(rounds,)) for rounds in (2, 200)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        import ray
+        print(json.dumps([found[2], found[200], ray.is_initialized()]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path, check=False, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [2, 200, False]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 1.0, 2.0, 4.0, 8.0])
 def test_sigterm_at_any_moment_of_the_start_ends_with_143_and_says_how_to_go_on(tmp_path, after_s):
     project(tmp_path, engine="ray", rounds=100_000)
