@@ -237,7 +237,7 @@ def test_a_strategy_of_an_installed_package_is_the_user_s_too(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(str(place))
     paths = {**sysconfig.get_paths(), "purelib": str(place)}
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *_: paths)
     from installed_strategy import Helper, Late
 
     strategy = Late()

@@ -5,8 +5,8 @@ modules of its own, as another process would.
 """
 
 import contextlib
-import importlib
 import logging
+import sys
 
 import pytest
 from cases import worlds
@@ -20,7 +20,7 @@ TABLES = {"rounds": 5, "checkpoint": {"every": 1}}
 
 
 def anew():
-    importlib.reload(strategies)
+    sys.modules.pop(strategies.__name__, None)
 
 
 def records(result):
