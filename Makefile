@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two tests at a time: much of their time is workers that start
 PAIR   := -n 2 --dist loadfile
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants bench robustness format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -60,6 +60,10 @@ scenarios: $(STAMP)
 # breaks the five strategies in small ways, and says what no scenario and no test noticed
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation.run --report docs/mutation.md
+
+# user code that nobody wrote, against plain torch and itself, for an hour or MINUTES
+zoo: $(STAMP)
+	$(BIN)/python -m tests.zoo $(MINUTES)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run

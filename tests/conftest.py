@@ -18,6 +18,7 @@ from fedsim.basics.kernels_in_use import in_use
 
 settings.register_profile("fedsim", derandomize=True, deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=500)  # `make test-slow`
+settings.register_profile("search", deadline=None, max_examples=60, database=None)  # `make zoo`
 settings.load_profile("fedsim")
 
 

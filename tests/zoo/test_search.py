@@ -3,14 +3,22 @@
 `make zoo` goes on for an hour, with other draws each time; a find becomes a case.
 """
 
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from cases import worlds
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedsim
 from fedsim.errors import ScenarioError
 from fedsim.world import build
 from tests.zoo.composed import PARTS
 from tests.zoo.trained import check, scenario
+from zoo import strategies
 
 pytestmark = [pytest.mark.hypothesis, pytest.mark.filterwarnings("ignore")]
 SOME = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4)
@@ -35,6 +43,93 @@ def composed(parts, executor, client):
         assert f"executor = '{executor}'" in refusal
 
 
+@settings(max_examples=max(5, settings.default.max_examples // 2))
 @given(parts=SOME, executor=EXECUTORS, client=CLIENTS)
 def test_whatever_models_are_put_together(parts, executor, client):
     composed(parts, executor, client)
+
+
+FEWER = settings(max_examples=max(3, settings.default.max_examples // 10))  # each runs thrice
+CUTS = st.tuples(st.integers(2, 5), st.integers(1, 3))
+TAKES_PART = st.sampled_from(
+    [{"kind": "full"}, {"kind": "bernoulli", "rate": 0.6}, {"kind": "uniform", "cohort_size": 3}]
+)
+
+
+def interrupted(name, cut, every, takes_part):
+    """Run a user's strategy undisturbed, and interrupted before a round and resumed."""
+    described = worlds.scenario(
+        f"zoo.strategies:{name}", rounds=5, participation=takes_part, checkpoint={"every": every}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        sys.modules.pop(strategies.__name__, None)
+        whole = fedsim.start(described, out=runs / "whole").summary
+        sys.modules.pop(strategies.__name__, None)
+        with contextlib.suppress(worlds.PowerCut), worlds.power_cut(cut):
+            fedsim.start(described, out=runs / "broken")
+        sys.modules.pop(strategies.__name__, None)
+        again = fedsim.resume(runs / "broken").summary
+    assert again["params_sha256"] == whole["params_sha256"], (name, cut, every, takes_part)
+    assert again["final"] == whole["final"]
+
+
+@FEWER
+@given(name=st.sampled_from(sorted(strategies.HELD)), cuts=CUTS, takes_part=TAKES_PART)
+def test_whatever_strategy_is_interrupted(name, cuts, takes_part):
+    interrupted(name, *cuts, takes_part)
+
+
+NET = """
+from torch import nn
+
+from {helper} import width
+
+
+def net(feature_shape, num_classes):
+    return nn.Sequential(nn.Linear(feature_shape[0], width()), nn.Linear(width(), num_classes))
+"""
+HELPER = "def width():\n    {where}\n    return WIDTH\n"
+WHERE = ("from {values} import WIDTH", "import {values} as v; WIDTH = v.WIDTH", "WIDTH = {width}")
+SCENARIO = """
+seed = 1
+rounds = 1
+[task]
+model = "{net}:net"
+[data]
+name = "breast_cancer"
+[partition]
+kind = "iid"
+clients = 2
+[participation]
+kind = "full"
+[engine]
+kind = "inline"
+"""
+
+
+def written(folder, widths, where):
+    """Run a project anew after each edit of the module in which a number stands."""
+    names = {name: f"zoo_{name}" for name in ("net", "helper", "values")}
+    (folder / "scenario.toml").write_text(SCENARIO.format(**names))
+    (folder / "zoo_net.py").write_text(NET.format(**names))
+    found = []
+    for width in widths:
+        text = HELPER.format(where=where.format(width=width, **names))
+        (folder / "zoo_helper.py").write_text(text)
+        (folder / "zoo_values.py").write_text(f"WIDTH = {width}\n")
+        described = fedsim.load_scenario(folder / "scenario.toml")
+        trained = build(described).layout.trainable[0].shape[0]
+        found.append((width, trained, described.code.sha256))
+    return found
+
+
+@FEWER
+@given(widths=st.lists(st.integers(1, 4), min_size=2, max_size=4), where=st.sampled_from(WHERE))
+def test_whatever_is_edited(widths, where):
+    with tempfile.TemporaryDirectory() as folder:
+        found = written(Path(folder), widths, where)
+    assert [trained for _, trained, _ in found] == widths
+    for width, _, code in found:
+        for other, _, others in found:
+            assert (code == others) == (width == other)
