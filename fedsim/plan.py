@@ -7,7 +7,7 @@ written to the run folder and into checkpoints. Equal plan, equal bits.
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ _MAX_CHUNK = 32
 _MAX_SMALL_CHUNK = 64  # of models that are not LARGE
 _CHUNK_BYTES = 2**30  # parameters, gradients, moments and activations of one chunk
 _COPIES = 8
+TRIED_ONCE = 1_000_000  # parameters from which a user's model is not tried twice
 _NO_RULE = re.compile(r"not yet implemented the batching rule for ([\w:.]+?)\.? ")
 
 
@@ -79,6 +80,7 @@ def make_plan(
     deterministic: bool = True,
     evaluation_batch: int = 1000,
     bits: Bits = "fast",
+    tried: bool = False,
 ) -> ExecutionPlan:
     """Derive a plan.
 
@@ -97,11 +99,15 @@ def make_plan(
         deterministic: Whether a GPU is held to deterministic kernels.
         evaluation_batch: Samples per forward pass of the server's evaluation.
         bits: What is promised about kernels.
+        tried: Whether the user's code is tried later, and the executor with it.
 
     Raises:
         ScenarioError: If "batched" or "vmap" is asked for and the model does not allow it.
     """
-    why_not = why_not_batched(task, spec, stacks=stacks, device=device)
+    model = task.build_model(0)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    small = sum(p.numel() for p in model.parameters()) < LARGE
+    why_not = why_not_batched(task, spec, stacks=stacks, device=device, model=model)
     if executor == "batched" and why_not:
         raise ScenarioError(
             f"[engine] executor = 'batched': {why_not}; use executor = 'auto', 'vmap' or 'loop'"
@@ -111,7 +117,7 @@ def make_plan(
         kind = "batched"
         why = "asked for" if executor == kind else "the model is a chain of known layers"
     else:
-        reason = why_loop(task, spec)
+        reason = why_loop(task, spec, model=model, tried=tried)
         if executor == "vmap" and reason:
             raise ScenarioError(
                 f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or "
@@ -121,10 +127,7 @@ def make_plan(
         asked = "asked for" if executor == kind else "the model vectorises over clients"
         why = reason or asked
     if chunk_size is None:
-        model = task.build_model(0)
-        small = sum(p.numel() for p in model.parameters()) < LARGE
         most = _MAX_SMALL_CHUNK if small else _MAX_CHUNK
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
         fits = max(2, _CHUNK_BYTES // max(1, size * _COPIES))
         chunk_size = equal_chunks(expected_cohort, min(fits, most))
     return ExecutionPlan(
@@ -144,13 +147,26 @@ def equal_chunks(cohort: int, most: int) -> int:
 
 
 def why_not_batched(
-    task: TaskLike, spec: SampleSpec, *, stacks: bool, device: str = "cpu"
+    task: TaskLike,
+    spec: SampleSpec,
+    *,
+    stacks: bool,
+    device: str = "cpu",
+    model: nn.Module | None = None,
 ) -> str | None:
-    """Say why training cannot be written out layer by layer, or None: by the model's layers."""
+    """Say why training cannot be written out layer by layer, or None: by the model's layers.
+
+    Args:
+        task: The task.
+        spec: What one sample looks like.
+        stacks: Whether the client procedure's step takes several clients at once.
+        device: Where to compute.
+        model: The task's model; None builds it.
+    """
     if device != "cpu":
         # products on a GPU may differ by how many there are, and clients leave as they finish
         return f"it computes on the cpu, not on {device}"
-    chain = chain_of(task.build_model(0), spec.feature_shape)
+    chain = chain_of(task.build_model(0) if model is None else model, spec.feature_shape)
     if chain is None:
         return "the model is not a chain of layers that it knows"
     if not stacks and not chain.convolves:
@@ -158,15 +174,26 @@ def why_not_batched(
     return None
 
 
-def why_loop(task: TaskLike, spec: SampleSpec) -> str | None:
+def why_loop(
+    task: TaskLike, spec: SampleSpec, *, model: nn.Module | None = None, tried: bool = False
+) -> str | None:
     """Say why the task's model cannot be vectorised, or None: by its layers, then by a trial.
 
     A trial that torch could only run client by client, operation by operation, counts as a refusal:
     the loop is faster than that, and says so.
+
+    Args:
+        task: The task.
+        spec: What one sample looks like.
+        model: The task's model, whose dropout is seeded; None builds it.
+        tried: Whether a trial of all of the user's code comes later, which is enough where the
+            model is large.
     """
-    model = seed_dropout(task.build_model(0))
+    model = seed_dropout(task.build_model(0) if model is None else model)
     if reason := loop_reason(model):
         return reason
+    if tried and sum(p.numel() for p in model.parameters()) >= TRIED_ONCE:
+        return None
     kept = KeptState([model, task])
     try:
         return _trial(task, model, spec)
@@ -193,7 +220,7 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
 
     with (
         put_back(),
-        _inside(model) as entered,
+        inside(model) as entered,
         warnings.catch_warnings(record=True) as heard,
     ):
         warnings.simplefilter("always")
@@ -221,10 +248,13 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
                 f"torch.func.vmap refuses the model{where} ({type(error).__name__}: "
                 f"{first_line[0]})"
             )
-    unbatched = sorted({m[1] for w in heard if (m := _NO_RULE.search(str(w.message)))})
-    if unbatched:
-        return f"torch.func.vmap has no batching rule for {', '.join(unbatched)}"
-    return None
+    return without_a_rule(heard)
+
+
+def without_a_rule(heard: Sequence[warnings.WarningMessage]) -> str | None:
+    """Name the operations that torch could only run client by client, by what it warned of."""
+    names = sorted({m[1] for each in heard if (m := _NO_RULE.search(str(each.message)))})
+    return f"torch.func.vmap has no batching rule for {', '.join(names)}" if names else None
 
 
 def made_up_samples(task: TaskLike, spec: SampleSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,7 +271,7 @@ def made_up_samples(task: TaskLike, spec: SampleSpec) -> tuple[torch.Tensor, tor
 
 
 @contextlib.contextmanager
-def _inside(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+def inside(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
     """Keep the layers that have been entered and not left, the innermost last."""
     entered: list[tuple[str, nn.Module]] = []
 

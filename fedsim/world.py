@@ -164,6 +164,7 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
         threads=engine.threads,
         evaluation_batch=scenario.evaluation.batch_size,
         bits=engine.bits,
+        tried=bool(_owned(scenario)),
     )
     plan, found = _tried(scenario, data, procedure, plan)
     attack = _attack_of(scenario.attack, data)
@@ -416,6 +417,11 @@ def _executor(
     )
 
 
+def _owned(scenario: Scenario) -> list[str]:
+    """What trains and is the user's."""
+    return [each for each in scenario.own_code if each.startswith(("[task]", "[client]"))]
+
+
 def _tried(
     scenario: Scenario, data: FederatedData, procedure: ClientProcedure, plan: ExecutionPlan
 ) -> tuple[ExecutionPlan, Findings | None]:
@@ -424,7 +430,7 @@ def _tried(
     Raises:
         ScenarioError: If they cannot be trained, or not by the executor that was asked for.
     """
-    owned = [each for each in scenario.own_code if each.startswith(("[task]", "[client]"))]
+    owned = _owned(scenario)
     if not owned:
         return plan, None
     kinds: tuple[ExecutorKind, ...] = (plan.executor,)

@@ -7,6 +7,7 @@ clients gives. Needs torch alone.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +20,14 @@ from fedsim.dropout import why_not_seeded
 from fedsim.errors import ScenarioError
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
 from fedsim.layout import Payload, tensors_of
+from fedsim.plan import TRIED_ONCE, inside, without_a_rule
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
 from fedsim.rng import derived_seed
 
 _LOOKED_AT = 256  # clients among which those that are tried are looked for
-_WORK = Work(batch_size=4, epochs=1, steps=None)
-_SAMPLES = (6, 2)  # of each client: two steps beside one, and a batch that is not full
+_BATCH, _STEPS = 3, 2
+_SAMPLES = (2, 3)  # of each client: a batch that is not full beside one that is
+
 _ROUNDING = 1e-3  # of the largest change of a tensor; what an executor gets wrong is far larger
 _SAME = 1e-5
 
@@ -79,7 +82,7 @@ class _Few(NamedTuple):
 class _Plain(ClientProcedure):
     """SGD, where a procedure cannot be tried without what its strategy sends."""
 
-    work = Work(*_WORK)
+    work = Work(_BATCH, None, _STEPS)
 
     def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
         return {"params": params, "buffers": buffers}
@@ -99,9 +102,12 @@ class _Watched(CohortExecutor):
     drawn: dict[str, None]
     begun: int | None
     small: bool
+    most: dict[int, int | None]
 
     def _work(self, job: ChunkJob) -> Work:
-        return _WORK if self.small else Work(super()._work(job).batch_size, None, 2)
+        steps = 1 if self.layout.dim >= TRIED_ONCE else _STEPS
+        batch = max(filter(None, self.most.values()), default=_BATCH)
+        return Work(batch if self.small else super()._work(job).batch_size, None, steps)
 
     def _begin_anew(self, *place: int) -> None:
         self.look()
@@ -159,7 +165,9 @@ class _Trial(NamedTuple):
             seeds_dropout=seeds_dropout,
         )
         assert isinstance(made, _Watched)
-        made.moved, made.drawn, made.begun, made.small = {}, {}, None, small
+        if small and made.layout.dim >= TRIED_ONCE and len(self.members) > 1:
+            most |= zip(self.members, (1, 2), strict=True)
+        made.moved, made.drawn, made.begun, made.small, made.most = {}, {}, None, small, most
         return made
 
     def in_turn(self) -> tuple[_Watched, ChunkResult, str | None]:
@@ -171,7 +179,9 @@ class _Trial(NamedTuple):
             if irregular is not None:
                 loop = self.made("loop", seeds_dropout=False, small=small)
             try:
-                return loop, loop.train(_job(loop, self.members)), irregular
+                # the first once more, after another
+                turns = (*self.members, self.members[0])
+                return loop, loop.train(_job(loop, turns)), irregular
             except Exception as error:
                 failed = failed or error
         assert failed is not None
@@ -181,31 +191,41 @@ class _Trial(NamedTuple):
             f"{', '.join(map(str, self.members))}: {type(failed).__name__}: {words}"
         ) from failed
 
-    def require_alike(self, loop: _Watched, beside: ChunkResult) -> None:
-        """Refuse what trains otherwise when it trains again, or alone."""
-        expected = _changes(loop, beside)
-        for place, client in enumerate(self.members):
-            found = _changes(loop, loop.train(_job(loop, [client])))
-            row = {name: (each[0][place : place + 1], each[1]) for name, each in expected.items()}
-            if odd := _first_odd(found, row, _SAME):
-                raise ScenarioError(
-                    f"{self.owned}: trained twice from one start, on the same samples and with the "
-                    f"same seeds, a client {odd}; results would depend on who trained before in a "
-                    "process. Something decides that fedsim cannot put back, such as the time, a "
-                    "file or a variable of another module: keep it in a buffer or an attribute, "
-                    "and draw from a generator that is an attribute"
-                )
+    def require_alike(self, loop: _Watched, result: ChunkResult) -> None:
+        """Refuse what trains otherwise when it trains again after another client."""
+        last = len(self.members)
+        assert isinstance(result.params, Tensor)
+        others = {**result.buffers, **result.extra, **result.state, **result.metrics}
+        if all(torch.equal(each[0], each[last]) for each in (result.params, *others.values())):
+            return
+        changes = _changes(loop, result)
+        if odd := _first_odd(_rows(changes, last, 1), _rows(changes, 0, 1), _SAME):
+            raise ScenarioError(
+                f"{self.owned}: trained twice from one start, on the same samples and with the "
+                f"same seeds, a client {odd}; results would depend on who trained before in a "
+                "process. Something decides that fedsim cannot put back, such as the time, a "
+                "file or a variable of another module: keep it in a buffer or an attribute, "
+                "and draw from a generator that is an attribute"
+            )
 
-    def why_not_together(self, kind: ExecutorKind, beside: ChunkResult) -> str | None:
+    def why_not_together(self, kind: ExecutorKind, result: ChunkResult) -> str | None:
         """Why an executor does not give what the loop gives, or None."""
-        try:
-            tried = self.made(kind, seeds_dropout=True)
-            found = _changes(tried, tried.train(_job(tried, self.members)))
-        except Exception as error:
-            words = (" ".join(str(error).split()) or "no message")[:200]
-            return f"trained together by '{kind}', clients fail ({type(error).__name__}: {words})"
-        odd = _first_odd(found, _changes(tried, beside), _ROUNDING)
-        return odd and f"trained together by '{kind}', a client {odd}"
+        tried = self.made(kind, seeds_dropout=True)
+        with inside(tried.model) as entered, warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            try:
+                found = _changes(tried, tried.train(_job(tried, self.members)))
+            except Exception as error:
+                words = (" ".join(str(error).split()) or "no message")[:200]
+                layers = [f" in {type(m).__name__} '{name}'" for name, m in entered if name]
+                where = layers[-1] if layers else ""
+                return (
+                    f"trained together by '{kind}', clients fail{where} "
+                    f"({type(error).__name__}: {words})"
+                )
+        expected = _rows(_changes(tried, result), 0, len(self.members))
+        odd = _first_odd(found, expected, _ROUNDING)
+        return without_a_rule(heard) or (odd and f"trained together by '{kind}', a client {odd}")
 
 
 def try_out(
@@ -230,6 +250,8 @@ def try_out(
         ScenarioError: If nothing can be trained, or not twice alike.
     """
     members = _who_is_tried(data)
+    if set(kinds) == {"loop"}:
+        members = members[:1]  # nothing to hold beside what they do in turn
     if not members:
         return Findings("loop", "no client has two samples on which to try the user's code")
     trial = _Trial(make, procedure, data, owned, members)
@@ -244,7 +266,9 @@ def try_out(
     trial.require_alike(loop, beside)
     notes = _notes([*loop.moved], [*loop.drawn])
     why = _why_in_turn([*loop.moved], [*loop.drawn], irregular)
-    if why is None and loop.small:
+    if why is None and not loop.small and set(kinds) != {"loop"}:
+        why = "it can be tried on whole batches alone, in turn"
+    elif why is None:
         reasons: list[str] = []
         for kind in kinds:
             why = None if kind == "loop" else trial.why_not_together(kind, beside)
@@ -301,6 +325,12 @@ def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[T
         found[name] = now - before, error
     others = {**result.extra, **result.state, **result.metrics}
     return found | {name: (tensor.double(), 0.0) for name, tensor in others.items()}
+
+
+def _rows(
+    changes: Mapping[str, tuple[Tensor, float]], first: int, count: int
+) -> dict[str, tuple[Tensor, float]]:
+    return {n: (tensor[first : first + count], error) for n, (tensor, error) in changes.items()}
 
 
 def _first_odd(
