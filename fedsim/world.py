@@ -386,7 +386,7 @@ def make_executor(
     kernels_in_use.keep(plan.bits)
     procedure = discovery.make_procedure(client)
     poison = _poison(_attack_of(attack, data), data, seed)
-    given = {"poison": poison, "settings": ClientSettings(client)}
+    given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
 
 
@@ -398,9 +398,13 @@ def _executor(
     made_of: type[CohortExecutor],
     procedure: ClientProcedure,
     seen: Any,
+    *,
+    wide: bool = False,
     **options: Any,
 ) -> CohortExecutor:
-    """An executor of some class, which sees the data or a part of them."""
+    """An executor of some class, which sees the data or a part of them, perhaps in float64."""
+    if wide:
+        task = {**task, "dtype": "float64"}
     settings: dict[str, Any] = {"kind": plan.executor, **options}
     return made_of(
         _task(task, data),

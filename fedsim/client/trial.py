@@ -28,7 +28,8 @@ _LOOKED_AT = 256  # clients among which those that are tried are looked for
 _BATCH, _STEPS = 3, 2
 _SAMPLES = (2, 3)  # of each client: a batch that is not full beside one that is
 
-_ROUNDING = 1e-3  # of the largest change of a tensor; what an executor gets wrong is far larger
+# shares of the largest change of a tensor that rounding may make
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-8}
 _SAME = 1e-5
 
 
@@ -151,8 +152,10 @@ class _Trial(NamedTuple):
     owned: str
     members: tuple[int, ...]
 
-    def made(self, kind: ExecutorKind, *, seeds_dropout: bool, small: bool = True) -> _Watched:
-        """An executor of a kind."""
+    def made(
+        self, kind: ExecutorKind, *, seeds_dropout: bool, small: bool = True, wide: bool = False
+    ) -> _Watched:
+        """An executor of a kind; a wide one computes in float64."""
         most: dict[int, int | None] = dict.fromkeys(self.members)
         if small:
             most |= zip(self.members, _SAMPLES, strict=False)
@@ -163,6 +166,7 @@ class _Trial(NamedTuple):
             kind=kind,
             puts_back=True,
             seeds_dropout=seeds_dropout,
+            wide=wide,
         )
         assert isinstance(made, _Watched)
         if small and made.layout.dim >= TRIED_ONCE and len(self.members) > 1:
@@ -208,9 +212,26 @@ class _Trial(NamedTuple):
                 "and draw from a generator that is an attribute"
             )
 
-    def why_not_together(self, kind: ExecutorKind, result: ChunkResult) -> str | None:
-        """Why an executor does not give what the loop gives, or None."""
-        tried = self.made(kind, seeds_dropout=True)
+    def why_not_together(
+        self, kind: ExecutorKind, loop: CohortExecutor, result: ChunkResult
+    ) -> str | None:
+        """Why an executor does not give what the loop gives, or None.
+
+        It is held to it in float64 too, where what is no rounding shows, unless the model is large
+        or insists on another type.
+        """
+        why = self._odd(kind, result, wide=False)
+        if why or loop.layout.dim >= TRIED_ONCE or loop.layout.dtype == torch.float64:
+            return why
+        try:
+            wide = self.made("loop", seeds_dropout=True, wide=True)
+            expected = wide.train(_job(wide, self.members))
+        except Exception:
+            return None
+        return self._odd(kind, expected, wide=True)
+
+    def _odd(self, kind: ExecutorKind, result: ChunkResult, *, wide: bool) -> str | None:
+        tried = self.made(kind, seeds_dropout=True, wide=wide)
         with inside(tried.model) as entered, warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             try:
@@ -224,7 +245,8 @@ class _Trial(NamedTuple):
                     f"({type(error).__name__}: {words})"
                 )
         expected = _rows(_changes(tried, result), 0, len(self.members))
-        odd = _first_odd(found, expected, _ROUNDING)
+        share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
+        odd = _first_odd(found, expected, share)
         return without_a_rule(heard) or (odd and f"trained together by '{kind}', a client {odd}")
 
 
@@ -271,7 +293,7 @@ def try_out(
     elif why is None:
         reasons: list[str] = []
         for kind in kinds:
-            why = None if kind == "loop" else trial.why_not_together(kind, beside)
+            why = None if kind == "loop" else trial.why_not_together(kind, loop, beside)
             if why is None:
                 return Findings(kind, "; ".join(reasons) or None, True, notes)
             reasons.append(why)

@@ -20,7 +20,11 @@ from tests.zoo.composed import PARTS
 from tests.zoo.trained import check, scenario
 from zoo import strategies
 
-pytestmark = [pytest.mark.hypothesis, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.hypothesis,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore"),
+]
 SOME = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4)
 EXECUTORS = st.sampled_from(["auto", "auto", "loop", "vmap", "batched"])
 CLIENTS = st.fixed_dictionaries(
