@@ -243,6 +243,7 @@ def _notes(
 ) -> tuple[str, ...]:
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
+        *data.said,
         f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
         if dropped["samples"]
         else None,

@@ -187,7 +187,7 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> Outcome:
 
     data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
     statistics = partition_statistics(data)
-    document = {**statistics, "manifest_sha256": data.manifest_sha256}
+    document = {**statistics, "notes": list(data.said), "manifest_sha256": data.manifest_sha256}
     counted = "" if statistics["complete"] else f" (the first {statistics['counted']} are counted)"
     tested = data.manifest["local_test"].get("samples")
     kind = statistics["label_kind"]
@@ -222,7 +222,8 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> Outcome:
             raise ScenarioError(f"--png {png}: cannot be drawn: {why}") from error
         facts.append(("picture", str(png)))
         document["png"] = str(png)
-    return Outcome(document, [*columns(facts), "", *columns(rows)])
+    said = [*data.said, ""] if data.said else []
+    return Outcome(document, [*said, *columns(facts), "", *columns(rows)])
 
 
 def _dropped_and_owned(statistics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fedsim.data.source import Ints
 
 _BLOCK = 1 << 22  # numbers that are looked at together
+_WHOLE_BELOW = 1 << 24  # every float32 from here on is a whole number
 
 Numbers = npt.NDArray[np.float32]
 
@@ -111,6 +112,13 @@ def count_classes(parts: Sequence[npt.NDArray[Any]]) -> int:
             "0 to C-1"
         )
     return len(found)
+
+
+def all_whole(parts: Sequence[npt.NDArray[Any]]) -> bool:
+    """Tell whether all these floats are whole numbers, and small enough for it to say something."""
+    return all(
+        (np.abs(part) < _WHOLE_BELOW).all() and (part == np.floor(part)).all() for part in parts
+    )
 
 
 def as_groups(array: npt.NDArray[Any]) -> tuple[Ints, tuple[str, ...]]:

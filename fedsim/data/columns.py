@@ -4,6 +4,7 @@ What a column may hold is decided by its type: images, text (characters), number
 Rows are read in bounded batches; a value that cannot be used is refused with file, row and column.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedsim.data.images import decode
 from fedsim.data.mapping import Columns, Roles, find_roles
 from fedsim.data.origins import Origin, Split
 from fedsim.data.pooled import Loaded
+from fedsim.data.reading.chosen import choices, look_alikes, row_numbers
 from fedsim.data.source import Arrays, Features, Ints
 from fedsim.data.targets import read_groups, read_targets
 from fedsim.data.values import Column, read_lists, to_numbers, to_texts
@@ -50,7 +52,7 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     notes["columns"]["target"] = target_names[0] if len(target_names) == 1 else target_names
     if columns.group is not None:
         notes["columns"]["group"] = columns.group
-    features, preprocessing = _features(splits, roles, columns)
+    features, preprocessing, said = _features(splits, roles, columns)
     targets, num_classes, label_names = read_targets(splits, roles, columns)
     if label_names:
         notes["label_names"] = label_names
@@ -68,6 +70,14 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     groups, group_names = None, tuple[str, ...]()
     if columns.group is not None:
         groups, group_names = read_groups(Column(splits["train"], columns.group))
+    said = [
+        *choices(columns, roles, num_classes, label_names, preprocessing.get("channels", "")),
+        *said,
+        *look_alikes(f"classes of column '{target_names[0]}'", label_names),
+        *look_alikes(f"owners of column '{columns.group}'", group_names),
+    ]
+    if columns.features is None and roles.kind == "numbers":
+        said += row_numbers(splits["train"], roles.features)
     arrays = {name: Arrays(features[name], targets[name]) for name in splits}
     train = arrays["train"]
     shape = () if num_classes else train.targets.shape[1:]
@@ -80,28 +90,31 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
         group_names,
         notes=notes,
         standardise=tuple(standard),
+        said=tuple(said),
     )
 
 
 def _features(
     splits: Mapping[str, Split], roles: Roles, columns: Columns
-) -> tuple[dict[str, Features], dict[str, Any]]:
+) -> tuple[dict[str, Features], dict[str, Any], list[str]]:
+    """Return features by split, how they were prepared, and what their user should know."""
     found: dict[str, Features] = {}
     if roles.kind == "image":
-        wanted = columns.images
+        wanted, odd = columns.images, Counter[str]()
         for name, split in splits.items():
-            column = Column(split, roles.features[0])
             try:
-                found[name], wanted = decode(split.rows, column.name, wanted)
+                made = decode(split.rows, roles.features[0], wanted)
             except Unfit as unfit:
                 place = "" if unfit.row is None else f"{split.place(unfit.row)}: "
                 raise ScenarioError(f"{place}{unfit}") from unfit
+            found[name], wanted = made.pixels, made.settled
+            odd.update(made.odd)
         how: dict[str, Any] = {"scaled_to": [0, 1], "channels": wanted.channels}
         if wanted.mean:
             how |= {"mean": list(wanted.mean), "std": list(wanted.std)}
         if wanted.resize:
             how["resized_to"] = list(wanted.size or ())
-        return found, how
+        return found, how, [f"[data] {count} images {what}" for what, count in odd.items()]
     for key, given in (
         ("resize", columns.images.resize),
         ("channels", columns.images.channels != "auto"),
@@ -119,7 +132,7 @@ def _features(
         else:
             found[name] = np.stack([np.concatenate(p.blocks(to_numbers)) for p in parts], axis=1)
         shape = found[name].shape[1:]
-    return found, {}
+    return found, {}, []
 
 
 def _text(column: Column, shape: tuple[int, ...] | None) -> Ints:

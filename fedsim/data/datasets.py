@@ -52,7 +52,8 @@ def folder(
         group: Column of the natural owner, for `[partition] kind = "natural"`.
         target_type: "classes", "numbers", "characters" (text, and the character that follows);
             "auto" takes fractional numbers as numbers; text, booleans, named classes and whole
-            numbers 0 to C-1 as classes, and refuses other whole numbers.
+            numbers 0 to C-1 as classes, and refuses other whole numbers and fractions that are all
+            whole.
         train: The split to train on; None takes "train" if it is there, else every file.
         test: The split that the server holds out; None takes "test" if it is there.
         test_fraction: Share that the server holds out where there is no test split, stratified by
@@ -61,7 +62,7 @@ def folder(
             per channel); None does so for columns of numbers. Images are always scaled to [0, 1].
         standardise_target: Whether a target of numbers does too.
         resize: [height, width] that images are resized to; None refuses images of unequal sizes.
-        channels: "grey" (1), "rgb" (3), "auto": as the first image is.
+        channels: "grey" (1), "rgb" (3), "auto": grey if all images are, else rgb.
 
     Raises:
         ScenarioError: If the folder, a split or a value is impossible.
@@ -115,7 +116,7 @@ def hub(
         standardise: Whether features get mean 0 and deviation 1, as for folder.
         standardise_target: Whether a target of numbers does too.
         resize: [height, width] that images are resized to; None refuses images of unequal sizes.
-        channels: "grey" (1), "rgb" (3), "auto": as the first image is.
+        channels: "grey" (1), "rgb" (3), "auto": grey if all images are, else rgb.
 
     Raises:
         ScenarioError: If a value is impossible.

@@ -85,7 +85,9 @@ class LocalFiles:
             separator = _READERS[self.format][1].get("sep", ",")
             with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
                 header = next(csv.reader(lines, delimiter=separator), [])
-            twice = [name for place, name in enumerate(header) if name in header[:place]]
+            twice = [
+                name for place, name in enumerate(header) if name.strip() and name in header[:place]
+            ]
             if twice:
                 name = file.relative_to(self.root).as_posix()
                 raise ScenarioError(

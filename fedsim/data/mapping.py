@@ -1,5 +1,6 @@
 """Which columns of a table are features, target and owner: as the scenario says, else found."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from fedsim.errors import ScenarioError, nearest
 TargetType = Literal["auto", "classes", "numbers", "characters"]
 
 _LISTED = 20  # columns that a message names
+_NAMELESS = re.compile(r"\s*|Unnamed: \d+(_level_\d+)*|__index_level_\d+__")  # by pandas' readers
 _TARGET_NAMES = ("label", "labels", "target", "class", "y")
 
 
@@ -66,7 +68,7 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
     """
     types = splits["train"].rows.features
     target = columns.target or (_find_target(types, columns),)
-    features = columns.features or _find_features(types, target, columns)
+    features = columns.features or _find_features(splits["train"], target, columns)
     group = () if columns.group is None else (columns.group,)
     for key, names in (("features", features), ("target", target), ("group", group)):
         for split_name, split in splits.items():
@@ -133,9 +135,8 @@ def _find_target(types: Mapping[str, Any], columns: Columns) -> str:
     return found[0]
 
 
-def _find_features(
-    types: Mapping[str, Any], target: Sequence[str], columns: Columns
-) -> tuple[str, ...]:
+def _find_features(split: Split, target: Sequence[str], columns: Columns) -> tuple[str, ...]:
+    types = split.rows.features
     rest = [name for name in types if name not in target and name != columns.group]
     images = [name for name in rest if kind_of(types[name]) == "image"]
     if len(images) == 1:
@@ -143,4 +144,20 @@ def _find_features(
     if not rest or len(images) > 1:
         which = f"{' and '.join(images)} all hold images" if images else "no column is left"
         raise ScenarioError(f"[data] features is missing, and {which}: name its column")
+    _require_names(split, rest)
     return tuple(rest)
+
+
+def _require_names(split: Split, rest: Sequence[str]) -> None:
+    """Refuse to learn from a column that nobody named: mostly row numbers that pandas wrote."""
+    unnamed = [name for name in rest if _NAMELESS.fullmatch(name)]
+    if not unnamed:
+        return
+    place = split.rows.column_names.index(unnamed[0]) + 1
+    named = [f'"{name}"' for name in rest if name not in unnamed]
+    listed = ", ".join(named[:_LISTED]) + (", ..." if len(named) > _LISTED else "")
+    raise ScenarioError(
+        f"{split.place(0).rpartition(',')[0]}: column {place} has no name, as row numbers have "
+        f"that pandas writes: name the features, such as [data] features = [{listed}], or take "
+        "the column out"
+    )

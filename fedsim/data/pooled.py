@@ -43,6 +43,8 @@ class Loaded(NamedTuple):
         standardise: Which of "features" and "targets" get mean 0 and deviation 1 over the samples
             that are trained on; see `standardise`.
         notes: What the manifest says of what was read (names of classes, say), as JSON.
+        said: What a user should know before training: what was chosen, and what looks like a
+            mistake, in lines.
     """
 
     train: Arrays
@@ -53,6 +55,7 @@ class Loaded(NamedTuple):
     test_fraction: float | None = None
     standardise: tuple[str, ...] = ()
     notes: Mapping[str, Any] = MappingProxyType({})
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class PooledData(FederatedData):
         self.num_clients = division.info["clients"]
         self._num_parts: int = division.info["parts"]
         self.spec = read_spec(loaded)
+        self.said = tuple(loaded.info["said"])
         self.manifest = division.info["manifest"]
         self.manifest_sha256 = division.info["manifest_sha256"]
 
@@ -211,5 +215,6 @@ def _load(source: PooledSource) -> cache.Content:
         "test_fraction": loaded.test_fraction,
         "standardise": list(loaded.standardise),
         "notes": dict(loaded.notes),
+        "said": list(loaded.said),
     }
     return cache.Content(arrays, info)

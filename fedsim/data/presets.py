@@ -257,4 +257,4 @@ def _load(preset: Preset, origin: Origin, ends: float) -> Loaded:
     loaded = read(origin, preset.columns, f"[data] name = '{preset.name}'")
     if ends:
         loaded = characters.hold_out_ends(loaded, ends, overlap=loaded.spec.feature_shape[0])
-    return loaded
+    return loaded._replace(said=())  # its columns are known, and its names are its authors'

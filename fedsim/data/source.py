@@ -99,12 +99,15 @@ class FederatedData(abc.ABC):
         manifest: What the data are and who holds what, in numbers and hashes, as JSON.
         manifest_sha256: Hash of everything that decides who holds what: contents and assignment.
         clients_read: How many client data sets this object has handed out.
+        said: What was chosen from the data because the scenario does not say it, and what in them
+            looks like a mistake, in lines.
     """
 
     num_clients: int
     spec: SampleSpec
     manifest: dict[str, Any]
     manifest_sha256: str
+    said: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.data import characters
-from fedsim.data.checks import Numbers, Unfit, as_classes, count_classes
+from fedsim.data.checks import Numbers, Unfit, all_whole, as_classes, count_classes
 from fedsim.data.mapping import Columns, Roles
 from fedsim.data.origins import Split
 from fedsim.data.source import Ints, Targets
@@ -21,6 +21,11 @@ from fedsim.data.values import (
     to_texts,
 )
 from fedsim.errors import ScenarioError
+
+_CLASSES_OR_AMOUNTS = (
+    "say [data] target_type = 'classes' if its values name classes, or 'numbers' if they are "
+    "amounts"
+)
 
 
 def read_targets(
@@ -47,9 +52,24 @@ def read_targets(
             raise ScenarioError(
                 f"[data] target = {list(roles.target)}: classes stand in one column of one value"
             )
-        return {name: _number_targets(p) for name, p in parts.items()}, 0, []
+        amounts = {name: _number_targets(p) for name, p in parts.items()}
+        if columns.target_type == "auto" and len(roles.target) == 1 and kind != "list":
+            _require_fractions(parts["train"][0], amounts)
+        return dict(amounts), 0, []
     single = {name: p[0] for name, p in parts.items()}
     return _class_targets(single, types[roles.target[0]], columns)
+
+
+def _require_fractions(train: Column, amounts: Mapping[str, Numbers]) -> None:
+    """Ask what whole numbers of fractional type are, such as pandas makes of holes in a column."""
+    if all_whole(list(amounts.values())):
+        first = ", ".join(str(value) for value in np.unique(amounts["train"])[:3])
+        raise train.refused(
+            Unfit(
+                f"holds whole numbers written as fractions ({first}{', ...' * (len(first) > 8)}); "
+                f"{_CLASSES_OR_AMOUNTS}"
+            )
+        )
 
 
 def _number_targets(parts: Sequence[Column]) -> Numbers:
@@ -78,12 +98,7 @@ def _class_targets(
     try:
         known = known or count_classes(list(values.values()))
     except Unfit as unfit:
-        raise train.refused(
-            Unfit(
-                f"{unfit}; say [data] target_type = 'classes' if its values name classes, or "
-                "'numbers' if they are amounts"
-            )
-        ) from unfit
+        raise train.refused(Unfit(f"{unfit}; {_CLASSES_OR_AMOUNTS}")) from unfit
     targets: dict[str, Targets] = {}
     for name, part in parts.items():
         try:

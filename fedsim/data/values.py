@@ -3,7 +3,7 @@
 A value that cannot be used is refused with its place and column.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,16 +33,19 @@ class Column(NamedTuple):
 
     def blocks(self, convert: Callable[[Any], npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Convert the column batch by batch; what is wrong is said with its place."""
-        found, start = [], 0
+        return list(self.converted(convert))
+
+    def converted(self, convert: Callable[[Any], npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+        """Convert the column batch by batch, as far as it is asked for."""
+        start = 0
         rows = self.split.rows.select_columns([self.name]).with_format("arrow")
         for batch in rows.iter(batch_size=_BATCH):
             try:
-                found.append(convert(self.arrow(batch)))
+                yield convert(self.arrow(batch))
             except Unfit as unfit:
                 row = None if unfit.row is None else start + unfit.row
                 raise self.refused(Unfit(str(unfit), row)) from unfit
             start += len(batch)
-        return found
 
     def refused(self, unfit: Unfit) -> ScenarioError:
         """Return the refusal of a value: where it is, and what is wrong."""
@@ -73,6 +76,11 @@ def is_float(type_: Any) -> bool:
     return str(getattr(type_, "dtype", "")).startswith(("float", "decimal"))
 
 
+def is_whole(type_: Any) -> bool:
+    """Tell whether a column holds whole numbers."""
+    return str(getattr(type_, "dtype", "")).startswith(("int", "uint"))
+
+
 def read_lists(column: Column, shape: tuple[int, ...] | None) -> Numbers:
     """Return a column of (nested) lists of numbers as `[n, ...]`.
 
@@ -96,7 +104,7 @@ def read_lists(column: Column, shape: tuple[int, ...] | None) -> Numbers:
 
 
 def to_labels(values: Any) -> npt.NDArray[Any]:
-    """Return whole numbers, booleans or text.
+    """Return whole numbers (of fractional type too), booleans or text.
 
     Raises:
         Unfit: If it holds something else.
@@ -108,6 +116,15 @@ def to_labels(values: Any) -> npt.NDArray[Any]:
         return whole
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return np.asarray(values.to_pylist(), dtype=np.str_)
+    if pa.types.is_floating(values.type):
+        numbers = to_float64(values)
+        broken = np.flatnonzero(numbers != np.floor(numbers))
+        if broken.size:
+            row = int(broken[0])
+            raise Unfit(
+                f"is {numbers[row]}, expected classes: whole numbers, text or booleans", row
+            )
+        return numbers.astype(np.int64)
     raise Unfit(f"holds {values.type}, expected classes: whole numbers, text or booleans")
 
 
@@ -159,6 +176,15 @@ def to_numbers(values: Any) -> Numbers:
         Unfit: If it holds something else.
     """
     return as_numbers(_flat(values))
+
+
+def to_float64(values: Any) -> npt.NDArray[np.float64]:
+    """Return numbers with all their digits.
+
+    Raises:
+        Unfit: If it holds something else.
+    """
+    return _flat(values).astype(np.float64)
 
 
 def _is_whole(type_: Any) -> bool:

@@ -423,7 +423,7 @@ def _uneven_text(root):
         (
             _no_target,
             {"target": "b", "target_type": "classes"},
-            r"'b' holds double, expected class",
+            r"x.csv, row 0, column 'b' is -0.132, expected classes",
         ),
     ],
 )

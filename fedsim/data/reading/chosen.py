@@ -1,0 +1,110 @@
+"""What was chosen from a table because its scenario does not say it, in lines for its user.
+
+Nothing is chosen in silence: each line names what was taken, and the keys that settle it.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.data.mapping import Columns, Roles
+from fedsim.data.origins import Split
+from fedsim.data.values import Column, is_float, is_whole, to_float64
+
+_LISTED = 20  # columns or classes that a line names
+_FEWEST_ROWS = 5  # fewer rise by chance
+
+
+def choices(
+    columns: Columns, roles: Roles, num_classes: int, names: Sequence[str], channels: str
+) -> list[str]:
+    """Return the line of what the scenario leaves open, or nothing.
+
+    Args:
+        columns: What the scenario says of its columns.
+        roles: Which columns are read.
+        num_classes: C; 0 where targets are numbers.
+        names: The classes' names, where they have any.
+        channels: "grey" or "rgb" where images were read.
+    """
+    keys, found = [], []
+    if columns.features is None:
+        keys.append("features")
+        found.append(f"features: {listed(roles.features)}")
+    if columns.target is None or columns.target_type == "auto":
+        keys += ["target"] * (columns.target is None)
+        keys += ["target_type"] * (columns.target_type == "auto")
+        found.append(f"target: {listed(roles.target)}, {_as_what(num_classes, names)}")
+    if channels and columns.images.channels == "auto":
+        keys.append("channels")
+        found.append(f"channels: {channels}")
+    if not found:
+        return []
+    return [f"[data] read as {'; '.join(found)} (set {', '.join(keys)} to have it otherwise)"]
+
+
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """Name some things, of many the first ones and how many they are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)})"
+
+
+def _as_what(num_classes: int, names: Sequence[str]) -> str:
+    if not num_classes:
+        return "numbers"
+    values = names or [str(number) for number in range(num_classes)]
+    return f"{num_classes} classes ({listed(values)})"
+
+
+def look_alikes(what: str, names: Iterable[str]) -> list[str]:
+    """Return a line for names that differ in case, in blanks or in how a letter is encoded alone.
+
+    Args:
+        what: What they name, such as "classes of column 'label'".
+        names: All different.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        alike.setdefault(" ".join(plain.split()), []).append(name)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if not groups:
+        return []
+    return [
+        f"[data] {what}: {listed(groups, 5)} differ in case, blanks or "
+        "encoding alone and are counted apart; write them alike in the data if they are the same"
+    ]
+
+
+def row_numbers(split: Split, names: Sequence[str]) -> list[str]:
+    """Return a line for each of these columns that seems to say where a row stands.
+
+    Its values are whole numbers, all different, that rise from row to row or leave no number out.
+    """
+    found = [(name, _range(Column(split, name))) for name in names]
+    return [
+        f"[data] features: column '{name}' numbers the rows ({span[0]} to {span[1]}, no value "
+        "twice) and is learnt from; name the features without it, unless it is one"
+        for name, span in found
+        if span is not None
+    ]
+
+
+def _range(column: Column) -> tuple[int, int] | None:
+    """Return first and last of a column of row numbers; None of any other, mostly at once."""
+    type_ = column.split.rows.features[column.name]
+    if not (is_whole(type_) or is_float(type_)):
+        return None
+    parts: list[npt.NDArray[np.float64]] = []
+    for values in column.converted(to_float64):
+        if (values != np.floor(values)).any() or len(np.unique(values)) < len(values):
+            return None
+        parts.append(values)
+    every = np.concatenate(parts)
+    if len(np.unique(every)) < len(every) or len(every) < _FEWEST_ROWS:
+        return None
+    first, last = int(every.min()), int(every.max())
+    rises = (np.diff(every) > 0).all()
+    return (first, last) if rises or last - first == len(every) - 1 else None
