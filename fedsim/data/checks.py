@@ -40,6 +40,10 @@ def as_array(value: Any) -> npt.NDArray[Any]:
         raise Unfit("is None, expected an array `[n, ...]`")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise Unfit("is missing", int(np.argwhere(np.ma.getmaskarray(value))[0, 0]))
+    if hasattr(value, "isna"):  # of pandas, where a hole makes floats of whole numbers
+        holes = np.argwhere(np.asarray(value.isna()))
+        if holes.size:
+            raise Unfit("is missing", int(holes[0, 0]))
     try:
         if hasattr(value, "detach"):  # a torch tensor
             value = value.detach().cpu()
@@ -51,12 +55,53 @@ def as_array(value: Any) -> npt.NDArray[Any]:
     return array
 
 
+def as_plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return text, truth values or numbers in an array of their own type, whatever held them.
+
+    Raises:
+        Unfit: Naming the row of a value that is missing, or of another kind than the first.
+    """
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise Unfit(f"holds bytes that are no UTF-8 text: {error.object!r:.40}") from None
+    if array.dtype.kind == "T":  # NumPy's text of any length
+        array = array.astype(np.object_)
+    if array.dtype.kind != "O" or not array.size:
+        return array
+    wide = array[:1].size
+    kinds = [_kind_of_value(value, place // wide) for place, value in enumerate(array.flat)]
+    order = ("truth values", "whole numbers", "floats")
+    if set(kinds) <= {*order}:
+        return array.astype((np.bool_, np.int64, np.float64)[max(map(order.index, kinds))])
+    for place, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            value = array.reshape(-1)[place]
+            raise Unfit(f"is {value!r:.40}, and those before are {kinds[0]}", place // wide)
+    return array.astype(np.str_) if kinds[0] == "text" else array
+
+
+def _kind_of_value(value: Any, row: int) -> str:
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or value != value:
+        raise Unfit("is missing", row)
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "truth values"
+    if isinstance(value, int | np.integer):
+        return "whole numbers"
+    return "floats" if isinstance(value, float | np.floating) else type(value).__name__
+
+
 def as_numbers(array: npt.NDArray[Any]) -> Numbers:
     """Return float32 numbers, all finite; the same array where it holds them already.
 
     Raises:
         Unfit: If it holds something else.
     """
+    if array.dtype.kind == "O":
+        array = as_plain(array)  # such as columns of numbers beside one of truth values
     if array.dtype.kind not in "fiub":
         raise Unfit(f"holds {_kind(array)}, expected numbers")
     with np.errstate(over="ignore"):
@@ -132,11 +177,7 @@ def as_groups(array: npt.NDArray[Any]) -> tuple[Ints, tuple[str, ...]]:
     """
     if array.ndim != 1:
         raise Unfit(f"has shape {array.shape}, expected one owner per sample, `[n]`")
-    if array.dtype.kind == "O":
-        for row, value in enumerate(array):
-            if not isinstance(value, str):
-                raise Unfit(f"is {value!r}, expected text or a whole number", row)
-        array = array.astype(np.str_)
+    array = as_plain(array)
     if array.dtype.kind not in "iubU":
         raise Unfit(f"holds {_kind(array)}, expected text or whole numbers")
     names, numbers = np.unique(array, return_inverse=True)

@@ -21,14 +21,16 @@ import numpy.typing as npt
 
 from fedsim.data.checks import (
     Unfit,
+    all_whole,
     as_array,
     as_classes,
     as_groups,
     as_numbers,
     as_tokens,
-    count_classes,
 )
 from fedsim.data.pooled import Loaded, PooledSource
+from fedsim.data.reading.chosen import look_alikes
+from fedsim.data.reading.given import given, numbered, require_same_kind
 from fedsim.data.source import Arrays, Features, Targets
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.imports import resolve
@@ -42,7 +44,9 @@ class DataSet(NamedTuple):
 
     Attributes:
         features: `[n, ...]` numbers; or tokens (whole numbers) with `vocabulary`.
-        targets: Classes 0 to C-1 as whole numbers, `[n]`; or numbers as floats, `[n, ...]`.
+        targets: Classes, `[n]`: whole numbers 0 to C-1, text or truth values (numbered in sorted
+            order), or a Categorical of pandas (in the order of its categories); or amounts as
+            floats, `[n, ...]`.
         groups: The natural owner of each sample, `[n]` whole numbers or text, for
             `[partition] kind = "natural"`.
         test_features: The server's held-out samples; None holds `test_fraction` out at random.
@@ -123,21 +127,26 @@ def checked(data: Any, where: str) -> Loaded:
         if len(features) < 2:
             raise Unfit(f"has {len(features)} samples, expected at least 2")
     with at("targets"):
-        targets = _of_length(as_array(data.targets), features)
-        tested = [] if data.test_targets is None else [as_array(data.test_targets)]
-        if targets.dtype.kind in "iub":
-            known = [part for part in (targets, *tested) if part.dtype.kind in "iub"]
-            num_classes = num_classes or count_classes(known)
-        elif num_classes:
-            raise Unfit("holds no whole numbers, yet num_classes is given")
-        targets = _targets(targets, num_classes)
+        train = given(data.targets)
+        _of_length(train.values, features)
+    tested = None
+    if data.test_targets is not None:
+        with at("test_targets"):
+            tested = given(data.test_targets)
+            require_same_kind(tested, train)
+    with at("targets"):
+        made = numbered(train, tested, num_classes)
+        num_classes = made.num_classes
+        targets = _targets(made.train, num_classes)
     test, fraction = None, 0.0
     if data.test_features is not None or data.test_targets is not None:
         with at("test_features"):
             test_features = _like(_features(as_array(data.test_features), vocabulary), features)
         with at("test_targets"):
-            test_targets = _of_length(as_array(data.test_targets), test_features)
-            test_targets = _like(_targets(test_targets, num_classes), targets)
+            if made.test is None:
+                raise Unfit("is None, expected an array `[n, ...]`")
+            _of_length(made.test, test_features)
+            test_targets = _like(_targets(made.test, num_classes), targets)
         test = Arrays(test_features, test_targets)
     else:
         with at("test_fraction"):
@@ -148,9 +157,28 @@ def checked(data: Any, where: str) -> Loaded:
     if data.groups is not None:
         with at("groups"):
             groups, names = as_groups(_of_length(as_array(data.groups), features))
+    said = [
+        *look_alikes("targets of the loader", made.names),
+        *look_alikes("groups of the loader", names),
+    ]
+    if not num_classes and all_whole([targets]):
+        said.append(
+            "[data] targets of the loader are whole numbers as floats and are learnt as amounts; "
+            "return whole numbers (astype(int)) or text if they name classes"
+        )
+    notes = {"label_names": list(made.names)} if made.names else {}
     shape = () if num_classes else targets.shape[1:]
     spec = SampleSpec(features.shape[1:], num_classes, shape, vocabulary)
-    return Loaded(Arrays(features, targets), test, spec, groups, names, test_fraction=fraction)
+    return Loaded(
+        Arrays(features, targets),
+        test,
+        spec,
+        groups,
+        names,
+        fraction,
+        notes=notes,
+        said=tuple(said),
+    )
 
 
 @contextlib.contextmanager
@@ -177,8 +205,6 @@ def _targets(array: npt.NDArray[Any], num_classes: int) -> Targets:
         return as_classes(array, num_classes)
     if 0 in array.shape[1:]:
         raise Unfit(f"has shape {array.shape}, expected at least one number per sample")
-    if array.dtype.kind != "f":
-        raise Unfit(f"holds {array.dtype}, expected floats as the training targets are")
     return as_numbers(array)
 
 

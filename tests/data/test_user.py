@@ -124,7 +124,7 @@ def test_a_scenario_that_misuses_a_loader_is_refused(tmp_path, name, keys, messa
         ("empty test", r"test_features has no sample"),
         ("fraction", r"test_fraction is 1.0, expected a float in \(0, 1\)"),
         ("groups", r"groups has 3 rows for 4 samples"),
-        ("no owner", r"groups\[1\] is None, expected text or a whole number"),
+        ("no owner", r"groups\[1\] is missing"),
         ("token", r"features\[1\] is 7, expected tokens from 0 to 6"),
         ("float token", r"features holds float64, expected tokens as whole numbers"),
         ("hole in targets", r"targets\[2\] is inf, expected a finite number"),
