@@ -76,7 +76,8 @@ def divide(
     clients = assignment.clients
     assert clients is not None
     owned = assignment.owners != DROPPED
-    owners, rows = assignment.owners[owned], available[owned]
+    held = available if assignment.rows is None else available[assignment.rows]
+    owners, rows = assignment.owners[owned], held[owned]
     sizes = np.bincount(owners, minlength=clients)
     test_counts = local_test_counts(sizes, partition.test_fraction)
     local_test = choose(owners, test_counts, rng.generator(recipe.seed, "local-test"))
@@ -91,7 +92,9 @@ def divide(
     statistics: dict[str, Any] = {}
     if fields := loaded.info["standardise"]:
         pool = {**loaded.arrays, **held_out.arrays}
-        changed, statistics = standardised(pool, fields, arrays["train_rows"])
+        trained = arrays["train_rows"]
+        trained = trained if assignment.rows is None else np.unique(trained)
+        changed, statistics = standardised(pool, fields, trained)
         features, targets = (changed.get(n, loaded.arrays[n]) for n in ("features", "targets"))
     if np.any(partition.label_noise):
         train = ~local_test
@@ -126,7 +129,7 @@ def divide(
         shared = {"shared": _shared(sizes, registered)}
         sizes, test_counts = (a[np.arange(registered) % clients] for a in (sizes, test_counts))
     stratum = "class" if spec.has_classes else "tenth of the targets"
-    dropped = int((~owned).sum())
+    dropped = len(available) - len(np.unique(rows))
     manifest = {
         "data": {
             **source.description,

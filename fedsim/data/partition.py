@@ -31,6 +31,8 @@ class Assignment(NamedTuple):
         clients: Number of clients; None means as many as the scenario says.
         why_dropped: Why samples have no owner, if some have none.
         keeps_groups: Whether a natural owner's samples are all with one client.
+        rows: Where samples may have several owners: which sample, ascending, each of `owners` is
+            about; None where each has one.
     """
 
     owners: Ints
@@ -38,6 +40,7 @@ class Assignment(NamedTuple):
     clients: int | None = None
     why_dropped: str | None = None
     keeps_groups: bool = False
+    rows: Ints | None = None
 
 
 class Rule(NamedTuple):
@@ -100,12 +103,28 @@ class Partition:
         made = self.rule.assign(samples, wanted, seed)
         clients = made.clients if made.clients is not None else wanted
         assert clients is not None
-        assert made.owners.shape == samples.labels.shape
+        assert made.owners.shape == (samples.labels if made.rows is None else made.rows).shape
+        if made.rows is not None:
+            self._check_shared()
         if not (made.owners >= 0).any():
             why = made.why_dropped or "there are none"
             raise ScenarioError(f"[partition] no sample has an owner: {why}")
         self._check_lists(clients)
         return made._replace(clients=clients)
+
+    def _check_shared(self) -> None:
+        """Refuse what changes or holds out a client's samples where others hold them too."""
+        for key, asked in (
+            ("test_fraction", self.test_fraction > 0),
+            ("label_noise", bool(np.any(self.label_noise))),
+            ("parts", self.parts is not None),
+            ("rotation, feature_noise, feature_shift and feature_scale", self.skew.active),
+        ):
+            if asked:
+                raise ScenarioError(
+                    f"[partition] {key}: samples belong to several clients each, and it would "
+                    "reach those of the others; leave it out, or give each sample one client"
+                )
 
     def _check_parts(self) -> None:
         if self.parts is None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,21 @@ from fedsim.errors import ScenarioError, nearest
 
 COLUMNS = ("sample", "client")
 SUFFIXES = (".csv", ".json", ".parquet")
+
+
+class _Table(NamedTuple):
+    """What a file says: columns of whole numbers.
+
+    Attributes:
+        columns: "client", and "sample" where it is there.
+        clients: How many clients there are at least.
+        by_client: Whether it is a map from clients to their samples.
+    """
+
+    columns: dict[str, Ints]
+    clients: int = 0
+    by_client: bool = False
+
 
 _MOST_CLIENTS = 10**7  # all exist, with samples or without; a larger number is a mistake
 
@@ -33,8 +48,9 @@ def file(*, path: str) -> Rule:
 
     Args:
         path: A .csv, .json or .parquet file with a row per sample: columns `sample` and `client`,
-            or `client` alone for samples 0, 1, ... in order. JSON is a list of rows, or a table of
-            columns.
+            or `client` alone for samples 0, 1, ... in order. JSON is a list of rows, a table of
+            columns, or each client's samples as FedML and NIID-Bench write them: {"0": [4, 7],
+            "1": [5]}. There a sample may have several clients.
     """
     try:
         content = Path(path).read_bytes()
@@ -57,23 +73,39 @@ def _from_file(
 ) -> Assignment:
     here = np.arange(len(samples.labels)) if samples.rows is None else samples.rows
     total = len(samples.labels) if samples.in_dataset is None else samples.in_dataset
-    owners = _owners(path, _columns(path, content), total)
-    count = int(owners.max(initial=DROPPED)) + 1
     if (clients or 0) > _MOST_CLIENTS:
         raise ScenarioError(f"[partition] clients = {clients}: must be <= {_MOST_CLIENTS}")
+    table = _table(path, content)
+    named, holders = _pairs(path, table, total)
+    count = max(int(holders.max(initial=DROPPED)) + 1, table.clients)
     if clients is not None and count > clients:
         allowed = f"clients = {clients} allows 0..{clients - 1}"
         raise _refused(path, f"names client {count - 1}; {allowed}")
-    held_by_server = (owners >= 0).sum() - (owners[here] >= 0).sum()
-    notes = {**identity, "named_but_held_out": int(held_by_server)}
-    why = "the file does not name them"
-    return Assignment(owners[here], notes, max(clients or 0, count), why)
+    place = np.full(total, -1)
+    place[here] = np.arange(len(here))
+    inside = place[named] >= 0
+    notes: dict[str, Any] = {
+        **identity, "named_but_held_out": len(np.unique(named)) - len(np.unique(named[inside]))
+    }  # fmt: skip
+    rows, owners = place[named[inside]], holders[inside]
+    by_row = np.argsort(rows, kind="stable")
+    made = Assignment(
+        owners[by_row], notes, max(clients or 0, count), "the file does not name them",
+        rows=rows[by_row],
+    )  # fmt: skip
+    shared = int((np.bincount(rows, minlength=1) > 1).sum())
+    if shared:
+        notes["samples_of_several_clients"] = shared
+        return made
+    one_each = np.full(len(here), DROPPED, dtype=np.int64)
+    one_each[rows] = owners
+    return made._replace(owners=one_each, rows=None)
 
 
-def _owners(path: str, columns: dict[str, Ints], total: int) -> Ints:
-    """Return the client of every sample of the data set, or `DROPPED`."""
-    clients = columns["client"]
-    samples = columns.get("sample", np.arange(len(clients)))
+def _pairs(path: str, table: _Table, total: int) -> tuple[Ints, Ints]:
+    """Return samples and their clients, held against how many there may be."""
+    clients = table.columns["client"]
+    samples = table.columns.get("sample", np.arange(len(clients)))
     if len(samples) != len(clients):
         raise _refused(path, f"{len(samples)} samples and {len(clients)} clients")
     for name, values, most in (
@@ -83,23 +115,48 @@ def _owners(path: str, columns: dict[str, Ints], total: int) -> Ints:
         wrong = np.flatnonzero((values < 0) | (values > most))
         if len(wrong):
             row = int(wrong[0])
-            raise _refused(path, f"row {row}: {name} = {values[row]}: must be in 0..{most}")
-    named, first, times = np.unique(samples, return_index=True, return_counts=True)
+            where = f"client {clients[row]}" if table.by_client else f"row {row}"
+            raise _refused(path, f"{where}: {name} = {values[row]}: must be in 0..{most}")
+    pairs = np.stack([samples, clients if table.by_client else np.zeros_like(clients)])
+    named, times = np.unique(pairs, axis=1, return_counts=True)
     if len(twice := np.flatnonzero(times > 1)):
-        sample = named[twice[0]]
+        sample, client = named[:, twice[0]]
+        if table.by_client:
+            raise _refused(path, f"client {client}: names sample {sample} twice")
         rows = np.flatnonzero(samples == sample)[:2].tolist()
         raise _refused(path, f"names sample {sample} in rows {rows[0]} and {rows[1]}")
-    owners = np.full(total, DROPPED, dtype=np.int64)
-    owners[named] = clients[first]
-    return owners
+    return samples, clients
 
 
-def _columns(path: str, content: bytes) -> dict[str, Ints]:
-    table = _READERS[Path(path).suffix.lower()](path, content)
+def _table(path: str, content: bytes) -> _Table:
+    found = _READERS[Path(path).suffix.lower()](path, content)
+    if Path(path).suffix.lower() == ".json" and "client" not in found and found:
+        by_client = _by_client(path, found)
+        if by_client is not None:
+            return by_client
+    return _Table(_columns(path, found))
+
+
+def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _Table | None:
+    """Return the table of a map from client to samples; None where its keys are other names."""
+    if not all(key.strip().isdecimal() for key in document):
+        return None
+    names = [int(key) for key in document]
+    if max(names) >= _MOST_CLIENTS:
+        raise _refused(path, f"client = {max(names)}: must be in 0..{_MOST_CLIENTS - 1}")
+    held = [_whole_numbers(path, f"client {key}: sample", rows) for key, rows in document.items()]
+    samples = np.concatenate(held)
+    clients = np.repeat(np.array(names, dtype=np.int64), [len(rows) for rows in held])
+    return _Table({"sample": samples, "client": clients}, max(names) + 1, by_client=True)
+
+
+def _columns(path: str, table: dict[str, Sequence[Any]]) -> dict[str, Ints]:
     if "client" not in table:
         guess = nearest("client", table)
         hint = f"; is it '{guess}'?" if guess else ""
         found = ", ".join(table) or "none"
+        if Path(path).suffix.lower() == ".json":
+            hint += '; a table of each client\'s samples names clients by number, from "0"'
         raise _refused(path, f"has no column 'client' among {found}{hint}")
     if unknown := sorted(table.keys() - set(COLUMNS)):
         raise _refused(path, f"column '{unknown[0]}' means nothing; allowed: {', '.join(COLUMNS)}")
@@ -107,7 +164,10 @@ def _columns(path: str, content: bytes) -> dict[str, Ints]:
 
 
 def _whole_numbers(path: str, name: str, values: Sequence[Any]) -> Ints:
-    array: npt.NDArray[Any] = np.asarray(values)
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except ValueError:  # lists among numbers
+        array = np.empty(0)
     if array.ndim == 1 and array.dtype.kind in "iu" and len(array):
         return array.astype(np.int64)
     for row, value in enumerate(values):
@@ -142,7 +202,11 @@ def _read_json(path: str, content: bytes) -> dict[str, Sequence[Any]]:
             raise _refused(path, "every row must be a table with the same keys")
         return {name: [row[name] for row in document] for name in names}
     if not (isinstance(document, dict) and all(isinstance(c, list) for c in document.values())):
-        raise _refused(path, "must be a list of rows, or a table of columns")
+        what = "must be a list of rows, or a table of columns, or of each client's samples"
+        if isinstance(document, dict) and document:
+            key = next(key for key, value in document.items() if not isinstance(value, list))
+            what += f"; '{key}' holds no list"
+        raise _refused(path, what)
     return document
 
 
