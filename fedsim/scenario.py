@@ -66,6 +66,7 @@ _LATER: dict[str, dict[str, Any]] = {
     },
 }
 _LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
+_LATER_FOLDER = dict.fromkeys(("separator", "decimal", "encoding"))  # likewise of [data] "folder"
 _LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
     **dict.fromkeys(
         ("num_byzantine", "num_selected", "clip_radius", "clip_iterations", "bucket_size",
@@ -276,6 +277,8 @@ class Scenario:
         later = dict(_LATER)
         if document["partition"]["kind"] == "natural":
             later["partition"] = {**_LATER["partition"], **_LATER_NATURAL}
+        if document["data"]["name"] == "folder":
+            later["data"] = _LATER_FOLDER
         if "topology" in document:
             later["strategy"] = _LATER_GOSSIP
         for name in later.keys() & document.keys():

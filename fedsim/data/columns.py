@@ -6,6 +6,7 @@ Rows are read in bounded batches; a value that cannot be used is refused with fi
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedsim.data.reading.chosen import choices, look_alikes, row_numbers
 from fedsim.data.source import Arrays, Features, Ints
 from fedsim.data.targets import read_groups, read_targets
 from fedsim.data.values import Column, read_lists, to_numbers, to_texts
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, printable
 from fedsim.samples import SampleSpec
 
 
@@ -46,6 +47,9 @@ def read(origin: Origin, columns: Columns, where: str) -> Loaded:
 
 
 def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
+    given = columns
+    if columns.group is None and splits["train"].owner:
+        columns = replace(columns, group=splits["train"].owner)
     roles = find_roles(splits, columns)
     notes: dict[str, Any] = {"columns": {"features": list(roles.features)}}
     target_names = list(roles.target)
@@ -71,7 +75,10 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     if columns.group is not None:
         groups, group_names = read_groups(Column(splits["train"], columns.group))
     said = [
-        *choices(columns, roles, num_classes, label_names, preprocessing.get("channels", "")),
+        *splits["train"].said,
+        *choices(
+            given, roles, num_classes, label_names, preprocessing.get("channels", ""), columns.group
+        ),
         *said,
         *look_alikes(f"classes of column '{target_names[0]}'", label_names),
         *look_alikes(f"owners of column '{columns.group}'", group_names),
@@ -90,7 +97,7 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
         group_names,
         notes=notes,
         standardise=tuple(standard),
-        said=tuple(said),
+        said=tuple(map(printable, said)),
     )
 
 

@@ -16,6 +16,7 @@ from fedsim.data.mapping import Columns, TargetType
 from fedsim.data.origins import HubRepository, Origin
 from fedsim.data.pooled import PooledSource
 from fedsim.data.presets import PRESETS
+from fedsim.data.reading.delimited import Decimal, Dialect
 from fedsim.data.synthetic import SyntheticSource, synthetic
 from fedsim.errors import ScenarioError
 
@@ -35,12 +36,16 @@ def folder(
     standardise_target: bool = False,
     resize: Sequence[int] | None = None,
     channels: Channels = "auto",
+    separator: str | None = None,
+    decimal: Decimal | None = None,
+    encoding: str | None = None,
 ) -> PooledSource:
-    """Any data of your own: a file or folder of parquet, CSV, TSV or JSON lines, or of images.
+    """Any data of your own: a file or folder of parquet, CSV, TSV or JSON, or of images.
 
     Tables lie in `path` (or `path/data`, or a folder per split), images in folders named after
     their classes, these in `path` or in a folder per split. A file belongs to the split that its
-    name begins with (`train.csv`, `test-00000-of-00001.parquet`).
+    name begins with (`train.csv`, `test-00000-of-00001.parquet`). JSON is rows, one per line or in
+    a list, a table of columns, or LEAF's users.
 
     Args:
         path: The file or folder.
@@ -49,7 +54,8 @@ def folder(
             of images, else all that are left.
         target: Column of the target; several for several numbers. None takes the only column of
             named classes, or the one called label, labels, target, class or y.
-        group: Column of the natural owner, for `[partition] kind = "natural"`.
+        group: Column of the natural owner, for `[partition] kind = "natural"`; "file" or "folder"
+            where every owner has a file of its own, or a folder. None takes LEAF's users.
         target_type: "classes", "numbers", "characters" (text, and the character that follows);
             "auto" takes fractional numbers as numbers; text, booleans, named classes and whole
             numbers 0 to C-1 as classes, and refuses other whole numbers and fractions that are all
@@ -63,11 +69,23 @@ def folder(
         standardise_target: Whether a target of numbers does too.
         resize: [height, width] that images are resized to; None refuses images of unequal sizes.
         channels: "grey" (1), "rgb" (3), "auto": grey if all images are, else rgb.
+        separator: What stands between values of CSV and TSV, " " for any number of blanks; None
+            finds it.
+        decimal: What stands before the fraction of a number there; None finds it.
+        encoding: How their characters are encoded, such as "cp1252"; None takes UTF-8, or what a
+            mark at the beginning says.
 
     Raises:
         ScenarioError: If the folder, a split or a value is impossible.
     """
-    origin = find_files(path, format_=format, train=train, test=test)
+    origin = find_files(
+        path,
+        format_=format,
+        train=train,
+        test=test,
+        group=group,
+        dialect=Dialect(separator, decimal, encoding),
+    )
     columns = _columns(
         features,
         target,

@@ -1,37 +1,45 @@
 """Tables and images in a folder of the user's own: which files there are, and reading them."""
 
 import contextlib
-import csv
 import glob
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.basics.home import expanded
 from fedsim.data.origins import Split, library, quiet
+from fedsim.data.reading.chosen import listed
+from fedsim.data.reading.delimited import ANY_DIALECT, Dialect, find_dialect, not_utf8
+from fedsim.data.reading.json_tables import read_objects
+from fedsim.data.reading.owners import Owner, check_owners, count_rows, with_owners
+from fedsim.data.reading.searching import (
+    SUFFIXES,
+    chosen,
+    elsewhere,
+    images,
+    others,
+    tables,
+)
+from fedsim.data.reading.types import types_of_all
+from fedsim.data.reading.what_it_is import by_suffix, what_is
 from fedsim.errors import ScenarioError
 
-# suffixes by format, and the reader of each format in `datasets`
-SUFFIXES: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet",),
-    "csv": (".csv",),
-    "tsv": (".tsv",),
-    "json": (".jsonl", ".ndjson", ".json"),
-    "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
-}
+# the reader of each format in `datasets`, and what it is told
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "parquet": ("parquet", {}),
     # types are guessed per block of rows and must not change between them
     "csv": ("csv", {"chunksize": 500_000}),
-    "tsv": ("csv", {"chunksize": 500_000, "sep": "\t"}),
+    "tsv": ("csv", {"chunksize": 500_000}),
     "json": ("json", {}),
     "images": ("imagefolder", {"drop_labels": False, "drop_metadata": True}),
 }
+SEPARATORS = {"csv": ",", "tsv": "\t"}  # that goes with an ending; others are found and said
+_SHARD = re.compile(r"-\d+-of-\d+$")  # files of one table, as the Hub has them
 _LISTED = 20  # files that the manifest names; of more it says how many
-_METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
 @dataclass(frozen=True)
@@ -42,22 +50,27 @@ class LocalFiles:
         root: The folder.
         format: One of `SUFFIXES`.
         files: The files of "train" and, where there are any, "test", sorted by name.
+        dialect: What the scenario says of how tables of text are written.
+        owner: What names the natural owner of a row, where its file or folder does.
     """
 
     root: Path
     format: str
     files: dict[str, list[Path]]
+    dialect: Dialect = ANY_DIALECT
+    owner: Owner | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Name, size and time of change of every file."""
+        """Name, size and time of change of every file, and how they are read."""
         digest = hashlib.sha256()
         for split, files in self.files.items():
             for file in files:
                 stat = file.stat()
                 name = file.relative_to(self.root).as_posix()
                 digest.update(f"{split}|{name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-        return {"format": self.format, "files": digest.hexdigest()}
+        how = {"dialect": repr(self.dialect), "owner": self.owner}
+        return {"format": self.format, "files": digest.hexdigest(), **how}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -72,54 +85,105 @@ class LocalFiles:
     @contextlib.contextmanager
     def opened(self) -> Iterator[Mapping[str, Split]]:
         """Read the files; what `datasets` writes for that lasts as long as it is needed."""
-        self._check_headers()
-        with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
-            splits = self._load(self.files, scratch)
-            yield {name: Split(splits[name], self._place(name, scratch)) for name in self.files}
-
-    def _check_headers(self) -> None:
-        """Refuse a table that has two columns of one name, of which the reader would rename one."""
-        if self.format not in ("csv", "tsv"):
+        named = {split: [(self._name(f), f) for f in found] for split, found in self.files.items()}
+        with self._refused_here():
+            for name, file in [pair for pairs in named.values() for pair in pairs]:
+                if self.format != "images" and (wrong := what_is(file, self.format)):
+                    raise ScenarioError(f"{name} {wrong}")
+            options, said = self._written(named)
+            splits = read_objects(named) if self.format == "json" else None
+        if splits is not None:
+            yield {name: self._owned(name, split, options) for name, split in splits.items()}
             return
-        for file in (file for found in self.files.values() for file in found):
-            separator = _READERS[self.format][1].get("sep", ",")
-            with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-                header = next(csv.reader(lines, delimiter=separator), [])
-            twice = [
-                name for place, name in enumerate(header) if name.strip() and name in header[:place]
-            ]
-            if twice:
-                name = file.relative_to(self.root).as_posix()
-                raise ScenarioError(
-                    f"[data] path = '{self.root}': {name} has two columns '{twice[0]}'"
-                )
+        with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
+            loaded = self._load(self.files, scratch, options)
+            found = {
+                name: Split(loaded[name], self._place(name, options), said=tuple(said))
+                for name in self.files
+            }
+            yield {name: self._owned(name, split, options) for name, split in found.items()}
 
-    def _load(self, files: Mapping[str, list[Path]], scratch: str) -> Any:
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.root).as_posix()
+
+    @contextlib.contextmanager
+    def _refused_here(self) -> Iterator[None]:
+        try:
+            yield
+        except ScenarioError as error:
+            raise ScenarioError(f"[data] path = '{self.root}': {error}") from None
+
+    def _written(
+        self, named: Mapping[str, list[tuple[str, Path]]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Return what `datasets` reads the files with, and what of it was found."""
+        if self.format not in SEPARATORS:
+            return {}, self._pooled()
+        every = [pair for pairs in named.values() for pair in pairs]
+        dialect, said = find_dialect(every, SEPARATORS[self.format], self.dialect)
+        return dialect.options, [*said, *self._pooled()]
+
+    def _pooled(self) -> list[str]:
+        """Say that several files are read as one, where each may be a client's."""
+        names = [file.stem for file in self.files["train"]]
+        if self.owner or self.format == "images" or len(names) < 2 or _SHARD.search(names[0]):
+            return []
+        return [
+            f"[data] {len(names)} files are read as one table ({listed(names, 3)}); group = 'file' "
+            "makes each a natural owner"
+        ]
+
+    def _owned(self, name: str, split: Split, options: dict[str, Any]) -> Split:
+        if self.owner is None:
+            return split
+        return with_owners(
+            split, self.files[name], self.owner, lambda file: self._rows_of(file, options)
+        )
+
+    def _rows_of(self, file: Path, options: dict[str, Any]) -> int:
+        counted = count_rows(file, self.format, options)
+        if counted is not None:
+            return counted
+        with replace(self, files={"train": [file]}, owner=None).opened() as splits:
+            return len(splits["train"].rows)
+
+    def _load(self, files: Mapping[str, list[Path]], scratch: str, options: dict[str, Any]) -> Any:
         """Read all files of some splits together.
 
         Raises:
             ScenarioError: Naming the file that cannot be read, or saying that together they cannot.
         """
-        cause = self._attempt(files, scratch)
+        cause = self._attempt(files, scratch, options)
+        if isinstance(cause, str) and self.format in (*SEPARATORS, "parquet"):
+            # the first rows of the first file decide on types, unless they are given
+            all_files = [file for found in files.values() for file in found]
+            with contextlib.suppress(ValueError, OSError), quiet():
+                types = types_of_all(all_files, self.format, options)
+                cause = self._attempt(files, scratch, {**options, "features": types})
         if not isinstance(cause, str):
             return cause
         every = [(split, file) for split, found in files.items() for file in found]
         for split, file in every if len(every) > 1 else ():
-            reason = self._attempt({split: [file]}, scratch)
+            reason = self._attempt({split: [file]}, scratch, options)
             if isinstance(reason, str):
                 every, cause = [(split, file)], reason
                 break
         if len(every) == 1:
-            name = every[0][1].relative_to(self.root).as_posix()
-            raise ScenarioError(f"[data] path = '{self.root}': {name} cannot be read: {cause}")
+            name = self._name(every[0][1])
+            why = not_utf8(name) if "codec can't decode" in cause else f"{name} cannot be read"
+            raise ScenarioError(f"[data] path = '{self.root}': {why}: {cause}")
         raise ScenarioError(
             f"[data] path = '{self.root}': its {self.format} files cannot be read together: {cause}"
+            + ("; write a column's numbers alike in all of them" if "truncated" in cause else "")
         )
 
-    def _attempt(self, files: Mapping[str, list[Path]], scratch: str) -> Any:
+    def _attempt(
+        self, files: Mapping[str, list[Path]], scratch: str, options: dict[str, Any]
+    ) -> Any:
         """The splits that `datasets` reads, or what it says is wrong."""
         datasets = library()
-        reader, options = _READERS[self.format]
+        reader, fixed = _READERS[self.format]
+        options = {**fixed, **options}
         # datasets takes names for patterns
         names = {split: [glob.escape(str(f)) for f in found] for split, found in files.items()}
         with quiet():
@@ -131,16 +195,14 @@ class LocalFiles:
         # out here nothing holds the reader any more, and with it the file
         return cause
 
-    def _place(self, split: str, scratch: str) -> Callable[[int], str]:
+    def _place(self, split: str, options: dict[str, Any]) -> Callable[[int], str]:
         def place(row: int) -> str:
             before = 0
             for file in self.files[split]:
-                name = file.relative_to(self.root).as_posix()
-                if self.format == "images":
-                    rows = 1
-                else:  # only ever asked when something is wrong, so that reading again is cheap
-                    rows = len(self._load({split: [file]}, scratch)[split])
+                # only ever asked when something is wrong, so that reading again is cheap
+                rows = 1 if self.format == "images" else self._rows_of(file, options)
                 if row < before + rows:
+                    name = self._name(file)
                     return name if self.format == "images" else f"{name}, row {row - before}"
                 before += rows
             return f"split '{split}', row {row}"
@@ -155,6 +217,8 @@ def find_files(
     train: str | None,
     test: str | None,
     several: str = "say which in [data] format",
+    group: str | None = None,
+    dialect: Dialect | None = None,
 ) -> LocalFiles:
     """Find the files of a data set, and which split each belongs to.
 
@@ -168,6 +232,9 @@ def find_files(
         train: The split to train on; None takes "train" if it is there, else every file.
         test: The split to hold out; None takes "test" if it is there, else none.
         several: What to do where there are files of several formats.
+        group: [data] group: "file" and "folder" take the natural owner from a file's place. With
+            "folder" a folder holds a client's files, `train.csv` and `test.csv` or others.
+        dialect: What the scenario says of how tables of text are written.
 
     Raises:
         ScenarioError: If there is no such folder, format or split.
@@ -176,8 +243,13 @@ def find_files(
     where = f"[data] path = '{root}'"
     if root.is_file():
         kind = next((k for k, found in SUFFIXES.items() if root.suffix.lower() in found), None)
+        kind = format_ if kind is None and format_ != "images" else kind
         if kind in (None, "images"):
-            raise ScenarioError(f"{where}: must be a folder, or a file of {_suffixes('images')}")
+            what = by_suffix(root)
+            hint = f"; {root.name} is {what}" if what else ""
+            raise ScenarioError(
+                f"{where}: must be a folder, or a file of {_suffixes('images')}{hint}"
+            )
         if format_ not in (None, kind):
             raise ScenarioError(
                 f"[data] format = '{format_}': {root.name} is {kind} by its ending, leave it out"
@@ -187,18 +259,19 @@ def find_files(
                 raise ScenarioError(
                     f"[data] {key} = '{split}': {root.name} is one file, leave it out"
                 )
-        return LocalFiles(root.parent, str(kind), {"train": [root]})
+        return _made(where, root.parent, str(kind), {"train": [root]}, None, dialect)
     if not root.is_dir():
         raise ScenarioError(f"{where}: no such folder or file")
-    tables = _tables(root)
-    images = _images(root) if format_ in (None, "images") else {}
-    found = {kind: tables[kind] for kind in tables if format_ in (None, kind)}
-    if images:
-        found["images"] = images
+    by_folder = group == "folder"
+    by_kind = tables(root, (train or "train", test or "test") if by_folder else ())
+    pictures = images(root) if format_ in (None, "images") else {}
+    found = {kind: by_kind[kind] for kind in by_kind if format_ in (None, kind)}
+    if pictures:
+        found["images"] = pictures
     if not found:
         wanted = "files that can be read" if format_ is None else f"{format_} files"
         raise ScenarioError(
-            f"{where}: holds no {wanted}{_elsewhere(root, format_)}; tables end in "
+            f"{where}: holds no {wanted}{elsewhere(root, format_)}{others(root)}; tables end in "
             f"{_suffixes('images')}, images lie in folders named after their classes"
         )
     if len(found) > 1:
@@ -207,78 +280,38 @@ def find_files(
         )
     ((kind, splits),) = found.items()
     try:
-        return LocalFiles(root, kind, _chosen(splits, kind, train, test))
+        files = chosen(splits, kind, train, test)
     except ScenarioError as error:
-        raise ScenarioError(f"{where}: {error}{_elsewhere(root, kind)}") from None
+        raise ScenarioError(f"{where}: {error}{elsewhere(root, kind)}") from None
+    return _made(where, root, kind, files, group, dialect)
 
 
-_Splits = dict[str, list[Path]]  # by their own name, or by that of their folder and a slash
-
-
-def _tables(root: Path) -> dict[str, _Splits]:
-    """Return the tables in a folder by format and by the name that decides on their split."""
-    found: dict[str, _Splits] = {}
-    bases = [base for base in (root, root / "data") if base.is_dir()]
-    for base in bases:
-        folders = [f for f in base.iterdir() if f.is_dir() and f not in bases]
-        for folder in [base, *folders]:
-            for file in folder.iterdir():
-                if file.name.startswith(".") or file.name in _METADATA or not file.is_file():
-                    continue
-                for kind, suffixes in SUFFIXES.items():
-                    if kind != "images" and file.suffix.lower() in suffixes:
-                        name = file.stem if folder in bases else f"{folder.name}/"
-                        found.setdefault(kind, {}).setdefault(name, []).append(file)
-    return found
-
-
-def _images(root: Path) -> _Splits:
-    """Return the images below a folder by split: "" where there are class folders alone."""
-    found: _Splits = {}
-    for outer in sorted(folder for folder in root.iterdir() if folder.is_dir()):
-        for inner in [outer, *sorted(folder for folder in outer.iterdir() if folder.is_dir())]:
-            images = [f for f in inner.iterdir() if f.suffix.lower() in SUFFIXES["images"]]
-            if images:
-                found.setdefault("" if inner == outer else f"{outer.name}/", []).extend(images)
-    return found
-
-
-def _chosen(
-    splits: _Splits, kind: str, train: str | None, test: str | None
-) -> dict[str, list[Path]]:
-    """Return the files of "train" and perhaps "test"."""
-
-    def of(split: str) -> list[Path]:
-        parts = [files for name, files in splits.items() if _belongs(name, split)]
-        return sorted(file for files in parts for file in files)
-
-    for key, split in (("train", train), ("test", test)):
-        if split is not None and not of(split):
-            raise ScenarioError(f"holds no {kind} files of [data] {key} = '{split}'")
-    chosen = {"train": of(train or "train"), "test": of(test or "test")}
-    if not chosen["train"]:
-        held_out = set(chosen["test"])
-        loose = [files for name, files in splits.items() if not name.endswith("/")]
-        chosen["train"] = sorted(f for files in loose for f in files if f not in held_out)
-    if not chosen["train"]:
-        raise ScenarioError(f"holds no {kind} files to train on, such as those of a split 'train'")
-    if twice := set(chosen["train"]) & set(chosen["test"]):
-        raise ScenarioError(f"'{min(twice).name}' would be both trained on and held out")
-    return {split: files for split, files in chosen.items() if files}
-
-
-def _belongs(name: str, split: str) -> bool:
-    rest = name.removeprefix(split)
-    return name.startswith(split) and (rest in ("", "/") or rest[0] in "-_.")
-
-
-def _elsewhere(root: Path, format_: str | None) -> str:
-    """Name a folder below that holds such files, which may be the one that is meant."""
-    suffixes = SUFFIXES[format_] if format_ else [s for found in SUFFIXES.values() for s in found]
-    for folder in sorted(folder for folder in root.iterdir() if folder.is_dir()):
-        if any(file.suffix.lower() in suffixes for file in folder.iterdir()):
-            return f"; did you mean '{folder}'?"
-    return ""
+def _made(
+    where: str,
+    root: Path,
+    kind: str,
+    files: dict[str, list[Path]],
+    group: str | None,
+    dialect: Dialect | None,
+) -> LocalFiles:
+    """Hold what the scenario says of the files against what they are."""
+    dialect = dialect or ANY_DIALECT
+    if kind not in SEPARATORS:
+        for key in ("separator", "decimal", "encoding"):
+            if getattr(dialect, key) is not None:
+                raise ScenarioError(
+                    f"[data] {key}: is about CSV and TSV, and the files are {kind}; leave it out"
+                )
+    owner: Owner | None = "file" if group == "file" else "folder" if group == "folder" else None
+    if kind == "images" or (len(files["train"]) == 1 and owner == "file"):
+        owner = None
+    if owner is not None:
+        splits = (root, root / "data", *(b / n for b in (root, root / "data") for n in files))
+        try:
+            check_owners(files["train"], owner, splits)
+        except ScenarioError as error:
+            raise ScenarioError(f"{where}: [data] group = '{owner}': {error}") from None
+    return LocalFiles(root, kind, files, dialect, owner)
 
 
 def _suffixes(without: str) -> str:

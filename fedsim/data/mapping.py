@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedsim.data.images import ImageFormat
 from fedsim.data.origins import Split, library
+from fedsim.data.reading.delimited import headless, is_decimal_comma
 from fedsim.data.values import kind_of
 from fedsim.errors import ScenarioError, nearest
 
@@ -73,7 +74,7 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
     for key, names in (("features", features), ("target", target), ("group", group)):
         for split_name, split in splits.items():
             for name in names:
-                _require_column(key, name, split_name, split.rows.column_names)
+                _require_column(key, name, split_name, split)
     if both := set(features) & set(target):
         raise ScenarioError(f"column '{min(both)}' is named as a feature and as the target")
     kinds = {kind_of(types[name]) for name in features}
@@ -106,18 +107,23 @@ def _a_text(splits: Mapping[str, Split], column: str) -> str:
             try:
                 float(value)
             except (TypeError, ValueError):
-                return f"{split.place(row)} is {value!r:.60}; "
+                comma = isinstance(value, str) and is_decimal_comma(value)
+                hint = "say [data] decimal = ',' if that is one, " if comma else ""
+                return f"{split.place(row)} is {value!r:.60}; {hint}"
     return ""
 
 
-def _require_column(key: str, name: str, split: str, known: Sequence[str]) -> None:
+def _require_column(key: str, name: str, split_name: str, split: Split) -> None:
+    known = split.rows.column_names
     if name in known:
         return
     guess = nearest(name, known)
     hint = f"did you mean '{guess}'? " if guess else ""
     listed = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+    leaf = " (the files are LEAF's: features x, target y, owners user)" if split.owner else ""
     raise ScenarioError(
-        f"{key}: '{name}' is not a column of the {split} split; {hint}allowed: {listed}"
+        f"{key}: '{name}' is not a column of the {split_name} split; {hint}allowed: {listed}"
+        f"{headless(known)}{leaf}"
     )
 
 
@@ -125,12 +131,13 @@ def _find_target(types: Mapping[str, Any], columns: Columns) -> str:
     taken = {*(columns.features or ()), columns.group}
     datasets = library()
     found = [n for n, t in types.items() if isinstance(t, datasets.ClassLabel) and n not in taken]
-    found = found or [n for n in types if n.lower() in _TARGET_NAMES and n not in taken]
+    found = found or [n for n in types if n.strip().lower() in _TARGET_NAMES and n not in taken]
     if len(found) != 1:
         which = f"{' and '.join(found)} could each be it" if found else "no name or type tells it"
         listed = ", ".join([*types][:_LISTED])
         raise ScenarioError(
             f"[data] target is missing, and {which}: name one of the columns {listed}"
+            f"{headless([*types])}"
         )
     return found[0]
 

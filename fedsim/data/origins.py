@@ -6,6 +6,7 @@ run, nothing is told to anybody, no progress bar is drawn.
 
 import contextlib
 import gc
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +23,14 @@ class Split(NamedTuple):
     Attributes:
         rows: A `datasets.Dataset`.
         place: Says in words where a row is, counted from 0 ("train.csv, row 3").
+        owner: The column of the natural owner, where the files say it themselves.
+        said: What was found about the files that the scenario does not say, in lines.
     """
 
     rows: Any
     place: Callable[[int], str]
+    owner: str = ""
+    said: tuple[str, ...] = ()
 
 
 class Origin(Protocol):
@@ -134,19 +139,24 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep `datasets` from drawing progress bars and from counting downloads meanwhile."""
+    """Keep `datasets` from drawing, from counting downloads and from its own words meanwhile."""
     datasets = library()
     shown, counts = datasets.is_progress_bar_enabled(), datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         with warnings.catch_warnings():
             # its reader of CSV leaves files open, in objects that are young by then
             warnings.simplefilter("ignore", ResourceWarning)
+            warnings.filterwarnings("ignore", "Columns .* have mixed types")
             yield
             gc.collect(1)
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+        logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
 

@@ -32,7 +32,7 @@ from fedsim.data.pooled import Loaded, PooledSource
 from fedsim.data.reading.chosen import look_alikes
 from fedsim.data.reading.given import given, numbered, require_same_kind
 from fedsim.data.source import Arrays, Features, Targets
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, ScenarioError, printable
 from fedsim.imports import resolve
 from fedsim.samples import SampleSpec
 
@@ -177,7 +177,7 @@ def checked(data: Any, where: str) -> Loaded:
         names,
         fraction,
         notes=notes,
-        said=tuple(said),
+        said=tuple(map(printable, said)),
     )
 
 

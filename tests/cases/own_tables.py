@@ -6,6 +6,26 @@ from fedsim.data import prepare
 
 IID = {"kind": "iid", "clients": 2}
 NATURAL = {"kind": "natural"}
+SCENARIO = """
+seed = 1
+rounds = 1
+[task]
+model = "logistic"
+[data]
+name = "folder"
+path = "patients.csv"
+[partition]
+kind = "iid"
+clients = 2
+[participation]
+kind = "full"
+[strategy]
+name = "fedavg"
+[client]
+name = "local_sgd"
+[engine]
+kind = "inline"
+"""
 
 
 def rows(count=20, seed=0):

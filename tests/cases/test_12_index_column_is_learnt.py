@@ -11,28 +11,7 @@ from PIL import Image
 import fedsim
 from fedsim.data import prepare
 from fedsim.errors import ScenarioError
-from tests.cases.own_tables import read, rows, write
-
-SCENARIO = """
-seed = 1
-rounds = 1
-[task]
-model = "logistic"
-[data]
-name = "folder"
-path = "patients.csv"
-[partition]
-kind = "iid"
-clients = 2
-[participation]
-kind = "full"
-[strategy]
-name = "fedavg"
-[client]
-name = "local_sgd"
-[engine]
-kind = "inline"
-"""
+from tests.cases.own_tables import SCENARIO, read, rows, write
 
 
 def frame(count=20):

@@ -18,7 +18,12 @@ _FEWEST_ROWS = 5  # fewer rise by chance
 
 
 def choices(
-    columns: Columns, roles: Roles, num_classes: int, names: Sequence[str], channels: str
+    columns: Columns,
+    roles: Roles,
+    num_classes: int,
+    names: Sequence[str],
+    channels: str,
+    group: str | None,
 ) -> list[str]:
     """Return the line of what the scenario leaves open, or nothing.
 
@@ -28,6 +33,7 @@ def choices(
         num_classes: C; 0 where targets are numbers.
         names: The classes' names, where they have any.
         channels: "grey" or "rgb" where images were read.
+        group: The column of the natural owner.
     """
     keys, found = [], []
     if columns.features is None:
@@ -36,7 +42,10 @@ def choices(
     if columns.target is None or columns.target_type == "auto":
         keys += ["target"] * (columns.target is None)
         keys += ["target_type"] * (columns.target_type == "auto")
-        found.append(f"target: {listed(roles.target)}, {_as_what(num_classes, names)}")
+        found.append(f"target: {listed(roles.target)}, {_as_what(roles.kind, num_classes, names)}")
+    if group is not None and columns.group is None:
+        keys.append("group")
+        found.append(f"group: {group}")
     if channels and columns.images.channels == "auto":
         keys.append("channels")
         found.append(f"channels: {channels}")
@@ -51,7 +60,9 @@ def listed(names: Sequence[str], most: int = _LISTED) -> str:
     return shown if len(names) <= most else f"{shown}, ... ({len(names)})"
 
 
-def _as_what(num_classes: int, names: Sequence[str]) -> str:
+def _as_what(kind: str, num_classes: int, names: Sequence[str]) -> str:
+    if kind == "text":
+        return "the character that follows"
     if not num_classes:
         return "numbers"
     values = names or [str(number) for number in range(num_classes)]

@@ -1,0 +1,115 @@
+"""Which tables and images lie in a folder, and which split each belongs to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedsim.data.reading.chosen import listed
+from fedsim.data.reading.what_it_is import by_suffix
+from fedsim.errors import ScenarioError
+
+# by format
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": (".parquet",),
+    "csv": (".csv",),
+    "tsv": (".tsv",),
+    "json": (".jsonl", ".ndjson", ".json"),
+    "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+}
+_METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+
+Splits = dict[str, list[Path]]  # by their own name, or by that of their folder and a slash
+
+
+def tables(root: Path, clients_of: Sequence[str] = ()) -> dict[str, Splits]:
+    """Return the tables in a folder by format and by the name that decides on their split.
+
+    Args:
+        root: The folder.
+        clients_of: Where folders are clients': the splits, whose folders may hold theirs in turn.
+    """
+    found: dict[str, Splits] = {}
+    bases = [base for base in (root, root / "data") if base.is_dir()]
+    places = [(base, "") for base in bases]  # and the name of a split, or "" where files have it
+    for base in bases:
+        for folder in _folders(base):
+            if folder in bases:
+                continue
+            of_split = not clients_of or any(_belongs(folder.name, n) for n in clients_of)
+            places.append((folder, f"{folder.name}/" if of_split else ""))
+            if clients_of and of_split:
+                places += [(inner, f"{folder.name}/") for inner in _folders(folder)]
+    for folder, split in places:
+        for file in sorted(folder.iterdir()):
+            if file.name.startswith(".") or file.name in _METADATA or not file.is_file():
+                continue
+            for kind, suffixes in SUFFIXES.items():
+                if kind != "images" and file.suffix.lower() in suffixes:
+                    found.setdefault(kind, {}).setdefault(split or file.stem, []).append(file)
+    return found
+
+
+def _folders(base: Path) -> list[Path]:
+    return sorted(f for f in base.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def images(root: Path) -> Splits:
+    """Return the images below a folder by split: "" where there are class folders alone."""
+    found: Splits = {}
+    for outer in sorted(folder for folder in root.iterdir() if folder.is_dir()):
+        for inner in [outer, *sorted(folder for folder in outer.iterdir() if folder.is_dir())]:
+            images = [f for f in inner.iterdir() if f.suffix.lower() in SUFFIXES["images"]]
+            if images:
+                found.setdefault("" if inner == outer else f"{outer.name}/", []).extend(images)
+    return found
+
+
+def chosen(splits: Splits, kind: str, train: str | None, test: str | None) -> dict[str, list[Path]]:
+    """Return the files of "train" and perhaps "test"."""
+
+    def of(split: str) -> list[Path]:
+        parts = [files for name, files in splits.items() if _belongs(name, split)]
+        return sorted(file for files in parts for file in files)
+
+    for key, split in (("train", train), ("test", test)):
+        if split is not None and not of(split):
+            raise ScenarioError(f"holds no {kind} files of [data] {key} = '{split}'")
+    files_of = {"train": of(train or "train"), "test": of(test or "test")}
+    if not files_of["train"]:
+        held_out = set(files_of["test"])
+        loose = [files for name, files in splits.items() if not name.endswith("/")]
+        files_of["train"] = sorted(f for files in loose for f in files if f not in held_out)
+    if not files_of["train"]:
+        raise ScenarioError(f"holds no {kind} files to train on, such as those of a split 'train'")
+    if twice := set(files_of["train"]) & set(files_of["test"]):
+        raise ScenarioError(f"'{min(twice).name}' would be both trained on and held out")
+    return {split: files for split, files in files_of.items() if files}
+
+
+def _belongs(name: str, split: str) -> bool:
+    rest = name.removeprefix(split)
+    return name.startswith(split) and (rest in ("", "/") or rest[0] in "-_.")
+
+
+def elsewhere(root: Path, format_: str | None) -> str:
+    """Name folders below that hold such files: one that may be meant, or several clients'."""
+    suffixes = SUFFIXES[format_] if format_ else [s for found in SUFFIXES.values() for s in found]
+    inside = [
+        folder
+        for folder in _folders(root)
+        if any(file.suffix.lower() in suffixes for file in folder.iterdir())
+    ]
+    if len(inside) > 1:
+        return (
+            f"; {len(inside)} folders in it do ({listed([f.name for f in inside], 3)}): say [data] "
+            "group = 'folder' if each is a client's"
+        )
+    return f"; did you mean '{inside[0]}'?" if inside else ""
+
+
+def others(root: Path) -> str:
+    """Say what one of the files is that are there and are not read."""
+    for file in sorted(root.iterdir()):
+        told = file.stem.lower() in ("readme", "license", "notes", "requirements")
+        if file.is_file() and not told and (what := by_suffix(file)):
+            return f"; {file.name} is {what}"
+    return ""
