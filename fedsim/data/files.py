@@ -303,7 +303,12 @@ def _made(
                     f"[data] {key}: is about CSV and TSV, and the files are {kind}; leave it out"
                 )
     owner: Owner | None = "file" if group == "file" else "folder" if group == "folder" else None
-    if kind == "images" or (len(files["train"]) == 1 and owner == "file"):
+    if kind == "images" and owner is not None:
+        raise ScenarioError(
+            f"[data] group = '{owner}': is about tables, and images lie in folders of their "
+            "classes; return them from a loader, with groups"
+        )
+    if len(files["train"]) == 1 and owner == "file":
         owner = None
     if owner is not None:
         splits = (root, root / "data", *(b / n for b in (root, root / "data") for n in files))

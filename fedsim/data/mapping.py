@@ -155,9 +155,14 @@ def _find_features(split: Split, target: Sequence[str], columns: Columns) -> tup
     return tuple(rest)
 
 
+def is_nameless(name: object) -> bool:
+    """Tell whether nobody named a column: readers of pandas then call it `Unnamed: 0`."""
+    return _NAMELESS.fullmatch(str(name)) is not None
+
+
 def _require_names(split: Split, rest: Sequence[str]) -> None:
     """Refuse to learn from a column that nobody named: mostly row numbers that pandas wrote."""
-    unnamed = [name for name in rest if _NAMELESS.fullmatch(name)]
+    unnamed = [name for name in rest if is_nameless(name)]
     if not unnamed:
         return
     place = split.rows.column_names.index(unnamed[0]) + 1

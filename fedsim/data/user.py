@@ -28,8 +28,9 @@ from fedsim.data.checks import (
     as_numbers,
     as_tokens,
 )
+from fedsim.data.mapping import is_nameless
 from fedsim.data.pooled import Loaded, PooledSource
-from fedsim.data.reading.chosen import look_alikes
+from fedsim.data.reading.chosen import look_alikes, row_numbers_of
 from fedsim.data.reading.given import given, numbered, require_same_kind
 from fedsim.data.source import Arrays, Features, Targets
 from fedsim.errors import FedsimError, ScenarioError, printable
@@ -123,7 +124,9 @@ def checked(data: Any, where: str) -> Loaded:
         if data.num_classes is not None:
             num_classes = _whole(data.num_classes, 2, "None, or a whole number >= 2")
     with at("features"):
-        features = _features(as_array(data.features), vocabulary)
+        names = _column_names(data.features)
+        raw = as_array(data.features)
+        features = _features(raw, vocabulary)
         if len(features) < 2:
             raise Unfit(f"has {len(features)} samples, expected at least 2")
     with at("targets"):
@@ -153,14 +156,16 @@ def checked(data: Any, where: str) -> Loaded:
             if not isinstance(data.test_fraction, float) or not 0 < data.test_fraction < 1:
                 raise Unfit(f"is {data.test_fraction!r}, expected a float in (0, 1)")
         fraction = data.test_fraction
-    groups, names = None, tuple[str, ...]()
+    groups, owners = None, tuple[str, ...]()
     if data.groups is not None:
         with at("groups"):
-            groups, names = as_groups(_of_length(as_array(data.groups), features))
+            groups, owners = as_groups(_of_length(as_array(data.groups), features))
     said = [
         *look_alikes("targets of the loader", made.names),
-        *look_alikes("groups of the loader", names),
+        *look_alikes("groups of the loader", owners),
     ]
+    if not vocabulary and raw.dtype.kind in "fiu":
+        said += row_numbers_of(raw, names)
     if not num_classes and all_whole([targets]):
         said.append(
             "[data] targets of the loader are whole numbers as floats and are learnt as amounts; "
@@ -174,7 +179,7 @@ def checked(data: Any, where: str) -> Loaded:
         test,
         spec,
         groups,
-        names,
+        owners,
         fraction,
         notes=notes,
         said=tuple(map(printable, said)),
@@ -189,6 +194,24 @@ def _named(where: str, field: str) -> Iterator[None]:
     except Unfit as unfit:
         row = "" if unfit.row is None else f"[{unfit.row}]"
         raise ScenarioError(f"{where}: {field}{row} {unfit}") from unfit
+
+
+def _column_names(features: Any) -> list[str] | None:
+    """Return what a table of pandas calls its columns; None of anything else.
+
+    Raises:
+        Unfit: If one has no name: mostly the row numbers that pandas wrote into a file.
+    """
+    columns = getattr(features, "columns", None)
+    if columns is None or not hasattr(features, "isna"):
+        return None
+    for place, name in enumerate(columns, start=1):
+        if is_nameless(name):
+            raise Unfit(
+                f"has a column without a name, its {place}. ('{name}'), as row numbers have that "
+                "pandas writes; read the file with index_col, or drop the column"
+            )
+    return list(map(str, columns))
 
 
 def _features(array: npt.NDArray[Any], vocabulary: int) -> Features:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import fedsim
-from fedsim.data import prepare
+from fedsim.data import DataSet, prepare
+from fedsim.data.user import checked
 from fedsim.errors import ScenarioError
 from tests.cases.own_tables import SCENARIO, read, rows, write
 
@@ -132,6 +133,37 @@ def test_whole_numbers_written_as_fractions_are_asked_about(tmp_path):
     assert read(file, target_type="numbers").num_classes == 0
     owners = read(file, {"kind": "natural"}, target="a", features=["b"], group="label")
     assert owners.manifest["owners"]["of_first_clients"] == ["0", "1"]
+
+
+def test_numbers_that_are_written_otherwise_look_alike(tmp_path):
+    values = [[*r[:2], ("1", "01", "1.0", "x")[n % 4]] for n, r in enumerate(rows())]
+    said = read(write(tmp_path / "x.csv", values)).said
+    assert any("'01' and '1' and '1.0' differ" in line for line in said)
+
+
+# --- loaders ------------------------------------------------------------------------------------
+
+
+def load(features):
+    data = DataSet(features, frame()["label"], test_features=features, test_targets=[0, 1] * 10)
+    return checked(data, "[data] name = 'mine:load'")
+
+
+def test_a_table_of_a_loader_with_a_column_without_a_name_is_refused(tmp_path):
+    frame().to_csv(tmp_path / "x.csv")
+    again = pd.read_csv(tmp_path / "x.csv").drop(columns="label")
+    with pytest.raises(ScenarioError, match=r"features has a column without a name, its 1\."):
+        load(again)
+    assert load(again.drop(columns="Unnamed: 0")).said == ()
+
+
+def test_row_numbers_among_features_of_a_loader_are_named():
+    table = frame()[["a", "b"]].reset_index()
+    assert "column 'index' numbers the rows (0 to 19" in load(table).said[0]
+    assert "column 0 of the loader numbers the rows (0 to 19" in load(table.to_numpy()).said[0]
+    assert load(table.assign(index=table["index"] // 2)).said == ()
+    large = table.assign(index=table["index"] + 2**30)  # the same in float32
+    assert "(1073741824 to 1073741843" in load(large).said[0]
 
 
 # --- images -------------------------------------------------------------------------------------

@@ -411,6 +411,16 @@ def test_a_sample_may_have_several_clients(tmp_path):
     np.testing.assert_allclose(told, trained.mean(axis=0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_of_samples_and_clients_may_have_any_separator(tmp_path, separator):
+    who = write(tmp_path / "who.csv", [[3, 0], [1, 1]], "sample,client", separator)
+    data = read(write(tmp_path / "x.csv", rows()), {"kind": "file", "path": str(who)})
+    assert data.num_clients == 2
+    write(who, [[0, 3, 0], [1, 1, 1]], ",sample,client", separator)
+    with pytest.raises(ScenarioError, match=r"who.csv': column 1 has no name; write the file wit"):
+        read(tmp_path / "x.csv", {"kind": "file", "path": str(who)})
+
+
 @pytest.mark.parametrize(
     ("document", "keys", "message"),
     [

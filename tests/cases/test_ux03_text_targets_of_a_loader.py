@@ -10,7 +10,7 @@ from fedsim.data.user import checked
 from fedsim.errors import ScenarioError
 
 NAMES = ["no", "yes", "maybe", "no", "yes", "maybe"]
-FEATURES = np.arange(12.0).reshape(6, 2)
+FEATURES = np.random.default_rng(0).normal(size=(6, 2))
 
 
 def read(targets, **fields):

@@ -158,6 +158,9 @@ def _columns(path: str, table: dict[str, Sequence[Any]]) -> dict[str, Ints]:
         if Path(path).suffix.lower() == ".json":
             hint += '; a table of each client\'s samples names clients by number, from "0"'
         raise _refused(path, f"has no column 'client' among {found}{hint}")
+    if "" in table:
+        place = [*table].index("") + 1
+        raise _refused(path, f"column {place} has no name; write the file without row numbers")
     if unknown := sorted(table.keys() - set(COLUMNS)):
         raise _refused(path, f"column '{unknown[0]}' means nothing; allowed: {', '.join(COLUMNS)}")
     return {name: _whole_numbers(path, name, values) for name, values in table.items()}
@@ -179,7 +182,10 @@ def _whole_numbers(path: str, name: str, values: Sequence[Any]) -> Ints:
 
 def _read_csv(path: str, content: bytes) -> dict[str, Sequence[Any]]:
     try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig")), strict=True))
+        text = content.decode("utf-8-sig")
+        first = text.partition("\n")[0]
+        separator = next((mark for mark in ",;\t|" if mark in first), ",")
+        rows = list(csv.reader(io.StringIO(text), strict=True, delimiter=separator))
     except (UnicodeDecodeError, csv.Error) as error:
         raise _refused(path, f"is not CSV: {error}") from error
     names = [name.strip() for name in rows[0]] if rows else []

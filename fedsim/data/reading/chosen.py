@@ -5,6 +5,7 @@ Nothing is chosen in silence: each line names what was taken, and the keys that 
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from fedsim.data.values import Column, is_float, is_whole, to_float64
 
 _LISTED = 20  # columns or classes that a line names
 _FEWEST_ROWS = 5  # fewer rise by chance
+_SCREENED = 64  # rows that rule most columns out
 
 
 def choices(
@@ -70,7 +72,7 @@ def _as_what(kind: str, num_classes: int, names: Sequence[str]) -> str:
 
 
 def look_alikes(what: str, names: Iterable[str]) -> list[str]:
-    """Return a line for names that differ in case, in blanks or in how a letter is encoded alone.
+    """Return a line for names that differ in case, in blanks or in how they are written alone.
 
     Args:
         what: What they name, such as "classes of column 'label'".
@@ -78,14 +80,14 @@ def look_alikes(what: str, names: Iterable[str]) -> list[str]:
     """
     alike: dict[str, list[str]] = {}
     for name in names:
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        alike.setdefault(" ".join(plain.split()), []).append(name)
+        alike.setdefault(_plain(name), []).append(name)
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if not groups:
         return []
     return [
         f"[data] {what}: {listed(groups, 5)} differ in case, blanks or "
-        "encoding alone and are counted apart; write them alike in the data if they are the same"
+        "how they are written alone and are counted apart; write them alike in the data if they are "
+        "the same"
     ]
 
 
@@ -94,13 +96,35 @@ def row_numbers(split: Split, names: Sequence[str]) -> list[str]:
 
     Its values are whole numbers, all different, that rise from row to row or leave no number out.
     """
-    found = [(name, _range(Column(split, name))) for name in names]
+    spans = {name: _range(Column(split, name)) for name in names}
+    return [_numbering(f"column '{name}'", span) for name, span in spans.items() if span]
+
+
+def row_numbers_of(features: npt.NDArray[Any], names: Sequence[str] | None) -> list[str]:
+    """Return the same lines for a loader's features.
+
+    Args:
+        features: `[n, columns]`; of another shape nothing is said.
+        names: What the columns are called, if they are.
+    """
+    if features.ndim != 2:
+        return []
+    head = np.sort(features[:_SCREENED], axis=0)
+    whole, differ = head == np.floor(head), np.diff(head, axis=0) > 0
+    likely = np.flatnonzero(whole.all(axis=0) & differ.all(axis=0))
+    spans = {int(n): _span(features[:, n].astype(np.float64)) for n in likely}
     return [
-        f"[data] features: column '{name}' numbers the rows ({span[0]} to {span[1]}, no value "
-        "twice) and is learnt from; name the features without it, unless it is one"
-        for name, span in found
-        if span is not None
+        _numbering(f"column '{names[n]}'" if names else f"column {n} of the loader", span)
+        for n, span in spans.items()
+        if span
     ]
+
+
+def _numbering(column: str, span: tuple[int, int]) -> str:
+    return (
+        f"[data] features: {column} numbers the rows ({span[0]} to {span[1]}, no value twice) and "
+        "is learnt from; name the features without it, unless it is one"
+    )
 
 
 def _range(column: Column) -> tuple[int, int] | None:
@@ -113,9 +137,22 @@ def _range(column: Column) -> tuple[int, int] | None:
         if (values != np.floor(values)).any() or len(np.unique(values)) < len(values):
             return None
         parts.append(values)
-    every = np.concatenate(parts)
-    if len(np.unique(every)) < len(every) or len(every) < _FEWEST_ROWS:
+    return _span(np.concatenate(parts))
+
+
+def _span(values: npt.NDArray[np.float64]) -> tuple[int, int] | None:
+    if len(values) < _FEWEST_ROWS or (values != np.floor(values)).any():
         return None
-    first, last = int(every.min()), int(every.max())
-    rises = (np.diff(every) > 0).all()
-    return (first, last) if rises or last - first == len(every) - 1 else None
+    if len(np.unique(values)) < len(values):
+        return None
+    first, last = int(values.min()), int(values.max())
+    rises = (np.diff(values) > 0).all()
+    return (first, last) if rises or last - first == len(values) - 1 else None
+
+
+def _plain(name: str) -> str:
+    try:
+        return str(float(name))
+    except ValueError:
+        text = unicodedata.normalize("NFKC", name).casefold()
+        return " ".join(text.split())
