@@ -86,8 +86,8 @@ def look_alikes(what: str, names: Iterable[str]) -> list[str]:
         return []
     return [
         f"[data] {what}: {listed(groups, 5)} differ in case, blanks or "
-        "how they are written alone and are counted apart; write them alike in the data if they are "
-        "the same"
+        "how they are written alone and are counted apart; write them alike in the data if they "
+        "are the same"
     ]
 
 
