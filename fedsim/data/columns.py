@@ -20,7 +20,7 @@ from fedsim.data.pooled import Loaded
 from fedsim.data.reading.chosen import choices, look_alikes, row_numbers
 from fedsim.data.source import Arrays, Features, Ints
 from fedsim.data.targets import read_groups, read_targets
-from fedsim.data.values import Column, read_lists, to_numbers, to_texts
+from fedsim.data.values import Column, read_lists, read_numbers, to_texts
 from fedsim.errors import ScenarioError, printable
 from fedsim.samples import SampleSpec
 
@@ -131,13 +131,12 @@ def _features(
             raise ScenarioError(f"[data] {key}: is about images, and {what}; leave it out")
     shape: tuple[int, ...] | None = None
     for name, split in splits.items():
-        parts = [Column(split, column) for column in roles.features]
         if roles.kind == "text":
-            found[name] = _text(parts[0], shape)
+            found[name] = _text(Column(split, roles.features[0]), shape)
         elif roles.kind == "list":
-            found[name] = read_lists(parts[0], shape)
+            found[name] = read_lists(Column(split, roles.features[0]), shape)
         else:
-            found[name] = np.stack([np.concatenate(p.blocks(to_numbers)) for p in parts], axis=1)
+            found[name] = read_numbers(split, roles.features)
         shape = found[name].shape[1:]
     return found, {}, []
 

@@ -14,7 +14,10 @@ from fedsim.errors import ScenarioError, nearest
 TargetType = Literal["auto", "classes", "numbers", "characters"]
 
 _LISTED = 20  # columns that a message names
-_NAMELESS = re.compile(r"\s*|Unnamed: \d+(_level_\d+)*|__index_level_\d+__")  # by pandas' readers
+# what readers of pandas, and of R, call a column without a name
+_NAMELESS = re.compile(
+    r"\s*|Unnamed: \d+(\.\d+)*(_level_\d+)*|__index_level_\d+__|\.\.\.\d+|None|nan"
+)
 _TARGET_NAMES = ("label", "labels", "target", "class", "y")
 
 

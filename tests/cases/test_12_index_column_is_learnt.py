@@ -45,8 +45,29 @@ def _blank(folder):
     return 1
 
 
+def _twice(folder):
+    frame().to_csv(folder / "x.csv")
+    pd.read_csv(folder / "x.csv").to_csv(folder / "x.csv")
+    pd.read_csv(folder / "x.csv").to_csv(folder / "x.csv", index=False)
+    return 1
+
+
+def _by_r(folder):
+    write(folder / "x.csv", [[n, *row] for n, row in enumerate(rows())], header="...1,a,b,label")
+    return 1
+
+
 @pytest.mark.parametrize(
-    "make", [_index_as_csv, _index_as_parquet, _two_levels, _last_separator, _blank]
+    "make",
+    [
+        _index_as_csv,
+        _index_as_parquet,
+        _two_levels,
+        _last_separator,
+        _blank,
+        _twice,
+        _by_r,
+    ],
 )
 def test_a_column_without_a_name_is_no_feature(tmp_path, make):
     folder = tmp_path / "mine"

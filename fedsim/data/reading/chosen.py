@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from fedsim.data.mapping import Columns, Roles
 from fedsim.data.origins import Split
-from fedsim.data.values import Column, is_float, is_whole, to_float64
+from fedsim.data.values import is_float, is_whole, to_float64
 
 _LISTED = 20  # columns or classes that a line names
 _FEWEST_ROWS = 5  # fewer rise by chance
+_BATCH = 10_000  # rows that are held at a time
 _SCREENED = 64  # rows that rule most columns out
 
 
@@ -96,7 +97,21 @@ def row_numbers(split: Split, names: Sequence[str]) -> list[str]:
 
     Its values are whole numbers, all different, that rise from row to row or leave no number out.
     """
-    spans = {name: _range(Column(split, name)) for name in names}
+    types = split.rows.features
+    alive: dict[str, list[npt.NDArray[np.float64]]] = {
+        name: [] for name in names if is_whole(types[name]) or is_float(types[name])
+    }
+    rows = split.rows.select_columns([*alive]).with_format("arrow") if alive else None
+    for batch in () if rows is None else rows.iter(batch_size=_BATCH):
+        for name in [*alive]:
+            values = to_float64(batch.column(name).combine_chunks())
+            if _all_differ(values[:_SCREENED]) and _all_differ(values):
+                alive[name].append(values)
+            else:
+                del alive[name]
+        if not alive:
+            break
+    spans = {name: _span(np.concatenate(parts)) for name, parts in alive.items()}
     return [_numbering(f"column '{name}'", span) for name, span in spans.items() if span]
 
 
@@ -127,27 +142,17 @@ def _numbering(column: str, span: tuple[int, int]) -> str:
     )
 
 
-def _range(column: Column) -> tuple[int, int] | None:
-    """Return first and last of a column of row numbers; None of any other, mostly at once."""
-    type_ = column.split.rows.features[column.name]
-    if not (is_whole(type_) or is_float(type_)):
-        return None
-    parts: list[npt.NDArray[np.float64]] = []
-    for values in column.converted(to_float64):
-        if (values != np.floor(values)).any() or len(np.unique(values)) < len(values):
-            return None
-        parts.append(values)
-    return _span(np.concatenate(parts))
-
-
 def _span(values: npt.NDArray[np.float64]) -> tuple[int, int] | None:
-    if len(values) < _FEWEST_ROWS or (values != np.floor(values)).any():
-        return None
-    if len(np.unique(values)) < len(values):
+    if len(values) < _FEWEST_ROWS or not _all_differ(values):
         return None
     first, last = int(values.min()), int(values.max())
     rises = (np.diff(values) > 0).all()
     return (first, last) if rises or last - first == len(values) - 1 else None
+
+
+def _all_differ(values: npt.NDArray[np.float64]) -> bool:
+    """Tell whether these are whole numbers, each another."""
+    return bool((values == np.floor(values)).all()) and len(np.unique(values)) == len(values)
 
 
 def _plain(name: str) -> str:
