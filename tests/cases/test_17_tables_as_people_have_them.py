@@ -144,6 +144,7 @@ def test_what_cannot_be_read_is_called_what_it_is(tmp_path, content, keys, messa
     [
         ("version https://git-lfs.github.com/spec/v1\n", "x.parquet", r"a pointer of Git LFS"),
         (csv(), "x.parquet", r"x.parquet is no parquet"),
+        ("[[1, 2], [3, 4]]", "x.json", r"x.json is a list of lists or of values, expected one of"),
         (csv(), "x.json", r"x.json is no JSON: that begins with"),
         (b"PK\x03\x04", "x.xlsx", r"x.xlsx is a workbook; save the sheet as CSV"),
         (b"", "x.csv.gz", r"x.csv.gz is packed; unpack it"),

@@ -65,6 +65,8 @@ def what_is(file: Path, format_: str) -> str | None:
         return "is JSON; let its name end in .json, or .jsonl with a row per line"
     if format_ == "json" and text[:1] not in "{[":
         return "is no JSON: that begins with { or ["
+    if format_ == "json" and text[:1] == "[" and text[1:].lstrip()[:1] not in ("", "{"):
+        return "is a list of lists or of values, expected one of objects that name every value"
     return "is no parquet" if format_ == "parquet" else None
 
 
