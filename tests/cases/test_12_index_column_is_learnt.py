@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from fedsim.data import DataSet, prepare
 from fedsim.data.user import checked
 from fedsim.errors import ScenarioError
 from tests.cases.own_tables import SCENARIO, read, rows, write
+
+second = partial(pytest.param, marks=pytest.mark.slow)  # of a kind
 
 
 def frame(count=20):
@@ -62,11 +65,8 @@ def _by_r(folder):
     [
         _index_as_csv,
         _index_as_parquet,
-        _two_levels,
-        _last_separator,
-        _blank,
         _twice,
-        _by_r,
+        *map(second, (_two_levels, _last_separator, _blank, _by_r)),
     ],
 )
 def test_a_column_without_a_name_is_no_feature(tmp_path, make):
@@ -127,7 +127,10 @@ def test_it_is_said_before_the_first_round(tmp_path, caplog):
     assert [text for text in caplog.messages if re.search("'id' numbers the rows", text)]
 
 
-@pytest.mark.parametrize("name", ["digits", "breast_cancer", "diabetes", "synthetic"])
+@pytest.mark.parametrize(
+    "name",
+    ["breast_cancer", *(second(n) for n in ("digits", "diabetes", "synthetic"))],
+)
 def test_bundled_data_say_nothing(tmp_path, name):
     partition = {"kind": "natural"} if name == "synthetic" else {"kind": "iid", "clients": 2}
     assert prepare({"name": name}, partition, seed=0, cache_dir=tmp_path).said == ()

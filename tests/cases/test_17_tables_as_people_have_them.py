@@ -17,6 +17,7 @@ from tests.cases.own_tables import NATURAL, SCENARIO, read, rows, write
 FRAME = pd.DataFrame(rows(), columns=["a", "b", "label"])
 # of the scenario in `own_tables` before these keys came
 SHA256 = "001b3b616a4b1d73bdd9d85ee553f6000a4bb81dd4ce814437175ce138dbe800"
+second = partial(pytest.param, marks=pytest.mark.slow)  # of a kind
 READ = np.asarray(rows())[:, :2]
 
 
@@ -43,15 +44,15 @@ def quoted_decimals():
     [
         (csv(sep=";"), "x.csv", "separator ';'"),
         (csv(sep="\t"), "x.csv", r"separator '\t'"),
-        (csv(sep="|"), "x.csv", "separator '|'"),
-        (csv(sep=" "), "x.csv", "separator ' '"),
+        second(csv(sep="|"), "x.csv", "separator '|'"),
+        second(csv(sep=" "), "x.csv", "separator ' '"),
         (FRAME.to_string(index=False), "x.csv", "separator ' '"),
-        (csv(), "x.tsv", "separator ','"),
+        second(csv(), "x.tsv", "separator ','"),
         (csv(sep=";", decimal=","), "x.csv", "separator ';', decimal ','"),
-        (csv(sep="\t", decimal=","), "x.tsv", "decimal ','"),
+        second(csv(sep="\t", decimal=","), "x.tsv", "decimal ','"),
         (quoted_decimals(), "x.csv", "decimal ','"),
         (csv(sep="\t").encode("utf-16"), "x.csv", r"separator '\t', encoding 'utf-16'"),
-        (csv(sep=";", lineterminator="\r\n"), "x.csv", "separator ';'"),
+        second(csv(sep=";", lineterminator="\r\n"), "x.csv", "separator ';'"),
     ],
 )
 def test_how_a_table_is_written_is_found_and_said(tmp_path, content, name, said):
@@ -66,8 +67,8 @@ def test_how_a_table_is_written_is_found_and_said(tmp_path, content, name, said)
     [
         csv(),
         csv().encode("utf-8-sig"),
-        csv(lineterminator="\r"),
-        csv(quoting=1),
+        second(csv(lineterminator="\r")),
+        second(csv(quoting=1)),
         csv().replace(",", ", "),
     ],
 )
@@ -247,9 +248,9 @@ def test_splits_of_leaf_are_kept(tmp_path):
     [
         FRAME.to_json(),
         json.dumps(FRAME.to_dict("list")),
-        FRAME.to_json(orient="records"),
-        FRAME.to_json(orient="records", lines=True),
-        json.dumps(FRAME.to_dict("list"), indent=1),
+        second(FRAME.to_json(orient="records")),
+        second(FRAME.to_json(orient="records", lines=True)),
+        second(json.dumps(FRAME.to_dict("list"), indent=1)),
     ],
 )
 def test_rows_and_columns_are_tables(tmp_path, content):
@@ -312,7 +313,7 @@ def test_a_file_may_be_an_owner(tmp_path):
     assert len(data.said) == 1
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("suffix", ["csv", second("jsonl")])
 def test_files_of_sites_keep_their_splits(tmp_path, suffix):
     for split in ("train", "test"):
         _sites(tmp_path / "mine" / split, suffix)
@@ -335,7 +336,7 @@ def _clients_in_splits(folder):
     ("make", "held_out"),
     [
         (lambda folder: _client_folders(folder, "train.csv", "test.csv"), 40),
-        (lambda folder: _client_folders(folder / "data", "train.csv", "test.csv"), 40),
+        second(lambda folder: _client_folders(folder / "data", "train.csv", "test.csv"), 40),
         (lambda folder: _client_folders(folder, "january.csv", "june.csv"), 16),
         (_clients_in_splits, 40),
     ],
@@ -412,7 +413,7 @@ def test_a_sample_may_have_several_clients(tmp_path):
     np.testing.assert_allclose(told, trained.mean(axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [second(","), ";", second("\t")])
 def test_a_table_of_samples_and_clients_may_have_any_separator(tmp_path, separator):
     who = write(tmp_path / "who.csv", [[3, 0], [1, 1]], "sample,client", separator)
     data = read(write(tmp_path / "x.csv", rows()), {"kind": "file", "path": str(who)})
