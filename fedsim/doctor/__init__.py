@@ -136,7 +136,9 @@ def _machine(installed: packages.Packages) -> Iterator[Finding]:
     yield machine.graphics(torch.facts if torch is not None and torch.ok else None)
     yield machine.memory()
     yield machine.shared_memory()
-    yield machine.sockets()
+    sockets = machine.sockets()
+    if sockets.state != "ok":
+        yield sockets
     yield machine.cache()
     yield machine.folder("runs", Path("runs"), remedy="name another folder: --out DIR")
 

@@ -130,7 +130,7 @@ def sockets() -> Finding:
         return Finding(SOCKETS, "failed", words, remedy)
     if found.why_not:
         return Finding(SOCKETS, "note", f"{found.why_not}: Ray gets one in {found.folder}")
-    return Finding(SOCKETS, "ok", f"below {found.folder}", lesser=True)
+    return Finding(SOCKETS, "ok", f"below {found.folder}")
 
 
 def cache() -> Finding:
