@@ -380,7 +380,8 @@ class OwnSampling(FedAvg):
 
     def configure_train(self, server_round, arrays, config, grid):
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        chosen = self.random.choice(len(messages), size=2, replace=False)
+        count = min(2, len(messages))  # some rounds have fewer
+        chosen = self.random.choice(len(messages), size=count, replace=False)
         return [messages[place] for place in sorted(chosen)]
 
 
