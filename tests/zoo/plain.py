@@ -10,6 +10,9 @@ from fedsim.rng import derived_seed, generator
 from tests.zoo import models
 
 
+SEEDED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
 class Drawn(nn.Module):
     """Dropout whose mask is the next of a stream, a row for each sample of a full batch."""
 
@@ -43,7 +46,7 @@ def trained(
         stream = generator(seed, "dropout", server_round, client)
         for parent in list(model.modules()):
             for name, child in parent._modules.items():
-                if isinstance(child, nn.modules.dropout._DropoutNd):
+                if type(child) in SEEDED:
                     parent._modules[name] = Drawn(child, stream, batch)
     models.put_back()
     model.train()
