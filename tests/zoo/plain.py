@@ -9,7 +9,6 @@ from fedsim.basics.generators import put_back, seed_all
 from fedsim.rng import derived_seed, generator
 from tests.zoo import models
 
-
 SEEDED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
