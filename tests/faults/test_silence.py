@@ -37,7 +37,9 @@ def mixed(engine):
     return engine
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["near", "far"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(0, id="near"), pytest.param(1, id="far", marks=pytest.mark.slow)]
+)
 def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
     world, mixed, trouble, undisturbed, tmp_path, monkeypatch, number
 ):
@@ -67,6 +69,7 @@ def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
     assert number or not is_alive(stopped[0])  # Ray takes some seconds to end a far one
 
 
+@pytest.mark.slow  # it works for as long as a silence takes
 def test_a_client_that_works_for_long_and_lets_nobody_else_run_is_not_silent(
     world, mixed, trouble, tmp_path, monkeypatch
 ):
