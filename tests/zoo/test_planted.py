@@ -1,27 +1,30 @@
 """Faults planted in fedsim, each of which the standing search must find."""
 
-import contextlib
-
 import pytest
 from hypothesis import find, settings
 from hypothesis import strategies as st
 
 from fedsim.basics import generators, kept_state
+from fedsim.basics.sources import NO_CODE
 from fedsim.client import trial
-from tests.zoo.test_search import CLIENTS, EXECUTORS, SOME, composed
+from tests.zoo.test_search import CLIENTS, EXECUTORS, SOME, WHERE, WIDTHS, composed, edited
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DRAWN = st.tuples(SOME, EXECUTORS, CLIENTS)
 MOST = settings(max_examples=300, deadline=None, database=None)
 
 
-def fails(drawn):
+def fails(drawn, search=composed):
     """Whether the search would report these draws."""
     try:
-        composed(*drawn)
+        search(*drawn)
     except Exception:
         return True
     return False
+
+
+def a_stale_study(patch):
+    patch.setattr("fedsim.scenario.code_behind", lambda *_: NO_CODE)
 
 
 def a_leak_between_clients(patch):
@@ -58,5 +61,12 @@ def masks_that_are_not_drawn(patch):
 )  # fmt: skip
 def test_a_planted_fault_is_found(fault, monkeypatch):
     fault(monkeypatch)
-    with contextlib.suppress(KeyboardInterrupt):
-        assert fails(find(DRAWN, fails, settings=MOST))
+    assert fails(find(DRAWN, fails, settings=MOST))
+
+
+def test_a_planted_stale_study_is_found(monkeypatch):
+    a_stale_study(monkeypatch)
+    drawn = find(
+        st.tuples(WIDTHS, st.sampled_from(WHERE)), lambda d: fails(d, edited), settings=MOST
+    )
+    assert fails(drawn, edited)
