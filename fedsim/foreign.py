@@ -5,6 +5,7 @@ A strategy inside another one is part of the outer one's state, whoever made it.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,13 +22,27 @@ _LONG = 100  # characters of a path that are shown
 _INNER = "inner:"  # inner:NAME:KEY is the value KEY of the strategy in the attribute NAME
 
 
+_LOOKED_INTO = 100  # entries: what is longer holds numbers or clients, and no strategies
+
+
 def nested(strategy: Strategy) -> Iterator[Strategy]:
-    """Yield a strategy and then those inside it, from the outside in."""
-    yield strategy
-    if not isinstance(strategy, FederatedStrategy):
-        for value in vars(strategy).values():
-            if isinstance(value, Strategy):
-                yield from nested(value)
+    """Yield a strategy and then those inside it, each once, from the outside in.
+
+    Those are found in its attributes, and in small dictionaries, lists and tuples there.
+    """
+    waiting: deque[Any] = deque([strategy])
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.popleft()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Strategy):
+            yield each
+            if not isinstance(each, FederatedStrategy):
+                waiting += vars(each).values()
+        elif isinstance(each, Mapping | list | tuple) and len(each) <= _LOOKED_INTO:
+            waiting += each.values() if isinstance(each, Mapping) else each
 
 
 def dump_attributes(strategy: Strategy) -> dict[str, Any]:

@@ -42,6 +42,19 @@ class Three(Mine):
         super().__init__(min_available_nodes=3)
 
 
+class InTurn(FedAvg):
+    """Two strategies, which it keeps in a dictionary and a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.others = {"a": FedAvg()}, [FedAvg()]
+        self.others[0].myself = self
+
+    def configure_train(self, server_round, arrays, config, grid):
+        chosen = self.others[0] if server_round % 2 else self.first["a"]
+        return chosen.configure_train(server_round, arrays, config, grid)
+
+
 class Elsewhere(Three):
     """Takes whoever is there, whatever its minimum."""
 
@@ -69,6 +82,11 @@ def test_a_subclass_goes_on_with_one_client_as_flowers_own_does(tmp_path):
     ]
     assert found[0].summary["params_sha256"] == found[1].summary["params_sha256"]
     assert found[1].summary["rounds"] == 8
+
+
+def test_strategies_in_a_strategy_s_containers_go_on_too(tmp_path):
+    described = worlds.scenario(f"{NAME}InTurn", rounds=8, **BERNOULLI)
+    assert fedsim.start(described, out=tmp_path / "run").summary["rounds"] == 8
 
 
 @pytest.mark.parametrize(

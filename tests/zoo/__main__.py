@@ -19,7 +19,7 @@ def main() -> int:
         seed = first + goes
         command = [
             sys.executable, "-m", "pytest", "-q", "-x", "tests/zoo/test_search.py",
-            "--hypothesis-profile=search", f"--hypothesis-seed={seed}", "-p", "no:cacheprovider",
+            "--hypothesis-profile=search", f"--hypothesis-seed={seed}", "--show-capture=no",
         ]  # fmt: skip
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
