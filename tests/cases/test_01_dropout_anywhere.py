@@ -68,7 +68,11 @@ def project(tmp_path_factory):
     return Project(tmp_path_factory.mktemp("dropout"), CODE)
 
 
-@pytest.mark.parametrize("model", [*PLAIN, *SEEDED])
+@pytest.mark.parametrize(
+    "model",
+    ["Twice", "TimeFirst", *SEEDED]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in PLAIN[2:]],
+)
 def test_it_drops_some_and_not_all(project, model):
     # a mask that drops everything, or nothing, gives the bits of p = 1 or of p = 0
     found = {

@@ -200,6 +200,7 @@ def test_a_worker_larger_than_every_machine_is_refused_at_once(ray_cluster, worl
         RayGrid(world.app, 24, client_resources={"num_cpus": 1000})
 
 
+@pytest.mark.slow
 def test_an_application_that_cannot_be_unpickled_is_named_as_a_worker_that_did_not_start(
     ray_cluster, world
 ):
