@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim import flower_internals as internals
+from fedsim.basics.generators import seeded
 from fedsim.basics.ties import exceeds
 from fedsim.client_settings import SettingsWatch
 from fedsim.cohort import Failure, MessagesError, Replies
@@ -27,7 +28,6 @@ from fedsim.errors import FedsimError, RunError
 from fedsim.executor import SettingsError
 from fedsim.expectations import failed_by
 from fedsim.foreign import nested
-from fedsim.global_draws import seeded
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
 from fedsim.records import CONFIG, NUM_EXAMPLES, SERVER_ROUND, ArraysMismatchError, first_not_finite

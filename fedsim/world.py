@@ -12,10 +12,11 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedsim import discovery, global_draws, tasks
+from fedsim import discovery, tasks
 from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
+from fedsim.basics.generators import seeded as seeded_draws
 from fedsim.basics.project import Project
 from fedsim.basics.sources import NO_CODE, Code
 from fedsim.client.trial import Findings, try_out
@@ -227,7 +228,7 @@ def _make_strategy(
 ) -> Strategy:
     draws: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if seeded:
-        draws = global_draws.seeded(derived_seed(scenario.seed, "strategy"))
+        draws = seeded_draws(derived_seed(scenario.seed, "strategy"))
     with draws:
         return discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
 

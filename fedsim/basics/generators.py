@@ -60,6 +60,14 @@ def seed_all(seed: int, *, cuda: bool = False, own: Sequence[Any] = ()) -> None:
             generator.seed(mine % 2**32)
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of torch, `random` and `numpy.random` for a while, see `seed_all`."""
+    with put_back():
+        seed_all(seed)
+        yield
+
+
 def drawn_from(seed: int, own: Sequence[Any] = ()) -> list[str]:
     """Name the generators that were drawn from since `seed_all(seed, own=own)`, seeding anew."""
     now = _states(own)

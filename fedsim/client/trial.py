@@ -312,7 +312,7 @@ def _irregular(loop: _Watched) -> str | None:
     """Why masks of dropout cannot be drawn before a pass, or None."""
     if not loop._dropouts:
         return None
-    drawn = loop.data.clients(list(loop.data.most)[:1])  # type: ignore[attr-defined]
+    drawn = loop.data.clients(list(loop.most)[:1])
     features = torch.from_numpy(np.asarray(drawn.features[np.asarray(drawn.rows[0])[:1]]))
     with loop._generators_put_back():
         try:
@@ -338,9 +338,7 @@ def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[T
     sent, layout = tensors_of(executor.model), executor.layout
     found: dict[str, tuple[Tensor, float]] = {}
     for name, tensor in (*layout.unflatten(result.params).items(), *result.buffers.items()):
-        before, now = sent[name].detach().cpu(), tensor
-        if not tensor.is_complex():
-            before, now = before.double(), now.double()
+        before, now = sent[name].detach().cpu().double(), tensor.double()
         error = 0.0
         if tensor.is_floating_point() and tensor.numel():
             error = 32 * torch.finfo(tensor.dtype).eps * float(now.abs().max())

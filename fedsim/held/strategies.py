@@ -13,8 +13,8 @@ import torch
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedsim.basics.generators import seeded
 from fedsim.errors import CheckpointError
-from fedsim.global_draws import seeded
 from fedsim.held.kinds import Unheld, says_what_to_keep
 from fedsim.held.reading import Reader
 from fedsim.held.trust import Known, adopt, is_users, label_of
