@@ -9,9 +9,11 @@ from fedsim.basics.text import names_of
 from fedsim.client.short_batches import ends_with_one, why_not_one
 from fedsim.data import FederatedData
 from fedsim.errors import ScenarioError
-from fedsim.procedure import ClientProcedure
+from fedsim.procedure import ClientProcedure, Work
 from fedsim.scenario import Scenario
 from fedsim.tasks import Task
+
+_LOOKED_AT = 256  # clients among which one that holds samples is looked for
 
 
 def check_last_batches(
@@ -37,26 +39,17 @@ def check_last_batches(
         ScenarioError: Naming clients, layer and remedy.
     """
     work = procedure.work
+    if work.last_batch != "keep":
+        return _left_out(data, work)
     own = any(each.startswith("[task]") for each in scenario.own_code)
     if not own and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules()):
         return None
+    layer = _why_not_one(data, task, model)
+    if layer is None:
+        return None  # whatever clients hold: of a million nobody is counted
     sizes = data.sizes(range(data.num_clients))
-    if work.last_batch != "keep":
-        alone = np.flatnonzero(sizes == 1).tolist() if work.batch_size > 1 else []
-        keeps = f"[client] last_batch = '{work.last_batch}'"
-        names = names_of(alone, data.num_clients)
-        return f"{names}: one sample, no training: {keeps}" if alone else None
     short = np.flatnonzero(ends_with_one(sizes, work)).tolist()
     if not short:
-        return None
-    drawn = data.clients(short[:1])
-    pair = np.asarray(drawn.rows[0])[:2]
-    pair = pair if len(pair) == 2 else pair.repeat(2)
-    features = torch.from_numpy(np.asarray(drawn.features[pair]))
-    features = features.to(task.dtype) if features.is_floating_point() else features
-    targets = torch.from_numpy(np.asarray(drawn.targets[pair]))
-    layer = why_not_one(model, features, lambda o: task.sample_losses(o, targets[: len(o)]))
-    if layer is None:
         return None
     if work.batch_size == 1:
         raise ScenarioError(f"[client] batch_size = 1: {layer} cannot train on one sample")
@@ -67,3 +60,30 @@ def check_last_batches(
         f"an epoch with a batch of one sample, which {layer} cannot train on: [client] {remedy}"
         "another batch_size"
     )
+
+
+def _left_out(data: FederatedData, work: Work) -> str | None:
+    """Say who does not train for having one sample, whatever the model, or None."""
+    sizes = data.sizes(range(data.num_clients))
+    alone = np.flatnonzero(sizes == 1).tolist() if work.batch_size > 1 else []
+    names = names_of(alone, data.num_clients)
+    return (
+        f"{names}: one sample, no training: [client] last_batch = '{work.last_batch}'"
+        if alone
+        else None
+    )
+
+
+def _why_not_one(data: FederatedData, task: Task, model: nn.Module) -> str | None:
+    """Say which layer cannot train on one sample, tried on one of the first clients', or None."""
+    looked_at = list(range(min(data.num_clients, _LOOKED_AT)))
+    holding = np.flatnonzero(np.asarray(data.sizes(looked_at)))[:1].tolist()
+    if not holding:
+        return None
+    drawn = data.clients(holding)
+    pair = np.asarray(drawn.rows[0])[:2]
+    pair = pair if len(pair) == 2 else pair.repeat(2)
+    features = torch.from_numpy(np.asarray(drawn.features[pair]))
+    features = features.to(task.dtype) if features.is_floating_point() else features
+    targets = torch.from_numpy(np.asarray(drawn.targets[pair]))
+    return why_not_one(model, features, lambda o: task.sample_losses(o, targets[: len(o)]))

@@ -109,6 +109,11 @@ def test_with_the_key_sites_train_and_a_lone_sample_is_named(project, last):
     assert summary["always_failed"] == {}
 
 
+def test_a_lone_sample_is_named_whatever_the_model(project):
+    notes = project.world("Plain", "client.last_batch=drop").notes
+    assert any("client 3: one sample, no training" in note for note in notes)
+
+
 def test_a_model_that_can_is_not_refused(project):
     assert project.run("Plain", name="plain")["final"]["train/num_examples"] == 63
 
