@@ -28,11 +28,12 @@ def rescale(mix: Tensor, target: float) -> Tensor:
     target: what averaging has cancelled is not there to be stretched), or one that is not finite.
     """
     mix = mix.double()
-    own = float(variance(mix))
+    about = mix - mix.mean()
+    own = float(about.square().mean())
     if mix.numel() == 1 or not math.isfinite(own + target) or own <= 1e-12 * max(target, 1e-30):
         return mix
     # in this form a factor of 1 changes no bit
-    return mix + (math.sqrt(target / own) - 1) * (mix - mix.mean())
+    return mix + (math.sqrt(target / own) - 1) * about
 
 
 def plain_average(

@@ -9,9 +9,9 @@ import importlib
 import importlib.resources
 import importlib.util
 import inspect
-import pkgutil
+import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,8 +77,8 @@ def names(kind: str = "strategies") -> list[str]:
     if kind in ("strategies", "clients"):
         spec = importlib.util.find_spec(kind)
         folders = (spec.submodule_search_locations if spec else None) or []
-        modules = pkgutil.iter_modules(list(folders))
-        return sorted(module.name for module in modules if not module.name.startswith("_"))
+        found = {name for folder in folders for name in _modules_in(folder)}
+        return sorted(name for name in found if not name.startswith("_"))
     if kind == "scenarios":
         return list(shipped_scenarios())
     listed = names_in_source(*_REGISTRIES[kind]) if kind in _REGISTRIES else None
@@ -289,6 +289,14 @@ def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":
         ValueError: If a hyperparameter is impossible.
     """
     return procedure_factory(table["name"])(**_without(table, "name"))
+
+
+def _modules_in(folder: str) -> Iterator[str]:
+    """Name the modules and packages of a folder; quicker than pkgutil, and asked for often."""
+    for entry in os.scandir(folder):
+        stem, dot, suffix = entry.name.partition(".")
+        if suffix == "py" or (not dot and os.path.isfile(os.path.join(entry, "__init__.py"))):
+            yield stem
 
 
 def _registry(kind: str) -> dict[str, Callable[..., Any]]:

@@ -7,6 +7,7 @@ A run folder says which kind of processor computed; nothing in it names the mach
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -239,14 +240,18 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "fedsim": fedsim.__version__,
     }
-    for package in ("flwr", "torch", "ray", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
+    found |= {package: _version(package) for package in ("flwr", "torch", "ray", "numpy")}
     found["system"] = platform.system()
     found["machine"] = platform.machine()
     return found | in_use()
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class JsonLines:

@@ -202,6 +202,8 @@ def _shadowed(folders: Sequence[str], top: str) -> bool:
 
 def _forget_changed(folders: Sequence[str]) -> None:
     """Import a project's modules anew, all of them, when the file of one is another by now."""
+    if not folders:
+        return
     mine = [(name, module) for name, module, root in _modules() if root in folders]
     changed = [name for name, module in mine if _has_changed(module)]
     if changed:
@@ -228,13 +230,16 @@ def _older_than_file(module: ModuleType, file: str) -> bool:
     found = os.stat(file)
     try:
         with open(getattr(module, "__cached__", None) or "", "rb") as compiled:
-            header = compiled.read(16)
+            header, written = compiled.read(16), os.fstat(compiled.fileno()).st_mtime
     except OSError:
         return found.st_mtime > _began()
     if len(header) < 16 or header[4:8] != bytes(4):  # torn, or compiled by hash
         return found.st_mtime > _began()
     then = (int.from_bytes(header[8:12], "little"), int.from_bytes(header[12:16], "little"))
-    return then != (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
+    if then == (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF):
+        return False
+    # a store left behind, where none is written, says nothing of what was imported
+    return max(written, found.st_mtime, found.st_ctime) > _began()
 
 
 @functools.cache
@@ -252,25 +257,23 @@ def _began() -> float:
 def _modules() -> Iterator[tuple[str, ModuleType, str]]:
     """Every imported module that comes from a file or folder, with the folder of its top."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in OURS:
-            continue
         file = getattr(module, "__file__", None)
-        up = name.count(".")
-        if isinstance(file, str):
-            place = os.path.dirname(file)
-            up += os.path.basename(file).partition(".")[0] == "__init__"
-        else:
-            place = next(iter(getattr(module, "__path__", None) or ()), "")
-            up += 1
-        if place:
-            yield name, module, _above(place, up)
+        in_file = isinstance(file, str)
+        place = file if in_file else next(iter(getattr(module, "__path__", None) or ()), "")
+        if place and (root := _root(name, place, in_file)):
+            yield name, module, root
 
 
-@functools.lru_cache(maxsize=4096)
-def _above(place: str, levels: int) -> str:
-    for _ in range(levels):
-        place = os.path.dirname(place)
-    return os.path.realpath(place)
+@functools.cache  # thousands of modules, at every scenario that is read
+def _root(name: str, place: str, in_file: bool) -> str:
+    """The folder of the top of a module that lies in a file or folder; none for our own."""
+    if name.partition(".")[0] in OURS:
+        return ""
+    up = name.count(".") + (not in_file or os.path.basename(place).startswith("__init__."))
+    above = os.path.dirname(place) if in_file else place
+    for _ in range(up):
+        above = os.path.dirname(above)
+    return os.path.realpath(above)
 
 
 def _stand_on_path(folders: Sequence[str]) -> None:

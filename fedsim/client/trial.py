@@ -7,6 +7,7 @@ clients gives. Needs torch alone.
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -337,12 +338,12 @@ def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[T
     assert isinstance(result.params, Tensor)
     sent, layout = tensors_of(executor.model), executor.layout
     found: dict[str, tuple[Tensor, float]] = {}
-    for name, tensor in (*layout.unflatten(result.params).items(), *result.buffers.items()):
-        before, now = sent[name].detach().cpu().double(), tensor.double()
-        error = 0.0
-        if tensor.is_floating_point() and tensor.numel():
-            error = 32 * torch.finfo(tensor.dtype).eps * float(now.abs().max())
-        found[name] = now - before, error
+    for name, now in (*layout.unflatten(result.params).items(), *result.buffers.items()):
+        before = sent[name].detach().cpu()
+        if now.is_floating_point():  # a difference is as exact as what is compared
+            found[name] = now - before, 32 * torch.finfo(now.dtype).eps * _largest(now)
+        else:
+            found[name] = now.double() - before.double(), 0.0
     others = {**result.extra, **result.state, **result.metrics}
     return found | {name: (tensor.double(), 0.0) for name, tensor in others.items()}
 
@@ -368,14 +369,23 @@ def _first_odd(
         other = expected[name][0]
         if tensor.shape != other.shape:
             return f"returns '{name}' of shape {list(tensor.shape)} in place of {list(other.shape)}"
-        gap = _largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
+        gap = _largest(tensor - other)
+        if not math.isfinite(gap):
+            gap = _largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
         if gap > share * _largest(other) + share / 100 * largest + error:
             return f"differs in '{name}' by {gap:.2g} where it changes by {_largest(other):.2g}"
     return None
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(torch.nan_to_num(tensor).abs().max()) if tensor.numel() else 0.0
+    """The largest size of an entry; infinities count as the largest number, NaN as nothing."""
+    if not tensor.numel():
+        return 0.0
+    low, high = (abs(float(end)) for end in torch.aminmax(tensor))
+    largest = max(low, high)
+    if math.isfinite(largest):
+        return largest
+    return float(torch.nan_to_num(tensor).abs().max())
 
 
 def _why_in_turn(keeps: Sequence[str], draws: Sequence[str], irregular: str | None) -> str | None:

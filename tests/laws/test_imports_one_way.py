@@ -1,6 +1,7 @@
 """Imports point one way, and what others call their internals is in one file each."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -42,13 +43,15 @@ def imports(source, package=""):
     return found
 
 
-IMPORTS = {name: imports(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+@functools.cache  # not while tests are collected: each process does that
+def all_imports():
+    return {name: imports(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
 def importers(package):
     return {
         name
-        for name, modules in IMPORTS.items()
+        for name, modules in all_imports().items()
         if any(m == package or m.startswith(f"{package}.") for m in modules)
     }
 
@@ -73,7 +76,7 @@ def test_no_strategy_or_procedure_is_named_in_the_machinery():
 
 
 def test_strategies_and_procedures_do_not_lean_on_each_other_or_on_the_engine():
-    for name, modules in IMPORTS.items():
+    for name, modules in all_imports().items():
         if name.startswith(("strategies/", "clients/")):
             outside = {m for m in modules if m.partition(".")[0] in (*PACKAGES, "ray")}
             assert not {m for m in outside if m.startswith("fedsim.engine")}, name
@@ -87,7 +90,7 @@ def test_ray_is_imported_in_one_file():
 def test_flowers_internals_are_imported_in_one_file():
     inside = {
         name
-        for name, modules in IMPORTS.items()
+        for name, modules in all_imports().items()
         for m in modules
         if m.partition(".")[0] == "flwr"
         and m not in FLOWERS_PUBLIC_MODULES
@@ -113,7 +116,7 @@ def test_the_executor_and_what_it_stands_on_need_neither_flower_nor_ray(module):
     while waiting:
         name = waiting.pop()
         seen.add(name)
-        for m in IMPORTS[name]:
+        for m in all_imports()[name]:
             assert m.partition(".")[0] not in ("flwr", "ray"), f"{name} imports {m}"
             as_file = m.replace(".", "/") + ".py"
             if as_file in FILES and as_file not in seen:
