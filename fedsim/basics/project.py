@@ -27,6 +27,7 @@ _open: tuple[str, ...] = ()
 _managed: set[str] = set()  # every folder that was ever open
 _added: list[str] = []  # what of them stands on sys.path
 _aside: dict[str, dict[str, ModuleType]] = {}  # by folder
+_no_projects: dict[str, ModuleType] = {}  # thousands, which no scenario need look at again
 _loaded: dict[str, str] = {}  # the hash of each file as it was imported
 
 
@@ -42,7 +43,9 @@ def enter(folders: Sequence[str]) -> None:
         if wanted != _open:
             _put_aside(wanted)
             _open = wanted
-            _managed.update(wanted)
+            if not _managed.issuperset(wanted):
+                _managed.update(wanted)
+                _no_projects.clear()
             _stand_on_path(wanted)
             if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
                 sys.meta_path.insert(0, _Finder())
@@ -255,22 +258,29 @@ def _began() -> float:
 
 
 def _modules() -> Iterator[tuple[str, ModuleType, str]]:
-    """Every imported module that comes from a file or folder, with the folder of its top."""
+    """Every imported module that may be a project's, with the folder of its top."""
     for name, module in list(sys.modules.items()):
+        if _no_projects.get(name) is module:
+            continue
         file = getattr(module, "__file__", None)
         in_file = isinstance(file, str)
         place = file if in_file else next(iter(getattr(module, "__path__", None) or ()), "")
-        if place and (root := _root(name, place, in_file)):
+        root = _root(name, place, in_file) if place else ""
+        if root and (root in _managed or not is_installed(root)):
             yield name, module, root
+        elif in_file:  # what lies in a folder alone is said to be elsewhere by and by
+            _no_projects[name] = module
 
 
-@functools.cache  # thousands of modules, at every scenario that is read
+@functools.cache
 def _root(name: str, place: str, in_file: bool) -> str:
     """The folder of the top of a module that lies in a file or folder; none for our own."""
     if name.partition(".")[0] in OURS:
         return ""
     up = name.count(".") + (not in_file or os.path.basename(place).startswith("__init__."))
     above = os.path.dirname(place) if in_file else place
+    if not above:  # torch.ops says that it comes from "_ops.py"
+        return ""
     for _ in range(up):
         above = os.path.dirname(above)
     return os.path.realpath(above)

@@ -4,6 +4,7 @@ import importlib
 import py_compile
 import sys
 import time
+import types
 
 import pytest
 
@@ -56,3 +57,15 @@ def test_an_edit_since_the_process_began_is_imported_anew(
     project.enter([str(tmp_path)])
     assert module.__name__ not in sys.modules
     assert importlib.import_module(module.__name__).number == 312
+
+
+def test_a_module_that_names_no_folder_belongs_to_no_project(imported, tmp_path, monkeypatch):
+    module = imported(2)
+    stray = types.ModuleType("stray")
+    stray.__file__ = "_stray.py"
+    monkeypatch.setitem(sys.modules, "stray", stray)
+    monkeypatch.chdir(tmp_path)
+    began(monkeypatch, 1)
+    project.enter([str(tmp_path)])
+    assert sys.modules["stray"] is stray
+    assert sys.modules[module.__name__] is module
