@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-_STEP = 100  # samples per client and forward pass when many clients evaluate at once
-
 Pool = tuple[Tensor, Tensor]
 
 
@@ -40,11 +38,13 @@ class Evaluation:
         model: The model, in evaluation mode; its tensors are given at each call.
         task: Statistics and metrics.
         batch: Samples per forward pass of one model; part of the bits.
+        step: Samples per client and forward pass when many evaluate at once; part of the bits.
     """
 
     model: nn.Module
     task: Measured
     batch: int
+    step: int = 100
 
     @property
     def _wants_outputs(self) -> bool:
@@ -62,11 +62,14 @@ class Evaluation:
         kept: list[Tensor] = []
         for start in range(0, max(len(rows), 1), self.batch):
             index = rows[start : start + self.batch]
+            weights = torch.ones(len(index), dtype=self.task.dtype, device=rows.device)
+            if not len(index) and len(pool[1]):
+                # few models take no sample: two that do not count
+                index, weights = index.new_zeros(2), weights.new_zeros(2)
             outputs = functional_call(self.model, named, (self._cast(pool[0][index]),))
-            ones = torch.ones(len(index), dtype=self.task.dtype, device=rows.device)
-            sums = _added(sums, self.task.statistics(outputs, pool[1][index], ones))
+            sums = _added(sums, self.task.statistics(outputs, pool[1][index], weights))
             if self._wants_outputs:
-                kept.append(outputs.cpu())
+                kept.append(outputs[: len(rows)].cpu())
         return self._metrics(sums, torch.cat(kept) if kept else None, pool, rows)
 
     def together(
@@ -97,9 +100,10 @@ class Evaluation:
         sums: dict[str, Tensor] = {}
         kept: list[Tensor] = []
         # a constant step: how a client's samples are cut must not depend on its neighbours
-        for start in range(0, index.shape[1], _STEP):
-            picked, weight = index[:, start : start + _STEP], weights[:, start : start + _STEP]
-            short = _STEP - picked.shape[1]
+        step = self.step
+        for start in range(0, index.shape[1], step):
+            picked, weight = index[:, start : start + step], weights[:, start : start + step]
+            short = step - picked.shape[1]
             picked, weight = (nn.functional.pad(t, (0, short)) for t in (picked, weight))
             part, outputs = vmap(statistics)(
                 named, self._cast(pool[0][picked]), pool[1][picked], weight

@@ -55,6 +55,7 @@ from fedsim.schedule import Schedule, steps_taken
 from fedsim.stepping import Stepping
 
 ExecutorKind = Literal["batched", "vmap", "loop"]
+Action = Literal["train", "evaluate"]
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
 _SETTINGS_KEPT = 8  # executors under settings of a round's config
@@ -127,7 +128,7 @@ class ChunkJob:
         settings: Hyperparameters of the procedure that have other values for these members.
     """
 
-    action: Literal["train", "evaluate"]
+    action: Action
     server_round: int
     client_ids: tuple[int, ...]
     absent: tuple[bool, ...]
@@ -691,10 +692,13 @@ class CohortExecutor:
         params, buffers, _ = self._received(job, slots)
         named = {**params, **self._own_statistics(job, slots, buffers)}
         if self._one_by_one:
-            metrics = [
-                self._evaluation.one(_row(named, slot), pool, rows[slot].to(self.device))
-                for slot in slots
-            ]
+            metrics = []
+            for slot in slots:
+                if self._kept is not None:
+                    self._begin_anew()  # whoever was evaluated before
+                    self.model.eval()
+                mine = rows[slot].to(self.device)
+                metrics.append(self._evaluation.one(_row(named, slot), pool, mine))
         else:
             together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
             metrics = together[: len(members)]

@@ -7,6 +7,7 @@ clients gives. Needs torch alone.
 """
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from torch import Tensor
 from fedsim.basics.generators import drawn_from
 from fedsim.dropout import why_not_seeded
 from fedsim.errors import ScenarioError
-from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
+from fedsim.evaluation import Evaluation
+from fedsim.executor import Action, ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
 from fedsim.layout import Payload, tensors_of
 from fedsim.plan import TRIED_ONCE, inside, without_a_rule
 from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
@@ -124,6 +126,10 @@ class _Watched(CohortExecutor):
             finally:
                 self.look()
 
+    @property
+    def _evaluation(self) -> Evaluation:
+        return dataclasses.replace(super()._evaluation, step=max(_SAMPLES))
+
     def look(self) -> None:
         """Take down what has happened since a client began."""
         seed, self.begun = self.begun, None
@@ -221,7 +227,7 @@ class _Trial(NamedTuple):
         It is held to it in float64 too, where what is no rounding shows, unless the model is large
         or insists on another type.
         """
-        why = self._odd(kind, result, wide=False)
+        why = self._odd(kind, loop, result, wide=False)
         if why or loop.layout.dim >= TRIED_ONCE or loop.layout.dtype == torch.float64:
             return why
         try:
@@ -229,26 +235,57 @@ class _Trial(NamedTuple):
             expected = wide.train(_job(wide, self.members))
         except Exception:
             return None
-        return self._odd(kind, expected, wide=True)
+        return self._odd(kind, wide, expected, wide=True)
 
-    def _odd(self, kind: ExecutorKind, result: ChunkResult, *, wide: bool) -> str | None:
+    def _odd(
+        self, kind: ExecutorKind, loop: CohortExecutor, result: ChunkResult, *, wide: bool
+    ) -> str | None:
         tried = self.made(kind, seeds_dropout=True, wide=wide)
+        why, found = self._ran(f"trained together by '{kind}'", tried, tried.train, "train")
+        if why is None and found is not None:
+            expected = _rows(_changes(tried, result), 0, len(self.members))
+            share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
+            odd = _first_odd(_changes(tried, found), expected, share)
+            why = odd and f"trained together by '{kind}', a client {odd}"
+        return why or self._measured_otherwise(kind, tried, loop)
+
+    def _measured_otherwise(
+        self, kind: ExecutorKind, tried: CohortExecutor, loop: CohortExecutor
+    ) -> str | None:
+        """Why an executor does not evaluate as the loop does, or None; where neither can, None."""
+        try:
+            expected = loop.evaluate(_job(loop, self.members, "evaluate")).metrics
+        except Exception:  # an evaluation on the server fails too, if there is one
+            return None
+        words = f"evaluated together by '{kind}'"
+        why, found = self._ran(words, tried, tried.evaluate, "evaluate")
+        if why is not None or found is None:
+            return why
+        share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
+        for name, values in expected.items():
+            gap = _largest(found.metrics[name] - values)
+            if not gap <= share * max(_largest(values), 1.0):
+                return f"{words}, a client's '{name}' differs by {gap:.2g}"
+        return None
+
+    def _ran(
+        self,
+        words: str,
+        tried: CohortExecutor,
+        run: Callable[[ChunkJob], ChunkResult],
+        action: Action,
+    ) -> tuple[str | None, ChunkResult | None]:
+        """Let an executor work on both clients: (why it does not do, what came of it)."""
         with inside(tried.model) as entered, warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             try:
-                found = _changes(tried, tried.train(_job(tried, self.members)))
+                found = run(_job(tried, self.members, action))
             except Exception as error:
-                words = (" ".join(str(error).split()) or "no message")[:200]
+                said = (" ".join(str(error).split()) or "no message")[:200]
                 layers = [f" in {type(m).__name__} '{name}'" for name, m in entered if name]
                 where = layers[-1] if layers else ""
-                return (
-                    f"trained together by '{kind}', clients fail{where} "
-                    f"({type(error).__name__}: {words})"
-                )
-        expected = _rows(_changes(tried, result), 0, len(self.members))
-        share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
-        odd = _first_odd(found, expected, share)
-        return without_a_rule(heard) or (odd and f"trained together by '{kind}', a client {odd}")
+                return f"{words}, clients fail{where} ({type(error).__name__}: {said})", None
+        return without_a_rule(heard), found
 
 
 def try_out(
@@ -325,12 +362,12 @@ def _irregular(loop: _Watched) -> str | None:
             loop.look()
 
 
-def _job(executor: CohortExecutor, members: Sequence[int]) -> ChunkJob:
+def _job(executor: CohortExecutor, members: Sequence[int], action: Action = "train") -> ChunkJob:
     layout, state = executor.layout, tensors_of(executor.model)
     named = {name: state[name].detach().cpu().clone() for name in layout.names}
     sent = Payload(layout.flatten(named), {spec.name: named[spec.name] for spec in layout.buffers})
     nobody = (False,) * len(members)
-    return ChunkJob("train", 1, tuple(members), nobody, layout.fingerprint, sent, has_state=nobody)
+    return ChunkJob(action, 1, tuple(members), nobody, layout.fingerprint, sent, has_state=nobody)
 
 
 def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[Tensor, float]]:

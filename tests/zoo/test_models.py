@@ -8,6 +8,7 @@ import pytest
 import fedsim
 from fedsim.errors import ScenarioError
 from fedsim.world import build
+from tests.laws.federations import job
 from tests.zoo import models
 from tests.zoo.trained import check, scenario
 
@@ -16,6 +17,7 @@ SLICE = [
     "ChainInPlace", "InTraining", "Twice", "Counter", "Assigned", "Batch", "Tied", "Lazy",
     "PythonDrawn", "Masked",
 ]  # fmt: skip
+EVALUATED = ["Layered", "Cells", "Instances", "Items", "BatchUntracked"]
 KINDS = ("auto", "batched", "vmap", "loop")
 pytestmark = pytest.mark.filterwarnings("ignore")  # what models warn of is theirs
 
@@ -54,6 +56,27 @@ def test_most_of_them_train_together():
     found = [build(scenario(name, "auto")).plan.executor for name in ("Layered", "Ids", "Scalar")]
     assert found == ["vmap"] * 3
     assert build(scenario("Chain", "auto")).plan.executor == "batched"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("model", [pytest.param(m, marks=() if m in EVALUATED else pytest.mark.slow)
+                                   for m in GOOD])  # fmt: skip
+def test_clients_evaluate_as_each_of_them_alone(model, share):
+    partition = {"kind": "natural", "test_fraction": share}
+    executor = build(
+        scenario(model, "auto", partition=partition, client={"last_batch": "merge"})
+    ).app._build_executor()
+    asked = job(executor, (0, 2), action="evaluate")
+    together = executor.evaluate(asked)
+    drawn = executor.data.clients([0, 2], split="test")
+    for place, rows in enumerate(drawn.rows):
+        alone = executor.evaluate_arrays(
+            asked.shared.params, asked.shared.buffers, drawn.features, drawn.targets, rows
+        )
+        assert together.num_examples[place] == len(rows)
+        for name, values in together.metrics.items():
+            expected = alone[name] if len(rows) else 0.0
+            assert float(values[place]) == pytest.approx(expected, rel=1e-9), name
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ from tests.zoo import plain
 SEED, LR, BATCH, ROUND = 11, 0.1, 4, 3
 
 
-def scenario(model, executor, *, task=None, client=None, **engine):
+def scenario(model, executor, *, task=None, client=None, partition=None, **engine):
     document = {
         "seed": SEED,
         "rounds": 2,
         "task": {"model": f"tests.zoo.models:{model}", "dtype": "float64", **(task or {})},
         "data": {"name": "tests.zoo.data:samples"},
-        "partition": {"kind": "natural"},
+        "partition": partition or {"kind": "natural"},
         "participation": {"kind": "full"},
         "strategy": {"name": "fedavg"},
         "client": {"name": "local_sgd", "local_lr": LR, "batch_size": BATCH, **(client or {})},

@@ -1,0 +1,83 @@
+"""The whole zoo behind one ClientApp, so that one set of workers trains all of its models."""
+
+import copy
+import dataclasses
+import functools
+
+import numpy as np
+
+from fedsim.client_app import CohortApp
+from fedsim.flower_internals import FIRST_NODE_ID
+from fedsim.grids import GridWrapper
+from fedsim.plan import ExecutionPlan
+from fedsim.world import build
+from tests.zoo import models
+from tests.zoo.data import SIZES
+from tests.zoo.trained import scenario
+
+NAMES = [name for name in models.ZOO if name not in models.REFUSED]
+CLIENTS = len(SIZES)
+
+
+@functools.cache
+def world(name):
+    return build(scenario(name, "auto"))
+
+
+class _Everybody:
+    """How many samples each client of all models has: what a cohort is cut into chunks by."""
+
+    num_clients = CLIENTS * len(NAMES)
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def sizes(self, client_ids):
+        return np.array([SIZES[int(client) % CLIENTS] for client in client_ids])
+
+
+def _for_all():
+    executor = copy.copy(WholeZoo.of(NAMES[0]))
+    executor.data = _Everybody(executor.data.spec)
+    return executor
+
+
+class WholeZoo(CohortApp):
+    """Model i has the clients from `CLIENTS` i on; a chunk belongs to the model of its first."""
+
+    def __init__(self):
+        super().__init__(_for_all, ExecutionPlan("loop", "each model has its own", 2))
+
+    def __reduce__(self):
+        return WholeZoo, ()
+
+    @staticmethod
+    @functools.cache
+    def of(name):
+        """The executor of a model, as its scenario makes it."""
+        return world(name).app._build_executor()
+
+    def run_chunk(self, job, out=None):
+        number = job.client_ids[0] // CLIENTS
+        own = tuple(client - CLIENTS * number for client in job.client_ids)
+        executor, asked = self.of(NAMES[number]), dataclasses.replace(job, client_ids=own)
+        return executor.evaluate(asked) if job.action == "evaluate" else executor.train(asked, out)
+
+
+class OneModel(GridWrapper):
+    """Offers the clients of one model as a federation of their own."""
+
+    num_clients = CLIENTS
+
+    def __init__(self, inner, name):
+        super().__init__(inner)
+        self._first = CLIENTS * NAMES.index(name)
+
+    def get_node_ids(self):
+        return range(FIRST_NODE_ID, FIRST_NODE_ID + CLIENTS)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        sent = messages.altered(client_ids=messages.client_ids + self._first)
+        replies = self.inner.send_and_receive(sent, timeout=timeout)
+        assert not replies.failures, replies.failures
+        return dataclasses.replace(replies, client_ids=replies.client_ids - self._first)
