@@ -1,8 +1,12 @@
 """Faults planted in fedsim, each of which the standing search must find."""
 
+import contextlib
+import random
+
 import pytest
 from hypothesis import find, settings
 from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
 
 from fedsim.basics import generators, kept_state
 from fedsim.basics.sources import NO_CODE
@@ -11,7 +15,8 @@ from tests.zoo.test_search import CLIENTS, EXECUTORS, SOME, WHERE, WIDTHS, compo
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DRAWN = st.tuples(SOME, EXECUTORS, CLIENTS)
-MOST = settings(max_examples=300, deadline=None, database=None)
+MOST = settings(max_examples=200, deadline=None, database=None, derandomize=False)
+GOES = 5  # each with other draws, as `make zoo` goes on
 
 
 def fails(drawn, search=composed):
@@ -21,6 +26,14 @@ def fails(drawn, search=composed):
     except Exception:
         return True
     return False
+
+
+def found(draws, condition):
+    """The simplest draws that meet a condition."""
+    for go in range(GOES):
+        with contextlib.suppress(NoSuchExample):
+            return find(draws, condition, settings=MOST, random=random.Random(go))
+    raise AssertionError(f"nothing found in {GOES} goes")
 
 
 def a_stale_study(patch):
@@ -61,12 +74,11 @@ def masks_that_are_not_drawn(patch):
 )  # fmt: skip
 def test_a_planted_fault_is_found(fault, monkeypatch):
     fault(monkeypatch)
-    assert fails(find(DRAWN, fails, settings=MOST))
+    assert fails(found(DRAWN, fails))
 
 
 def test_a_planted_stale_study_is_found(monkeypatch):
     a_stale_study(monkeypatch)
-    drawn = find(
-        st.tuples(WIDTHS, st.sampled_from(WHERE)), lambda d: fails(d, edited), settings=MOST
-    )
+    draws = st.tuples(WIDTHS, st.sampled_from(WHERE))
+    drawn = found(draws, lambda each: fails(each, edited))
     assert fails(drawn, edited)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import worlds
 from hypothesis import given, settings
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 import fedsim
 from fedsim.errors import ScenarioError
 from fedsim.world import build
+from tests.cases.own_tables import read
+from tests.zoo import tables
 from tests.zoo.composed import PARTS
 from tests.zoo.trained import check, scenario
 from zoo import strategies
@@ -136,6 +139,41 @@ def edited(widths, where):
     for width, _, code in found:
         for other, _, others in found:
             assert (code == others) == (width == other)
+
+
+PLAIN = {"decimal": ".", "encoding": "utf-8", "separator": ","}
+
+
+def table_read(table, said):
+    """A table holds what was written, or is refused with the remedy; said in full, it is read."""
+    content, names, numbers, classes = tables.written(table)
+    known = {"separator": table.separator, "decimal": table.decimal, "encoding": table.encoding}
+    keys = {"target": "label", "features": [n for n in names if n != "label"], **known}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mine" / "patients.csv"
+        file.parent.mkdir()
+        file.write_bytes(content)
+        data, refusal = None, ""
+        try:
+            data = read(file, standardise=False, **(keys if said else {"target": "label"}))
+        except ScenarioError as error:
+            refusal = str(error)
+        if data is None:
+            assert not said, refusal
+            assert known != PLAIN, refusal
+            assert "patients.csv" in refusal
+            assert "say" in refusal
+        else:
+            drawn = data.clients([0])
+            np.testing.assert_allclose(drawn.features, numbers, rtol=1e-6)
+            np.testing.assert_array_equal(drawn.targets, classes)
+            assert data.spec.num_classes == 3
+
+
+@settings(max_examples=max(10, settings.default.max_examples))
+@given(table=tables.TABLES, said=st.booleans())
+def test_whatever_table_is_written(table, said):
+    table_read(table, said)
 
 
 WIDTHS = st.lists(st.integers(1, 4), min_size=2, max_size=4)
