@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import ipaddress
+import logging
 import os
 import socket
 import warnings
@@ -16,10 +17,30 @@ from hypothesis import settings
 
 from fedsim.basics.kernels_in_use import in_use
 
+ROOT = Path(__file__).resolve().parents[1]
+
 settings.register_profile("fedsim", derandomize=True, deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=500)  # `make test-slow`
 settings.register_profile("search", deadline=None, max_examples=60, database=None)  # `make zoo`
 settings.load_profile("fedsim")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Say which tests one of several processes runs: a file's, or all that share a Ray cluster.
+
+    The largest groups come first, so that no process is left with one in the end.
+    """
+    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item in items:
+        alone = item.path.relative_to(ROOT).as_posix()
+        group = "ray" if item.path in on_ray else "scenarios" if _is_scenario(item) else alone
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (item.path not in on_ray, not _is_scenario(item)))
+
+
+def _is_scenario(item):
+    return item.get_closest_marker("scenario") is not None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,6 +59,14 @@ def _frozen_uncounted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "get_freeze_count", lambda: 1)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_loggers():
+    """Let torch's forty loggers hand on to one: pytest attaches to every other, thrice a test."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)
