@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # two tests at a time: much of their time is workers that start; groups as tests/conftest.py says
-PAIR   := -n 2 --dist loadgroup --no-loadscope-reorder
+PAIR   := -n 2 --no-loadscope-reorder
 
 .PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness format clean
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import gc
 import ipaddress
 import logging
@@ -14,6 +15,7 @@ import optimisations
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from fedsim.basics.kernels_in_use import in_use
 
@@ -25,22 +27,28 @@ settings.register_profile("search", deadline=None, max_examples=60, database=Non
 settings.load_profile("fedsim")
 
 
+@functools.cache
+def _group(file):
+    """What one of several processes runs together: a file, all that share Ray, all scenarios."""
+    if file.endswith(".toml"):
+        return "scenarios"
+    return "ray" if "ray_cluster" in (ROOT / file).read_text(encoding="utf-8") else file
+
+
+class _Groups(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+        return _group(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Groups(config, log)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Say which tests one of several processes runs: a file's, or all that share a Ray cluster.
-
-    The largest groups come first, so that no process is left with one in the end.
-    """
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        alone = item.path.relative_to(ROOT).as_posix()
-        group = "ray" if item.path in on_ray else "scenarios" if _is_scenario(item) else alone
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (item.path not in on_ray, not _is_scenario(item)))
-
-
-def _is_scenario(item):
-    return item.get_closest_marker("scenario") is not None
+    """Let the largest groups come first, so that no process is left with one in the end."""
+    first = ("ray", "scenarios")
+    items.sort(key=lambda item: _group(item.nodeid.partition("::")[0]) not in first)
 
 
 @pytest.fixture(scope="module", autouse=True)
