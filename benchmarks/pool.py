@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.data import DATASETS, Arrays, ClientRows, DataSet, FederatedData
 from fedsim.data.partition import Partition
-from fedsim.data.source import ClientIds, Ints, Recipe, json_sha256
+from fedsim.data.source import ClientIds, DataRecipe, Ints, json_sha256
 from fedsim.samples import SampleSpec
 
 SHARES = 100
@@ -123,7 +123,7 @@ class _SharedSource:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def federate(self, partition: Partition, recipe: Recipe) -> FederatedData:
+    def federate(self, partition: Partition, recipe: DataRecipe) -> FederatedData:
         assert partition.clients is not None
         return SharedPool(self._path, partition.clients)
 

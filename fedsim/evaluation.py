@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 Pool = tuple[Tensor, Tensor]
 
 
-class Measured(Protocol):
+class MeasurableTask(Protocol):
     """What evaluation asks of a task, as `fedsim.tasks.Task` offers it."""
 
     dtype: torch.dtype
@@ -23,7 +23,7 @@ class Measured(Protocol):
         """Return metrics from those sums."""
 
 
-class MeasuredWhole(Protocol):
+class WholeMeasurableTask(Protocol):
     """What evaluation asks of a task besides whose `wants_outputs` is true."""
 
     def metrics_of_outputs(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -42,7 +42,7 @@ class Evaluation:
     """
 
     model: nn.Module
-    task: Measured
+    task: MeasurableTask
     batch: int
     step: int = 100
 
@@ -130,7 +130,7 @@ class Evaluation:
         )
         if outputs is None:
             return metrics
-        whole = cast(MeasuredWhole, self.task)
+        whole = cast(WholeMeasurableTask, self.task)
         return {**metrics, **whole.metrics_of_outputs(outputs, pool[1][rows].cpu())}
 
     def _cast(self, features: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def measure(
     now = next((way for way in tried if way.as_it_is), now)
     note(f"{len(tried)} ways in this process, up to {rounds} rounds each")
     with contextlib.ExitStack() as stack, pinned_threads():
-        race = _Race(worlds, stack)
+        race = _WayRace(worlds, stack)
         race.run(tried, rounds)
         best = min(tried, key=lambda way: way.median_s)
         cores = os.cpu_count() or 1
@@ -213,7 +213,7 @@ def chosen(ways: Sequence[Way], now: Way) -> Way:
     return best if gain > _WORTH else now
 
 
-class _Race:
+class _WayRace:
     """Rounds of several ways in turn: in a turn all of them train the same cohort."""
 
     def __init__(self, worlds: Mapping[str, World], stack: contextlib.ExitStack) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.engine.local import LocalGrid, Outcome
+    from fedsim.engine.local import LocalGrid, WorkOutcome
     from fedsim.engine.local import Work as EngineWork
     from fedsim.loop import Hook, RoundReport
     from fedsim.plan import ExecutionPlan
@@ -82,7 +82,9 @@ class Profile:
         """Return a hook that calls these and times them."""
         return _Timed(self, hooks)
 
-    def _performed(self, seconds: float, done: Sequence[tuple["EngineWork", "Outcome"]]) -> None:
+    def _performed(
+        self, seconds: float, done: Sequence[tuple["EngineWork", "WorkOutcome"]]
+    ) -> None:
         """Take note of the pieces of work that were done in one go."""
         busy: dict[int, float] = defaultdict(float)
         trained: list[int] = []

@@ -30,10 +30,10 @@ from fedsim.scenario_tables import (
     OPTIONAL_FIXED,
     OPTIONAL_TABLES,
     WITH_PATHS,
-    Checkpoint,
+    CheckpointTable,
     Devices,
     Engine,
-    Evaluation,
+    EvaluationTable,
     Head,
     Output,
 )
@@ -119,8 +119,8 @@ class Scenario:
     topology: dict[str, Any]
     devices: Devices | None
     engine: Engine
-    evaluation: Evaluation
-    checkpoint: Checkpoint
+    evaluation: EvaluationTable
+    checkpoint: CheckpointTable
     output: Output
     expect: dict[str, Expectation]
     origin: str

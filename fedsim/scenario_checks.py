@@ -30,14 +30,14 @@ from fedsim.scenario_tables import (
     OPTIONAL_TABLES,
     WITH_PATHS,
     Devices,
-    Evaluation,
+    EvaluationTable,
     Head,
 )
 
 _T = TypeVar("_T")
 
 
-class _Problems:
+class _ScenarioProblems:
     """The problems found so far, one line each."""
 
     def __init__(self, origin: str, tables: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ def validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) 
         ScenarioError: With one line for everything that is wrong.
     """
     tables = {key: value for key, value in document.items() if isinstance(value, dict)}
-    problems = _Problems(origin, tables)
+    problems = _ScenarioProblems(origin, tables)
     allowed = [
         *Head.model_fields, *FACTORY_TABLES, *OPTIONAL_TABLES, *FIXED_TABLES, *OPTIONAL_FIXED,
         "expect",
@@ -129,13 +129,13 @@ def check_clients(
     Raises:
         ScenarioError: With one line for everything that is wrong.
     """
-    problems = _Problems(origin, tables)
+    problems = _ScenarioProblems(origin, tables)
     _check_clients(problems, tables, fixed, clients)
     problems.raise_any()
 
 
 def _fixed(
-    problems: _Problems, model: type[BaseModel], table: Mapping[str, Any], *, where: str
+    problems: _ScenarioProblems, model: type[BaseModel], table: Mapping[str, Any], *, where: str
 ) -> Any | None:
     if bad := factories.find_unusable(table):
         name = next(key for key, value in table.items() if factories.find_unusable(value))
@@ -171,7 +171,7 @@ def _finding(model: type[BaseModel], detail: ErrorDetails, where: str) -> str:
     return f"{place} = {factories.show(detail['input'])}: {words}"
 
 
-def _expectations(problems: _Problems, table: Mapping[str, Any]) -> dict[str, Expectation]:
+def _expectations(problems: _ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Expectation]:
     expect = {}
     for metric, claim in table.items():
         where = f'[expect] "{metric}" '
@@ -187,7 +187,7 @@ def _expectations(problems: _Problems, table: Mapping[str, Any]) -> dict[str, Ex
     return expect
 
 
-def _check_metric(problems: _Problems, metric: str, *, where: str) -> None:
+def _check_metric(problems: _ScenarioProblems, metric: str, *, where: str) -> None:
     phase, _, name = metric.partition("/")
     if phase not in METRIC_PHASES or not name:
         guess = nearest(phase, METRIC_PHASES)
@@ -199,7 +199,7 @@ def _check_metric(problems: _Problems, metric: str, *, where: str) -> None:
 
 
 def _factory_tables(
-    problems: _Problems, tables: Mapping[str, Any], folder: Path | None
+    problems: _ScenarioProblems, tables: Mapping[str, Any], folder: Path | None
 ) -> dict[str, dict[str, Any] | None]:
     """Return the tables that name a factory, complete; None for one with a problem."""
     tables = {
@@ -234,7 +234,7 @@ def _factory_tables(
 
 
 def _obeying(
-    problems: _Problems,
+    problems: _ScenarioProblems,
     strategy: Mapping[str, Any],
     client: dict[str, Any],
     given: Mapping[str, Any],
@@ -258,7 +258,7 @@ def _obeying(
 
 
 def _named(
-    problems: _Problems,
+    problems: _ScenarioProblems,
     tables: Mapping[str, Any],
     name: str,
     kind: str,
@@ -326,7 +326,7 @@ def _named(
     return {selector: choice, **checked}
 
 
-def _task(problems: _Problems, table: Mapping[str, Any]) -> dict[str, Any] | None:
+def _task(problems: _ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Any] | None:
     from fedsim.tasks import AUTO, DTYPES, TASKS, schema
 
     given = dict(table)
@@ -368,7 +368,7 @@ def _located(table: Mapping[str, Any], folder: Path | None, key: str) -> dict[st
 
 
 def _check_combinations(
-    problems: _Problems, tables: Mapping[str, Any], fixed: Mapping[str, Any]
+    problems: _ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> None:
     """Refuse what each table allows and all together do not."""
     engine, evaluation = fixed["engine"], fixed["evaluation"]
@@ -396,7 +396,7 @@ def _check_combinations(
 
 
 def _check_clients(
-    problems: _Problems, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
+    problems: _ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
 ) -> None:
     """Refuse what so many clients cannot do."""
     engine, evaluation = fixed["engine"], fixed["evaluation"]
@@ -427,7 +427,9 @@ def _check_clients(
 
 
 def _check_sent(
-    problems: _Problems, strategy: Mapping[str, Any] | None, client: Mapping[str, Any] | None
+    problems: _ScenarioProblems,
+    strategy: Mapping[str, Any] | None,
+    client: Mapping[str, Any] | None,
 ) -> None:
     """Refuse a client procedure that does not use what the strategy sends."""
     if strategy is None or client is None:
@@ -446,9 +448,9 @@ def _check_sent(
 
 
 def _check_claims(
-    problems: _Problems,
+    problems: _ScenarioProblems,
     expect: Mapping[str, Expectation],
-    evaluation: Evaluation | None,
+    evaluation: EvaluationTable | None,
     strategy: Mapping[str, Any] | None,
 ) -> None:
     """Refuse what waits for a metric that this scenario never records."""

@@ -150,7 +150,7 @@ class Stop(Table):
         return self
 
 
-class Evaluation(Table):
+class EvaluationTable(Table):
     """`[evaluation]`: what is measured, and how often."""
 
     every: int = Field(default=1, ge=1)
@@ -161,7 +161,7 @@ class Evaluation(Table):
     stop: Stop | None = None
 
 
-class Checkpoint(Table):
+class CheckpointTable(Table):
     """`[checkpoint]`: how often a run can be resumed from, and how many such points are kept."""
 
     every: int = Field(default=10, ge=1)
@@ -198,8 +198,8 @@ class Head(Table):
 OPTIONAL_FIXED: dict[str, type[Table]] = {"devices": Devices}  # a scenario may leave them out
 FIXED_TABLES: dict[str, type[Table]] = {
     "engine": Engine,
-    "evaluation": Evaluation,
-    "checkpoint": Checkpoint,
+    "evaluation": EvaluationTable,
+    "checkpoint": CheckpointTable,
     "output": Output,
 }
 # tables within tables

@@ -84,7 +84,7 @@ class Setup:
 
 
 @dataclass
-class _Session:
+class _CallSession:
     """What the base class keeps between Flower's calls; cleared when round 1 is configured."""
 
     layout: Layout
@@ -160,7 +160,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ()
 
-    _session: _Session | None = None
+    _session: _CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None
     _restored: Mapping[str, Any] | None = None
     _layout: Layout | None = None
@@ -432,14 +432,14 @@ class FederatedStrategy(Strategy, abc.ABC):
     def _open(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
         *, evaluating: bool = False,
-    ) -> _Session:  # fmt: skip
+    ) -> _CallSession:  # fmt: skip
         if self._session is None or (server_round == 1 and not evaluating):
             layout = Layout.from_named(named_tensors(arrays), self._declared_buffers)
             params, buffers = model_tensors(layout, arrays)
             self._layout, self._initial_buffers = layout, buffers
             clients = federation_size(grid)
             state = self.init(params, clients)
-            self._session = session = _Session(layout, clients, state, {})
+            self._session = session = _CallSession(layout, clients, state, {})
             if self._restored is not None:
                 session.state = restore_fields(state, self._restored)
                 self._restored = None
@@ -448,7 +448,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         return self._session
 
     def _hold_setup(
-        self, session: _Session, params: Tensor, buffers: Mapping[str, Tensor],
+        self, session: _CallSession, params: Tensor, buffers: Mapping[str, Tensor],
         config: ConfigRecord, grid: Grid,
     ) -> None:  # fmt: skip
         setup = self.setup(session.state, params, session.num_clients)
@@ -485,7 +485,7 @@ class FederatedStrategy(Strategy, abc.ABC):
             node_ids=None if nodes.dtype == np.int64 else nodes,
         )
 
-    def _participants(self, grid: Grid, session: _Session) -> tuple[np.ndarray, np.ndarray]:
+    def _participants(self, grid: Grid, session: _CallSession) -> tuple[np.ndarray, np.ndarray]:
         """The round's clients and their nodes, in client order."""
         nodes = sorted(grid.get_node_ids())
         if hasattr(grid, "num_clients"):
@@ -499,7 +499,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         clients = np.array([session.nodes[node] for node in nodes], dtype=np.int64)
         return clients, np.array(nodes, dtype=np.uint64)
 
-    def _require(self, server_round: int) -> _Session:
+    def _require(self, server_round: int) -> _CallSession:
         if self._session is None or self._session.sent is None:
             raise RuntimeError(
                 f"round {server_round}: aggregate was called before configure; call "

@@ -17,7 +17,7 @@ from fedsim.attacks import Attack
 from fedsim.augmentation import augmentation_of
 from fedsim.basics import kernels_in_use
 from fedsim.basics.generators import seeded as seeded_draws
-from fedsim.basics.project import Project
+from fedsim.basics.project import SentProject
 from fedsim.basics.sources import NO_CODE, Code
 from fedsim.client.trial import Findings, try_out
 from fedsim.client_app import CohortApp
@@ -351,7 +351,7 @@ def make_app(
     options = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
     # the first to be unpickled: what comes after it may name the project's modules
     paths = scenario.import_paths
-    own = Project(scenario.folders if paths else None, of_main(paths))
+    own = SentProject(scenario.folders if paths else None, of_main(paths))
     build_executor = functools.partial(
         make_executor, own, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
         dict(scenario.attack), **options,
@@ -360,7 +360,7 @@ def make_app(
 
 
 def make_executor(
-    own: Project,
+    own: SentProject,
     data: FederatedData,
     task: Mapping[str, Any],
     client: Mapping[str, Any],

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedsim.basics.home import cache_root
-from fedsim.data import DATASETS, cache, prepare
-from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe, array_sha256, json_sha256
+from fedsim.data import DATASETS, cache, prepare, reopen
+from fedsim.data.source import (
+    Arrays,
+    ClientRows,
+    DataRecipe,
+    FederatedData,
+    array_sha256,
+    json_sha256,
+)
 from fedsim.data.statistics import draw_partition, label_counts, partition_statistics
 from fedsim.errors import RunError, ScenarioError
 from fedsim.rng import generator
@@ -623,7 +630,7 @@ class Fixed(FederatedData):
     """A federation with given labels per client."""
 
     def __init__(self, labels, num_classes):
-        super().__init__(Recipe({}, {}, 0, Path()))
+        super().__init__(DataRecipe({}, {}, 0, Path(), reopen))
         self._labels = labels
         self.num_clients = len(labels)
         self.spec = SampleSpec((1,), num_classes)

@@ -12,7 +12,7 @@ from laws import federations as fed
 from clients.local_sgd import LocalSGD
 from fedsim import cli
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.local import ChunkWork, Outcome
+from fedsim.engine.local import ChunkWork, WorkOutcome
 from fedsim.executor import ChunkJob, ChunkResult
 from fedsim.layout import Payload
 from fedsim.loop import RoundReport
@@ -50,7 +50,7 @@ def profile(executor="vmap", chunk_size=4):
 def chunk(worker, seconds):
     job = ChunkJob("train", 1, (0, 1), (False, False), "", Payload())
     result = ChunkResult(None, {}, {}, {}, torch.tensor((10, 10)), {}, seconds=seconds)
-    return ChunkWork(0, job, (0,), False, None), Outcome(result, None, "", worker)
+    return ChunkWork(0, job, (0,), False, None), WorkOutcome(result, None, "", worker)
 
 
 def end(found, server_round, times=LOOP_TIMES, writing=0.0):
@@ -119,7 +119,9 @@ def test_padding_is_what_the_executor_computes_besides(
     result = executor.train(given)
     assert (result.computed, result.samples) == expected
     found = profile()
-    found._performed(1.0, [(ChunkWork(0, given, (0,), False, None), Outcome(result, None, "", 0))])
+    found._performed(
+        1.0, [(ChunkWork(0, given, (0,), False, None), WorkOutcome(result, None, "", 0))]
+    )
     computed, samples = expected
     assert found.report()["padding_share"] == pytest.approx(1 - samples / computed)
 

@@ -11,7 +11,23 @@ from fedsim.aggregators.recipe import BeforeName, Recipe, Round, RuleName, Varia
 from fedsim.aggregators.selection import bulyan, multi_krum
 
 __all__ = [
-    "BULYAN", "KRUM", "MAJORITY", "BeforeName", "Bound", "Recipe", "Round", "RuleName", "Variant",
-    "bulyan", "centred_clipping", "coordinate_median", "geometric_median", "meamed", "multi_krum",
-    "phocas", "rules", "trimmed_mean", "unit_mean",
+    "BULYAN",
+    "KRUM",
+    "MAJORITY",
+    "BeforeName",
+    "Bound",
+    "Recipe",
+    "Round",
+    "RuleName",
+    "Variant",
+    "bulyan",
+    "centred_clipping",
+    "coordinate_median",
+    "geometric_median",
+    "meamed",
+    "multi_krum",
+    "phocas",
+    "rules",
+    "trimmed_mean",
+    "unit_mean",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ _INTERNAL = frozenset(nn.Module().__dict__) | {"_parameters", "_buffers", "_modu
 _KNOWN = ("torch", "numpy", "fedsim", "clients", "strategies", "flwr", "builtins", "abc", "typing")
 
 
-class Place(NamedTuple):
+class KeptPlace(NamedTuple):
     """Something that may change: where it is kept, and what it is called.
 
     Attributes:
@@ -139,12 +139,12 @@ class KeptState:
         self._marks = {key: _mark(place.get()) for key, place in self._places.items()}
         self._buffer_marks = [_mark(m._buffers.get(n)) for m, n, _ in self._buffers]
 
-    def _attributes(self) -> Iterator[Place]:
+    def _attributes(self) -> Iterator[KeptPlace]:
         for owner in self._owners:
             internal = _INTERNAL if isinstance(owner, nn.Module) else ()
             for name in vars(owner):
                 if name not in internal and not name.startswith("_flat_weight"):
-                    yield Place(owner, name, f"'{name}' of {type(owner).__name__}")
+                    yield KeptPlace(owner, name, f"'{name}' of {type(owner).__name__}")
 
 
 _NOTHING = types.SimpleNamespace()
@@ -179,15 +179,15 @@ def _unsaved(root: Any, saved: Collection[str]) -> Iterator[tuple[nn.Module, str
                 yield module, name, buffer
 
 
-def _of_classes(kinds: Iterable[type]) -> Iterator[Place]:
+def _of_classes(kinds: Iterable[type]) -> Iterator[KeptPlace]:
     """Attributes of classes that are neither methods nor Python's own."""
     for kind in kinds:
         for name, value in vars(kind).items():
             if not name.startswith("__") and name != "_abc_impl" and _is_data(value):
-                yield Place(kind, name, f"'{name}' of the class {kind.__name__}")
+                yield KeptPlace(kind, name, f"'{name}' of the class {kind.__name__}")
 
 
-def _of_modules(kinds: Iterable[type]) -> Iterator[Place]:
+def _of_modules(kinds: Iterable[type]) -> Iterator[KeptPlace]:
     """Variables of modules that the methods of classes use, and what their functions use."""
     functions = [_function(value) for kind in kinds for value in vars(kind).values()]
     codes = [(f.__code__, f.__globals__) for f in functions if f is not None]
@@ -208,7 +208,7 @@ def _of_modules(kinds: Iterable[type]) -> Iterator[Place]:
                 codes.append((function.__code__, function.__globals__))
             elif value is not _NOTHING and _is_data(value) and (module.__name__, name) not in named:
                 named.add((module.__name__, name))
-                yield Place(module, name, f"the variable '{name}' of {module.__name__}")
+                yield KeptPlace(module, name, f"the variable '{name}' of {module.__name__}")
 
 
 def _generators(values: Iterable[Any]) -> list[Any]:

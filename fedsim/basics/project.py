@@ -116,7 +116,7 @@ def is_installed(folder: str) -> bool:
     return real in own or os.path.dirname(real) in own or real.endswith(".zip")
 
 
-class Project:
+class SentProject:
     """A project that goes to another process: unpickled there, it opens the same folders.
 
     Args:
@@ -136,8 +136,8 @@ class Project:
         return _arrive, (self._folders, self._main)
 
 
-def _arrive(folders: Sequence[str] | None, main: Mapping[str, Any]) -> Project:
-    arrived = Project(folders, main)
+def _arrive(folders: Sequence[str] | None, main: Mapping[str, Any]) -> SentProject:
+    arrived = SentProject(folders, main)
     arrived.open()
     for name, value in main.items():
         setattr(sys.modules["__main__"], name, value)

@@ -15,7 +15,7 @@ from fedsim.errors import FedsimError, ScenarioError
 HELD, FAILED, REFUSED, BROKEN = "holds", "failed", "refused", "BROKEN"
 
 
-class Answer(NamedTuple):
+class CheckAnswer(NamedTuple):
     """What a command has to say.
 
     Attributes:
@@ -36,7 +36,7 @@ def run_check(
     overrides: Sequence[str],
     say: Callable[[str], None],
     data: Path | None = None,
-) -> Answer:
+) -> CheckAnswer:
     """Check scenarios one after the other; whatever becomes of one, the others are checked.
 
     Args:
@@ -71,7 +71,7 @@ def run_check(
         lines += ["", *wrong]
     if selected.left_out:
         lines += ["", f"{selected.left_out} scenarios of other tiers left out: --tier all"]
-    return Answer({"checks": results, "left_out": selected.left_out}, lines, worst)
+    return CheckAnswer({"checks": results, "left_out": selected.left_out}, lines, worst)
 
 
 def run_golden(
@@ -81,7 +81,7 @@ def run_golden(
     why: str | None,
     overrides: Sequence[str],
     data: Path | None = None,
-) -> Answer:
+) -> CheckAnswer:
     """Show recordings, or record scenarios anew.
 
     Args:
@@ -118,7 +118,7 @@ def run_golden(
                     continue
                 made = found
             results.append({"scenario": str(file), **asdict(made)})
-    return Answer({"recordings": results}, lines)
+    return CheckAnswer({"recordings": results}, lines)
 
 
 def _one(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fedsim.checking.recording import Recording, Trace
+from fedsim.checking.recording import MetricTrace, Recording
 
 TOLERANCE = 1e-8  # of a float64 metric, relative to its size where that is above 1
 _HASHES = ("partition_sha256", "participation_sha256")
@@ -82,7 +82,7 @@ def other_environment(recorded: Recording, now: Recording) -> str:
     return "; ".join(f"{key} {a}, here {b}" for key, (a, b) in pairs.items() if a != b)
 
 
-def _traces(recorded: Trace, now: Trace) -> Iterator[Drift]:
+def _traces(recorded: MetricTrace, now: MetricTrace) -> Iterator[Drift]:
     if recorded.rounds != now.rounds:
         yield Drift("rounds of the trace", None, _span(recorded.rounds), _span(now.rounds))
         return

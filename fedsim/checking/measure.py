@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from fedsim.basics.kernels_in_use import decisive, why_not_portable
-from fedsim.checking.recording import Recording, Trace
+from fedsim.checking.recording import MetricTrace, Recording
 from fedsim.errors import RunError, ScenarioError
 from fedsim.run_folder import METRICS_FILE, SUMMARY_FILE, VERSIONS_FILE, JsonLines, read_json
 from fedsim.scenario import Scenario
@@ -143,10 +143,10 @@ def _first_rounds(scenario: Scenario) -> Scenario:
     )
 
 
-def _trace(folder: Path, params_sha256: str) -> Trace:
+def _trace(folder: Path, params_sha256: str) -> MetricTrace:
     records = JsonLines.read(folder / METRICS_FILE)
     names = sorted({name for record in records for name in record} - {"round"})
-    return Trace(
+    return MetricTrace(
         rounds=[record["round"] for record in records],
         metrics={
             name: [None if (v := r.get(name)) is None else float(v) for r in records]

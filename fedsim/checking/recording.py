@@ -14,7 +14,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Trace:
+class MetricTrace:
     """The metrics of a scenario's first rounds, computed in float64.
 
     Attributes:
@@ -53,7 +53,7 @@ class Recording:
     params_sha256: str
     participation_sha256: str
     partition_sha256: str
-    trace: Trace
+    trace: MetricTrace
     environment: dict[str, Any]
     history: list[dict[str, str]] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def read(path: Path) -> Recording | None:
             )
         values = {key: found[key] for key in Recording.__dataclass_fields__ if key != "code"}
         values["code"] = dict(found.get("code", {}))
-        return Recording(**{**values, "trace": Trace(**found["trace"])})
+        return Recording(**{**values, "trace": MetricTrace(**found["trace"])})
     except (KeyError, TypeError) as error:
         raise ScenarioError(f"{path}: is no whole recording: {error}") from None
     except RunError as error:

@@ -9,9 +9,9 @@ from fedsim.cli.shared import (
     FAILED,
     OK,
     REFUSED,
+    CommandOutcome,
     DataOption,
     JsonOption,
-    Outcome,
     QuietOption,
     SetOption,
     app,
@@ -53,7 +53,7 @@ def check(
     same.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         check_data(data)
         from fedsim.checking.command import run_check
 
@@ -65,7 +65,7 @@ def check(
             scenarios or [], tier=tier, overrides=overrides or [], say=say, data=data
         )
         code = {"holds": OK, "BROKEN": BROKEN, "failed": FAILED, "refused": REFUSED}[answer.worst]
-        return Outcome({**answer.document, "exit_code": code}, answer.lines, code)
+        return CommandOutcome({**answer.document, "exit_code": code}, answer.lines, code)
 
     finish(produce, as_json=as_json)
 
@@ -93,11 +93,11 @@ def golden(
     moves a recording, and none is made of a scenario whose claims are broken.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         check_data(data)
         from fedsim.checking.command import run_golden
 
         answer = run_golden(scenarios, update=update, why=why, overrides=overrides or [], data=data)
-        return Outcome({**answer.document, "exit_code": OK}, answer.lines)
+        return CommandOutcome({**answer.document, "exit_code": OK}, answer.lines)
 
     finish(produce, as_json=as_json)

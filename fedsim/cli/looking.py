@@ -14,8 +14,8 @@ from fedsim.cli.shared import (
     FAILED,
     OK,
     REFUSED,
+    CommandOutcome,
     JsonOption,
-    Outcome,
     ScenarioArgument,
     SetOption,
     app,
@@ -49,18 +49,18 @@ def list_(
     models or scenarios: it is listed with keys and defaults. With NAME, one of them is explained.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim import discovery
 
         if kind is None:
             everything = {known: discovery.names(known) for known in discovery.KINDS}
             for known in everything:
                 everything[known] += discovery.flower_names(known)
-            return Outcome(everything, _listing(everything))
+            return CommandOutcome(everything, _listing(everything))
         entries = discovery.describe(kind, name)
         document = {kind: [_entry_document(entry) for entry in entries]}
         lines = [line for entry in entries for line in _entry_lines(entry, name is not None)]
-        return Outcome(document, lines)
+        return CommandOutcome(document, lines)
 
     finish(produce, as_json=as_json)
 
@@ -85,7 +85,7 @@ def partition(
     SCENARIO is a file, or the name of one that comes with fedsim.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim.scenario import load
 
         loaded = load(scenario, overrides or [])
@@ -121,7 +121,7 @@ def doctor(
     Nothing is downloaded or trained. Exits with 1 when something needed is missing.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim.doctor import examine
 
         if not 0 < timeout < math.inf:
@@ -134,7 +134,7 @@ def doctor(
         code = REFUSED if report.refused else OK if report.ready else FAILED
         width = min(shutil.get_terminal_size().columns, 100)
         lines = report.lines(width=width, colour=sys.stdout.isatty())
-        return Outcome({**report.document(), "exit_code": code}, lines, code)
+        return CommandOutcome({**report.document(), "exit_code": code}, lines, code)
 
     finish(produce, as_json=as_json)
 
@@ -159,7 +159,7 @@ def new(
     files; the scenario names them by import path.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim.new import create
 
         project = create(name, client=client)
@@ -176,12 +176,12 @@ def new(
             "next": project.next_command,
             "exit_code": OK,
         }
-        return Outcome(document, lines)
+        return CommandOutcome(document, lines)
 
     finish(produce, as_json=as_json)
 
 
-def _partition_outcome(scenario: "Scenario", png: Path | None) -> Outcome:
+def _partition_outcome(scenario: "Scenario", png: Path | None) -> CommandOutcome:
     from fedsim.data import prepare
     from fedsim.data.statistics import draw_partition, partition_statistics
 
@@ -223,7 +223,7 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> Outcome:
         facts.append(("picture", str(png)))
         document["png"] = str(png)
     said = [*data.said, ""] if data.said else []
-    return Outcome(document, [*said, *columns(facts), "", *columns(rows)])
+    return CommandOutcome(document, [*said, *columns(facts), "", *columns(rows)])
 
 
 def _dropped_and_owned(statistics: Mapping[str, Any]) -> list[tuple[str, str]]:

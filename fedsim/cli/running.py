@@ -11,8 +11,8 @@ from fedsim.basics.text import names_of
 from fedsim.cli.shared import (
     BROKEN,
     OK,
+    CommandOutcome,
     JsonOption,
-    Outcome,
     QuietOption,
     ScenarioArgument,
     SetOption,
@@ -73,7 +73,7 @@ def run(
     of every round, a summary, checkpoints and the final parameters.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         begun = time.perf_counter()
         from fedsim.progress import Progress
         from fedsim.scenario import load
@@ -111,7 +111,7 @@ def resume(
     result may be set anew, such as the engine that computes it, or where files lie that were moved.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim.progress import Progress
         from fedsim.run_folder import open_existing
 
@@ -167,7 +167,7 @@ def plan(
     run`: the choice counts once it is in the scenario, and may change the last bits of results.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         from fedsim.scenario import find, load
 
         check_workers(workers)
@@ -201,7 +201,7 @@ def _new_profile(begun: float) -> "Profile":
     return Profile(begun)
 
 
-def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Outcome:
+def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> CommandOutcome:
     summary, folder = result.summary, result.folder
     final = {str(metric): value for metric, value in summary.get("final", {}).items()}
     claims = summary.get("expect") or []
@@ -229,10 +229,10 @@ def _run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Outco
     if profile is not None:
         lines += ["", *profile.lines()]
         document["profile"] = profile.report()
-    return Outcome(document, lines, code)
+    return CommandOutcome(document, lines, code)
 
 
-def _plan_outcome(plans: "Plans", written: Path | None) -> Outcome:
+def _plan_outcome(plans: "Plans", written: Path | None) -> CommandOutcome:
     from fedsim.planning import toml_lines
 
     rows = [("executor", "chunk_size", "threads", "engine", "a round", "times faster", "")]
@@ -271,7 +271,7 @@ def _plan_outcome(plans: "Plans", written: Path | None) -> Outcome:
         "written": None if written is None else str(written),
         "exit_code": OK,
     }
-    return Outcome(document, lines)
+    return CommandOutcome(document, lines)
 
 
 def _because(stopped: str | None) -> str:

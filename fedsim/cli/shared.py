@@ -49,7 +49,7 @@ Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of [expect] is broken, 130 in
 )
 
 
-class Outcome(NamedTuple):
+class CommandOutcome(NamedTuple):
     """What a command has to say: a document for programs, lines for people, an exit code.
 
     What `ended_early` says goes to standard error: it is no result.
@@ -110,7 +110,7 @@ def terminal_width() -> int:
     return min(shutil.get_terminal_size().columns, 120)
 
 
-def finish(produce: Callable[[], Outcome], *, as_json: bool) -> None:
+def finish(produce: Callable[[], CommandOutcome], *, as_json: bool) -> None:
     """Do a command's work, print what came of it, and exit with its code."""
     try:
         with _terminable(), _only_results_on_stdout() if as_json else contextlib.nullcontext():
@@ -134,7 +134,7 @@ def finish(produce: Callable[[], Outcome], *, as_json: bool) -> None:
     raise typer.Exit(outcome.code)
 
 
-def _failure(code: int, message: str, error: BaseException) -> Outcome:
+def _failure(code: int, message: str, error: BaseException) -> CommandOutcome:
     from fedsim.run_folder import LOG_FILE, folder_of, resuming
 
     folder = folder_of(error)
@@ -150,7 +150,7 @@ def _failure(code: int, message: str, error: BaseException) -> Outcome:
         lines.append(f"fedsim: {go_on} goes on; what has finished is not run again")
     elif code == FAILED and not isinstance(error, FedsimError):
         lines.append(f"fedsim: the traceback is in {_write_traceback(error)}")
-    return Outcome(document, lines, code, ended_early=True)
+    return CommandOutcome(document, lines, code, ended_early=True)
 
 
 class _Terminated(KeyboardInterrupt):

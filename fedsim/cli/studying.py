@@ -8,9 +8,9 @@ import typer
 from fedsim.cli.shared import (
     FAILED,
     OK,
+    CommandOutcome,
     DataOption,
     JsonOption,
-    Outcome,
     QuietOption,
     ScenarioArgument,
     SetOption,
@@ -22,7 +22,7 @@ from fedsim.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from fedsim.studies.command import Answer
+    from fedsim.studies.command import StudyAnswer
 
 AtOnceOption = Annotated[
     int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
@@ -84,7 +84,7 @@ def compare(
     cost, and writes them as CSV, JSON and pictures. Exits with 1 when a run failed.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         check_workers(workers)
         from fedsim.studies.command import Asked, run_compare
 
@@ -155,7 +155,7 @@ def tune(
     are there are not made again.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         check_workers(workers)
         from fedsim.studies.tune_command import TuneAsked, run_tune
 
@@ -200,7 +200,7 @@ def evidence(
     there are not made again.
     """
 
-    def produce() -> Outcome:
+    def produce() -> CommandOutcome:
         check_workers(workers)
         check_data(data)
         from fedsim.studies.evidence_command import EvidenceAsked, run_evidence
@@ -211,6 +211,6 @@ def evidence(
     finish(produce, as_json=as_json)
 
 
-def _study_outcome(answer: "Answer") -> Outcome:
+def _study_outcome(answer: "StudyAnswer") -> CommandOutcome:
     code = FAILED if answer.failed else OK
-    return Outcome({**answer.document, "exit_code": code}, answer.lines, code)
+    return CommandOutcome({**answer.document, "exit_code": code}, answer.lines, code)

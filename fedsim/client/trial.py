@@ -8,9 +8,8 @@ clients gives. Needs torch alone.
 
 import contextlib
 import dataclasses
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.generators import drawn_from
+from fedsim.client.differences import changes, first_odd, largest, rows
 from fedsim.dropout import why_not_seeded
 from fedsim.errors import ScenarioError
 from fedsim.evaluation import Evaluation
@@ -72,15 +72,15 @@ class _Few(NamedTuple):
         return self.data.spec
 
     def sizes(self, client_ids: Sequence[int]) -> np.ndarray:
-        return np.array([len(rows) for rows in self.clients(client_ids).rows])
+        return np.array([len(mine) for mine in self.clients(client_ids).rows])
 
     def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
         drawn = self.data.clients(client_ids)
-        rows = [
-            np.asarray(rows)[: self.most[client]]
-            for client, rows in zip(client_ids, drawn.rows, strict=True)
+        few = [
+            np.asarray(mine)[: self.most[client]]
+            for client, mine in zip(client_ids, drawn.rows, strict=True)
         ]
-        return drawn._replace(rows=rows)
+        return drawn._replace(rows=few)
 
 
 class _Plain(ClientProcedure):
@@ -209,8 +209,8 @@ class _Trial(NamedTuple):
         others = {**result.buffers, **result.extra, **result.state, **result.metrics}
         if all(torch.equal(each[0], each[last]) for each in (result.params, *others.values())):
             return
-        changes = _changes(loop, result)
-        if odd := _first_odd(_rows(changes, last, 1), _rows(changes, 0, 1), _SAME):
+        found = changes(loop, result)
+        if odd := first_odd(rows(found, last, 1), rows(found, 0, 1), _SAME):
             raise ScenarioError(
                 f"{self.owned}: trained twice from one start, on the same samples and with the "
                 f"same seeds, a client {odd}; results would depend on who trained before in a "
@@ -243,9 +243,9 @@ class _Trial(NamedTuple):
         tried = self.made(kind, seeds_dropout=True, wide=wide)
         why, found = self._ran(f"trained together by '{kind}'", tried, tried.train, "train")
         if why is None and found is not None:
-            expected = _rows(_changes(tried, result), 0, len(self.members))
+            expected = rows(changes(tried, result), 0, len(self.members))
             share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
-            odd = _first_odd(_changes(tried, found), expected, share)
+            odd = first_odd(changes(tried, found), expected, share)
             why = odd and f"trained together by '{kind}', a client {odd}"
         return why or self._measured_otherwise(kind, tried, loop)
 
@@ -263,8 +263,8 @@ class _Trial(NamedTuple):
             return why
         share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
         for name, values in expected.items():
-            gap = _largest(found.metrics[name] - values)
-            if not gap <= share * max(_largest(values), 1.0):
+            gap = largest(found.metrics[name] - values)
+            if not gap <= share * max(largest(values), 1.0):
                 return f"{words}, a client's '{name}' differs by {gap:.2g}"
         return None
 
@@ -368,61 +368,6 @@ def _job(executor: CohortExecutor, members: Sequence[int], action: Action = "tra
     sent = Payload(layout.flatten(named), {spec.name: named[spec.name] for spec in layout.buffers})
     nobody = (False,) * len(members)
     return ChunkJob(action, 1, tuple(members), nobody, layout.fingerprint, sent, has_state=nobody)
-
-
-def _changes(executor: CohortExecutor, result: ChunkResult) -> dict[str, tuple[Tensor, float]]:
-    """What came back by name with the error that rounding makes; of what was sent, the change."""
-    assert isinstance(result.params, Tensor)
-    sent, layout = tensors_of(executor.model), executor.layout
-    found: dict[str, tuple[Tensor, float]] = {}
-    for name, now in (*layout.unflatten(result.params).items(), *result.buffers.items()):
-        before = sent[name].detach().cpu()
-        if now.is_floating_point():  # a difference is as exact as what is compared
-            found[name] = now - before, 32 * torch.finfo(now.dtype).eps * _largest(now)
-        else:
-            found[name] = now.double() - before.double(), 0.0
-    others = {**result.extra, **result.state, **result.metrics}
-    return found | {name: (tensor.double(), 0.0) for name, tensor in others.items()}
-
-
-def _rows(
-    changes: Mapping[str, tuple[Tensor, float]], first: int, count: int
-) -> dict[str, tuple[Tensor, float]]:
-    return {n: (tensor[first : first + count], error) for n, (tensor, error) in changes.items()}
-
-
-def _first_odd(
-    found: Mapping[str, tuple[Tensor, float]],
-    expected: Mapping[str, tuple[Tensor, float]],
-    share: float,
-) -> str | None:
-    """Say what is not as expected, beyond a share of the largest change, or None."""
-    if missing := [name for name in expected if name not in found]:
-        return f"loses '{missing[0]}'"
-    largest = max((_largest(tensor) for tensor, _ in expected.values()), default=0.0)
-    for name, (tensor, error) in found.items():
-        if name not in expected:
-            return f"returns '{name}' besides"
-        other = expected[name][0]
-        if tensor.shape != other.shape:
-            return f"returns '{name}' of shape {list(tensor.shape)} in place of {list(other.shape)}"
-        gap = _largest(tensor - other)
-        if not math.isfinite(gap):
-            gap = _largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
-        if gap > share * _largest(other) + share / 100 * largest + error:
-            return f"differs in '{name}' by {gap:.2g} where it changes by {_largest(other):.2g}"
-    return None
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest size of an entry; infinities count as the largest number, NaN as nothing."""
-    if not tensor.numel():
-        return 0.0
-    low, high = (abs(float(end)) for end in torch.aminmax(tensor))
-    largest = max(low, high)
-    if math.isfinite(largest):
-        return largest
-    return float(torch.nan_to_num(tensor).abs().max())
 
 
 def _why_in_turn(keeps: Sequence[str], draws: Sequence[str], irregular: str | None) -> str | None:

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from fedsim.basics.home import cache_root, expanded
 from fedsim.data.datasets import DATASETS
+from fedsim.data.loaded import PooledSource
 from fedsim.data.partitions import PARTITIONS, partition_factory
-from fedsim.data.pooled import PooledSource
-from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe
-from fedsim.data.synthetic import SyntheticSource
+from fedsim.data.pooled import PooledData
+from fedsim.data.source import Arrays, ClientRows, DataRecipe, FederatedData
+from fedsim.data.synthetic import SyntheticData, SyntheticSource
 from fedsim.data.user import DataSet, user_factory
-from fedsim.errors import ScenarioError, unknown
+from fedsim.errors import RunError, ScenarioError, unknown
 from fedsim.imports import is_import_path
 
 __all__ = ["DATASETS", "PARTITIONS", "Arrays", "ClientRows", "DataSet", "FederatedData", "prepare"]
@@ -63,12 +64,38 @@ def federate(
         partition: See `prepare`.
         seed: See `prepare`.
         cache_dir: See `prepare`.
-        content: See `Recipe`.
+        content: See `DataRecipe`.
     """
     data, source = _made(dataset_factory, data, "name")
     partition, division = _made(partition_factory, partition, "kind")
     root = cache_root() if cache_dir is None else Path(cache_dir).absolute()
-    return source.federate(division, Recipe(data, partition, seed, root, content))
+    recipe = DataRecipe(data, partition, seed, root, reopen, content)
+    if isinstance(source, PooledSource):
+        return PooledData(source, division, recipe)
+    return SyntheticData(source, division, recipe)
+
+
+def reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
+    """Have the data again that another process has, perhaps on another machine.
+
+    Args:
+        recipe: The fields of its `DataRecipe` but this function, in their order.
+        manifest_sha256: The hash of its manifest.
+
+    Raises:
+        RunError: If the data are others here.
+    """
+    data, partition, seed, cache_dir, content = recipe
+    # another machine need not have that folder: there the default one serves
+    here = cache_dir if cache_dir.is_dir() else None
+    federated = federate(data, partition, seed=seed, cache_dir=here, content=content)
+    if federated.manifest_sha256 != manifest_sha256:
+        raise RunError(
+            f"the data of [data] name = '{data['name']}' prepared here differ from those of the "
+            f"process that sent them (manifest {federated.manifest_sha256[:12]}, expected "
+            f"{manifest_sha256[:12]}): give every machine the same files and package versions"
+        )
+    return federated
 
 
 def dataset_factory(name: str) -> Callable[..., PooledSource | SyntheticSource]:

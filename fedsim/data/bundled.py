@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.pooled import Loaded, PooledSource
+from fedsim.data.loaded import Loaded, PooledSource
 from fedsim.data.source import Arrays
 from fedsim.errors import ScenarioError
 from fedsim.samples import SampleSpec

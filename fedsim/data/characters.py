@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fedsim.basics.ties import whole
 from fedsim.data.checks import Unfit
-from fedsim.data.pooled import Loaded
+from fedsim.data.loaded import Loaded
 from fedsim.data.source import Arrays, Ints
 from fedsim.errors import ScenarioError
 

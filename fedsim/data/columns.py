@@ -14,9 +14,9 @@ import numpy as np
 from fedsim.data import characters
 from fedsim.data.checks import Unfit
 from fedsim.data.images import decode
+from fedsim.data.loaded import Loaded
 from fedsim.data.mapping import Columns, Roles, find_roles
 from fedsim.data.origins import Origin, Split
-from fedsim.data.pooled import Loaded
 from fedsim.data.reading.chosen import choices, look_alikes, row_numbers
 from fedsim.data.source import Arrays, Features, Ints
 from fedsim.data.targets import read_groups, read_targets

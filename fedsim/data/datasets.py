@@ -12,9 +12,9 @@ from fedsim.data.bundled import breast_cancer, check_fraction, diabetes, digits
 from fedsim.data.columns import read
 from fedsim.data.files import find_files
 from fedsim.data.images import Channels, ImageFormat
+from fedsim.data.loaded import PooledSource
 from fedsim.data.mapping import Columns, TargetType
 from fedsim.data.origins import HubRepository, Origin
-from fedsim.data.pooled import PooledSource
 from fedsim.data.presets import PRESETS
 from fedsim.data.reading.delimited import Decimal, Dialect
 from fedsim.data.synthetic import SyntheticSource, synthetic

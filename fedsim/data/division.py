@@ -1,7 +1,7 @@
 """Who holds what: a data set held out, divided among clients and split, once per seed and rule."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,12 +9,13 @@ import numpy.typing as npt
 from fedsim import rng
 from fedsim.data import cache
 from fedsim.data.drawing import add_label_noise, choose, local_test_counts, stratified_counts
+from fedsim.data.loaded import PooledSource, read_spec
 from fedsim.data.partition import DROPPED, Assignment, Partition
 from fedsim.data.skew import skewed
 from fedsim.data.source import (
     TENTHS,
+    DataRecipe,
     Ints,
-    Recipe,
     Samples,
     array_sha256,
     json_sha256,
@@ -23,9 +24,6 @@ from fedsim.data.source import (
 from fedsim.data.standardise import standardised
 from fedsim.errors import ScenarioError
 from fedsim.samples import SampleSpec
-
-if TYPE_CHECKING:
-    from fedsim.data.pooled import PooledSource
 
 NAMED_CLIENTS = 100  # whose natural owners are named in the manifest
 
@@ -42,7 +40,7 @@ class _HeldOut(NamedTuple):
 
 
 def divide(
-    source: "PooledSource", partition: Partition, recipe: Recipe, loaded: cache.Content
+    source: PooledSource, partition: Partition, recipe: DataRecipe, loaded: cache.Content
 ) -> cache.Content:
     """Hold the test set out, divide the rest among clients, and split theirs.
 
@@ -188,7 +186,7 @@ def _check(partition: Partition, spec: SampleSpec) -> None:
 
 
 def _hold_out(
-    source: "PooledSource", seed: int, loaded: cache.Content, labels: Ints, classes: int
+    source: PooledSource, seed: int, loaded: cache.Content, labels: Ints, classes: int
 ) -> _HeldOut:
     if not source.test_fraction:
         names = ("test_features", "test_targets")
@@ -238,12 +236,6 @@ def _by_client(owners: Ints, rows: Ints, clients: int) -> tuple[Ints, Ints]:
     offsets = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(np.bincount(owners, minlength=clients), out=offsets[1:])
     return offsets, rows[np.argsort(owners, kind="stable")].astype(np.int64, copy=False)
-
-
-def read_spec(loaded: cache.Content) -> SampleSpec:
-    """Return the sample spec that a data set's cache entry holds."""
-    shape, num_classes, target_shape, vocabulary = loaded.info["spec"]
-    return SampleSpec(tuple(shape), num_classes, tuple(target_shape), vocabulary)
 
 
 def tenths(targets: npt.NDArray[Any]) -> Ints:

@@ -43,7 +43,7 @@ class Assignment(NamedTuple):
     rows: Ints | None = None
 
 
-class Rule(NamedTuple):
+class PartitionRule(NamedTuple):
     """How samples find their owners.
 
     Attributes:
@@ -73,7 +73,7 @@ class Partition:
         skew: How the features of clients (of shared parts: parts) differ.
     """
 
-    rule: Rule
+    rule: PartitionRule
     clients: int | None = DEFAULT_CLIENTS
     parts: int | None = None
     test_fraction: float = 0.0
@@ -219,7 +219,7 @@ _NUMBERS_OF_CLIENTS = {"given": _clients, "optional": _clients_if_fewer, "rule":
 
 def partition_rule(
     *, clients: str = "given"
-) -> Callable[[Callable[..., Rule]], Callable[..., Partition]]:
+) -> Callable[[Callable[..., PartitionRule]], Callable[..., Partition]]:
     """Make a partition's factory of a function that returns a rule.
 
     Args:
@@ -232,7 +232,7 @@ def partition_rule(
     """
     number = _NUMBERS_OF_CLIENTS[clients]
 
-    def decorate(rule: Callable[..., Rule]) -> Callable[..., Partition]:
+    def decorate(rule: Callable[..., PartitionRule]) -> Callable[..., Partition]:
         parts: tuple[Callable[..., Any], ...] = (number, rule, _common)
         parameters = [inspect.signature(part).parameters for part in parts]
         signature = inspect.Signature([p for part in parameters for p in part.values()])

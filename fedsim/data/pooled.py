@@ -4,91 +4,33 @@ The cache holds two kinds of entries: a data set's arrays, and a partition of it
 seed, and is small).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 
 from fedsim.data import cache
-from fedsim.data.division import divide, read_spec
+from fedsim.data.division import divide
+from fedsim.data.loaded import PooledSource, read_spec
 from fedsim.data.partition import Partition
 from fedsim.data.source import (
     Arrays,
     ClientIds,
     ClientRows,
+    DataRecipe,
     FederatedData,
     Ints,
-    Recipe,
     array_sha256,
     json_sha256,
 )
 from fedsim.errors import RunError
-from fedsim.samples import SampleSpec
-
-
-class Loaded(NamedTuple):
-    """A data set read whole.
-
-    Attributes:
-        train: What may be trained on.
-        test: The official test split, if there is one.
-        spec: What one sample looks like.
-        groups: The number of each training sample's natural owner, `[n]`, if the data set says so.
-        group_names: What the data set calls these owners, by number.
-        test_fraction: Share of `train` that the server holds out when there is no `test`; None
-            leaves it to the source.
-        standardise: Which of "features" and "targets" get mean 0 and deviation 1 over the samples
-            that are trained on; see `standardise`.
-        notes: What the manifest says of what was read (names of classes, say), as JSON.
-        said: What a user should know before training: what was chosen, and what looks like a
-            mistake, in lines.
-    """
-
-    train: Arrays
-    test: Arrays | None
-    spec: SampleSpec
-    groups: Ints | None = None
-    group_names: tuple[str, ...] = ()
-    test_fraction: float | None = None
-    standardise: tuple[str, ...] = ()
-    notes: Mapping[str, Any] = MappingProxyType({})
-    said: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PooledSource:
-    """A data set that can be loaded whole.
-
-    Attributes:
-        name: The data set's name.
-        test_fraction: Stratified share of the samples that the server holds out; 0 when the data
-            set has an official test split.
-        identity: What decides the arrays (files, package versions), as JSON: the cache's key. None
-            when only the arrays themselves can tell, so that they are loaded to be found.
-        description: What the manifest says of the data set; no machine paths.
-        load: Reads the arrays.
-        test_origin: Where the test samples are from that are not drawn, for the manifest.
-    """
-
-    name: str
-    test_fraction: float
-    identity: dict[str, Any] | None
-    description: dict[str, Any]
-    load: Callable[[], Loaded]
-    test_origin: str = "official test split"
-
-    def federate(self, partition: Partition, recipe: Recipe) -> FederatedData:
-        """Divide the data set among the partition's clients."""
-        return PooledData(self, partition, recipe)
 
 
 class PooledData(FederatedData):
     """Clients as rows of one mapped pool of samples."""
 
-    def __init__(self, source: PooledSource, partition: Partition, recipe: Recipe) -> None:
+    def __init__(self, source: PooledSource, partition: Partition, recipe: DataRecipe) -> None:
         loaded, content = _pool(source, recipe)
         super().__init__(recipe._replace(content=content))
         source = _completed(source, loaded)
@@ -168,7 +110,7 @@ def _key(source: PooledSource) -> dict[str, Any]:
     return {"name": source.name, "identity": source.identity}
 
 
-def _pool(source: PooledSource, recipe: Recipe) -> tuple[cache.Content, str | None]:
+def _pool(source: PooledSource, recipe: DataRecipe) -> tuple[cache.Content, str | None]:
     """Return the data set's arrays from the cache, and what their content is called, if it is."""
     if source.identity is not None:
         return cache.entry(recipe.cache_dir, "data", _key(source), lambda: _load(source)), None

@@ -15,9 +15,9 @@ from fedsim.data.bundled import check_fraction
 from fedsim.data.columns import read
 from fedsim.data.files import LocalFiles, find_files
 from fedsim.data.images import ImageFormat
+from fedsim.data.loaded import Loaded, PooledSource
 from fedsim.data.mapping import Columns
 from fedsim.data.origins import HubRepository, Origin
-from fedsim.data.pooled import Loaded, PooledSource
 from fedsim.errors import ScenarioError
 
 

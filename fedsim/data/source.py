@@ -3,14 +3,13 @@
 import abc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.errors import RunError
 from fedsim.samples import SampleSpec
 
 TENTHS = (
@@ -68,7 +67,7 @@ class ClientRows(NamedTuple):
     rows: list[Ints]
 
 
-class Recipe(NamedTuple):
+class DataRecipe(NamedTuple):
     """What `prepare` was called with: enough to have the same data again, here or elsewhere.
 
     Attributes:
@@ -76,6 +75,7 @@ class Recipe(NamedTuple):
         partition: The [partition] table, complete.
         seed: The scenario's seed.
         cache_dir: Where arrays are mapped from.
+        reopen: Has the same data again, from the other fields and the hash of the manifest.
         content: What the data set's content is called in the cache, once it was read and when
             nothing but the content can tell.
     """
@@ -84,6 +84,7 @@ class Recipe(NamedTuple):
     partition: dict[str, Any]
     seed: int
     cache_dir: Path
+    reopen: "Callable[[tuple[Any, ...], str], FederatedData]"
     content: str | None = None
 
 
@@ -109,7 +110,7 @@ class FederatedData(abc.ABC):
     manifest_sha256: str
     said: tuple[str, ...] = ()
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: DataRecipe) -> None:
         self._recipe = recipe
         self.clients_read = 0
 
@@ -166,7 +167,8 @@ class FederatedData(abc.ABC):
         """The server's held-out test set, which no client holds."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (tuple(self._recipe), self.manifest_sha256)
+        data, partition, seed, cache_dir, reopen, content = self._recipe
+        return reopen, ((data, partition, seed, cache_dir, content), self.manifest_sha256)
 
     def _checked(self, client_ids: ClientIds, split: str = "train") -> Ints:
         if split not in ("train", "test"):
@@ -178,22 +180,6 @@ class FederatedData(abc.ABC):
                 f"client {wrong[0]} does not exist: ids are 0 to {self.num_clients - 1}"
             )
         return ids
-
-
-def _reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
-    from fedsim.data import federate
-
-    data, partition, seed, cache_dir, content = recipe
-    # another machine need not have that folder: there the default one serves
-    here = cache_dir if cache_dir.is_dir() else None
-    federated = federate(data, partition, seed=seed, cache_dir=here, content=content)
-    if federated.manifest_sha256 != manifest_sha256:
-        raise RunError(
-            f"the data of [data] name = '{data['name']}' prepared here differ from those of the "
-            f"process that sent them (manifest {federated.manifest_sha256[:12]}, expected "
-            f"{manifest_sha256[:12]}): give every machine the same files and package versions"
-        )
-    return federated
 
 
 def array_sha256(array: npt.NDArray[Any]) -> str:

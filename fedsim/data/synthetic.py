@@ -34,9 +34,9 @@ from fedsim.data.source import (
     Arrays,
     ClientIds,
     ClientRows,
+    DataRecipe,
     FederatedData,
     Ints,
-    Recipe,
     array_sha256,
     json_sha256,
     size_summary,
@@ -70,10 +70,6 @@ class SyntheticSource:
     max_samples: int
     test_fraction: float
     test_clients: int
-
-    def federate(self, partition: Partition, recipe: Recipe) -> FederatedData:
-        """Make the given number of clients, none of them yet."""
-        return SyntheticData(self, partition, recipe)
 
     def size(self, generator: np.random.Generator) -> int:
         """Draw a client's number of samples: the first draw from its generator."""
@@ -145,7 +141,7 @@ def synthetic(
 class SyntheticData(FederatedData):
     """Clients that are made each time they are asked for; nothing grows with their number."""
 
-    def __init__(self, source: SyntheticSource, partition: Partition, recipe: Recipe) -> None:
+    def __init__(self, source: SyntheticSource, partition: Partition, recipe: DataRecipe) -> None:
         super().__init__(recipe)
         if not partition.rule.natural:
             raise ScenarioError(
@@ -230,7 +226,7 @@ class SyntheticData(FederatedData):
             law, samples, rng.generator(self._seed, "synthetic-test", client_id)
         )
 
-    def _describe(self, recipe: Recipe) -> None:
+    def _describe(self, recipe: DataRecipe) -> None:
         counted = np.arange(min(self.num_clients, SUMMARISED_CLIENTS))
         totals = self._totals(counted)
         test_counts = local_test_counts(totals, self._test_fraction)

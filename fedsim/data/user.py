@@ -28,8 +28,8 @@ from fedsim.data.checks import (
     as_numbers,
     as_tokens,
 )
+from fedsim.data.loaded import Loaded, PooledSource
 from fedsim.data.mapping import is_nameless
-from fedsim.data.pooled import Loaded, PooledSource
 from fedsim.data.reading.chosen import look_alikes, row_numbers_of
 from fedsim.data.reading.given import given, numbered, require_same_kind
 from fedsim.data.source import Arrays, Features, Targets

@@ -124,7 +124,8 @@ def _repository(source: Any) -> str | None:
 
 def _is_cached(source: Any) -> bool:
     """Whether the arrays of a data set lie in the cache already."""
-    from fedsim.data.pooled import PooledSource, is_cached
+    from fedsim.data.loaded import PooledSource
+    from fedsim.data.pooled import is_cached
 
     return isinstance(source, PooledSource) and is_cached(source, cache_root())
 

@@ -35,7 +35,7 @@ class ArenaName(NamedTuple):
     number: int
 
 
-class Place(NamedTuple):
+class ArenaPlace(NamedTuple):
     """One tensor in an arena."""
 
     group: str
@@ -80,14 +80,14 @@ class Arena:
         self._lent = weakref.ref(raw)
         return _tensor(raw, dtype, shape, 0)
 
-    def write(self, payload: Payload) -> list[Place]:
+    def write(self, payload: Payload) -> list[ArenaPlace]:
         """Copy a payload's tensors into the arena and say where they lie."""
         raw = np.frombuffer(self._map, dtype=np.uint8)
         places = []
         offset = 0
         for group, named in _groups(payload).items():
             for name, tensor in named.items():
-                place = Place(group, name, tensor.dtype, tuple(tensor.shape), offset)
+                place = ArenaPlace(group, name, tensor.dtype, tuple(tensor.shape), offset)
                 _tensor(raw, place.dtype, place.shape, offset).copy_(tensor)
                 places.append(place)
                 offset += _aligned(tensor.numel() * tensor.element_size())
@@ -105,7 +105,7 @@ class ArenaView:
         """Return a tensor over the arena."""
         return _tensor(self._raw, dtype, shape, offset)
 
-    def read(self, places: list[Place]) -> Payload:
+    def read(self, places: list[ArenaPlace]) -> Payload:
         """Return a payload over the arena; nothing is copied."""
         groups: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}, "extra": {}}
         for place in places:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fedsim.engine.local import ChunkWork, LocalGrid, Outcome, Runner, Work, describe
+from fedsim.engine.local import ChunkWork, LocalGrid, Runner, Work, WorkOutcome, describe
 from fedsim.layout import Payload, rows_at
 
 
@@ -25,10 +25,10 @@ class InlineGrid(LocalGrid):
 
     def _perform(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
-    ) -> Iterator[tuple[Work, Outcome]]:
+    ) -> Iterator[tuple[Work, WorkOutcome]]:
         for work in works:
             if deadline is not None and time.monotonic() >= deadline:
-                yield work, Outcome(None, "late", "the time for this call was over", 0)
+                yield work, WorkOutcome(None, "late", "the time for this call was over", 0)
                 continue
             try:
                 if isinstance(work, ChunkWork):
@@ -40,6 +40,6 @@ class InlineGrid(LocalGrid):
                     value = self._runner.message(work)
             # a client's own code: named, and judged by the run's policy
             except (Exception, SystemExit) as error:
-                yield work, Outcome(None, "raised", describe(error), 0, traceback.format_exc())
+                yield work, WorkOutcome(None, "raised", describe(error), 0, traceback.format_exc())
             else:
-                yield work, Outcome(value, None, "", 0)
+                yield work, WorkOutcome(value, None, "", 0)

@@ -85,7 +85,7 @@ def end(pid: int, begun: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-class Watch:
+class WorkerWatch:
     """Looks at the workers of one machine, in a process of its own."""
 
     def look(self, pids: Sequence[int]) -> dict[int, Life | None]:

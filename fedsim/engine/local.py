@@ -93,7 +93,7 @@ Work = ChunkWork | MessageWork
 Fault = Literal["raised", "died", "hung", "late"]
 
 
-class Outcome(NamedTuple):
+class WorkOutcome(NamedTuple):
     """How a piece of work ended.
 
     Attributes:
@@ -187,7 +187,7 @@ class LocalGrid(Grid, abc.ABC):
         # looks at the replies of plain Flower apps
         self.reply_watch: ReplyWatch | None = None
         # told how long works took that were done in one go, and how each ended
-        self.watch: Callable[[float, Sequence[tuple[Work, Outcome]]], None] | None = None
+        self.watch: Callable[[float, Sequence[tuple[Work, WorkOutcome]]], None] | None = None
         # servers of old Flower apps send from a pool of threads; calls follow one another here
         self._lock = threading.RLock()
         self._seen_reasons: set[str] = set()
@@ -292,7 +292,7 @@ class LocalGrid(Grid, abc.ABC):
     @abc.abstractmethod
     def _perform(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
-    ) -> Iterator[tuple[Work, Outcome]]:
+    ) -> Iterator[tuple[Work, WorkOutcome]]:
         """Do the works and yield how each ended, in any order.
 
         Args:
@@ -455,7 +455,7 @@ class LocalGrid(Grid, abc.ABC):
         self,
         cohort: Cohort,
         work: ChunkWork,
-        outcome: Outcome,
+        outcome: WorkOutcome,
         attempts: dict[int, int],
         failures: dict[int, Failure],
         deadline: float | None,
@@ -537,13 +537,13 @@ class LocalGrid(Grid, abc.ABC):
         for client in clients:
             failures.setdefault(client, Failure(client, cohort.server_round, cause, reason))
 
-    def _log_detail(self, outcome: Outcome) -> None:
+    def _log_detail(self, outcome: WorkOutcome) -> None:
         """Log a client's traceback, once for each reason."""
         if outcome.detail and outcome.reason not in self._seen_reasons:
             self._seen_reasons.add(outcome.reason)
             _log.warning("a client raised:\n%s", outcome.detail.rstrip())
 
-    def _log_chunk(self, work: ChunkWork, outcome: Outcome, attempt: int) -> None:
+    def _log_chunk(self, work: ChunkWork, outcome: WorkOutcome, attempt: int) -> None:
         self._log_detail(outcome)
         self.chunk_log.append(
             {
@@ -642,7 +642,7 @@ class LocalGrid(Grid, abc.ABC):
             self.reply_watch.end_of_call()
         return [reply for _, _, reply in sorted(replies, key=lambda item: item[:2])]
 
-    def _reply(self, work: MessageWork, outcome: Outcome) -> Message | None:
+    def _reply(self, work: MessageWork, outcome: WorkOutcome) -> Message | None:
         metadata = internals.reply_metadata(
             work.metadata,
             message_id=f"{self._next_number():064x}",

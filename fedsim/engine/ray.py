@@ -32,10 +32,10 @@ from fedsim.basics import kernels
 from fedsim.basics.kernels_in_use import decisive, differences, in_use
 from fedsim.engine import life
 from fedsim.engine.arena import Arena, Probe, payload_size
-from fedsim.engine.life import Life, Silence, Watch
+from fedsim.engine.life import Life, Silence, WorkerWatch
 from fedsim.engine.line import Line, UnspeakableError
 from fedsim.engine.line import wait as wait_for_lines
-from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Outcome, Work
+from fedsim.engine.local import ChunkWork, Fault, LocalGrid, Work, WorkOutcome
 from fedsim.engine.ray_place import in_words, make_folder, place
 from fedsim.engine.vigil import Vigil
 from fedsim.engine.worker import Broadcast, Raised, Ready, Results, WorkerProcess
@@ -61,7 +61,7 @@ _SLOW_START_S = 5.0  # after which a start may be waiting for a place that is go
 
 
 @dataclass
-class _Worker:
+class _RayWorker:
     """The driver's view of one worker."""
 
     number: int
@@ -83,9 +83,9 @@ class _Worker:
 
     def outcome(
         self, value: Any, fault: Fault | None = None, reason: str = "", detail: str = ""
-    ) -> Outcome:
+    ) -> WorkOutcome:
         """How work ended here."""
-        return Outcome(value, fault, reason, self.number, detail, self.node)
+        return WorkOutcome(value, fault, reason, self.number, detail, self.node)
 
     def silent_for(self, limit_s: float) -> tuple[Fault, str]:
         """What is wrong with one that was silent for too long, and what to do about it."""
@@ -102,7 +102,7 @@ class _Worker:
 
 
 # By its worker's line, or a reference of Ray's: whose it is, what, and since when.
-_Running = dict[Any, tuple[_Worker, Work, float]]
+_Running = dict[Any, tuple[_RayWorker, Work, float]]
 
 
 class RayGrid(LocalGrid):
@@ -158,7 +158,7 @@ class RayGrid(LocalGrid):
         _require_sendable(client_app)
         self._watches: dict[int, _NodeWatch] = {}
         self._vigil = Vigil(silence_timeout_s, lambda node, pids: self._watches[node].ask(pids))
-        self._pool: list[_Worker] = []
+        self._pool: list[_RayWorker] = []
         self._broadcasts, self._is_new = 0, True
         self._shared_arena: Arena | None = None
         self._result_arenas: list[Arena] = []
@@ -234,7 +234,7 @@ class RayGrid(LocalGrid):
             )
         return total if cap is None else min(cap, total)
 
-    def _start_worker(self, number: int) -> _Worker:
+    def _start_worker(self, number: int) -> _RayWorker:
         actor_class: Any = ray.remote(WorkerProcess)
         actor = actor_class.options(
             num_cpus=self._resources["num_cpus"],
@@ -249,7 +249,7 @@ class RayGrid(LocalGrid):
             with contextlib.suppress(OSError):
                 line = Line()
         starting = actor.ready.remote(sign, None if line is None else line.name)
-        return _Worker(number, actor, starting, time.monotonic(), line=line)
+        return _RayWorker(number, actor, starting, time.monotonic(), line=line)
 
     def _await_worker(self) -> None:
         self._await_alike()
@@ -264,14 +264,14 @@ class RayGrid(LocalGrid):
                     self._await_start(worker)
         self._is_new = False
 
-    def _await_start(self, worker: _Worker) -> None:
+    def _await_start(self, worker: _RayWorker) -> None:
         left = self._startup_timeout_s - (time.monotonic() - worker.since)
         done, _ = ray.wait([worker.starting], timeout=max(left, 0))
         if not done:
             self._check_start(worker, limit=0)
         self._finish_start(worker)
 
-    def _finish_start(self, worker: _Worker) -> None:
+    def _finish_start(self, worker: _RayWorker) -> None:
         try:
             ready: Ready = ray.get(worker.starting)
         except ray.exceptions.RayError as error:
@@ -293,7 +293,7 @@ class RayGrid(LocalGrid):
             worker.line.joined()
             worker.serving = worker.actor.serve.remote()
 
-    def _hold_to_promise(self, worker: _Worker, there: Mapping[str, str]) -> None:
+    def _hold_to_promise(self, worker: _RayWorker, there: Mapping[str, str]) -> None:
         """Refuse, or under fast bits tell of, a worker that computes with other kernels."""
         bits = kernels.pinned()
         unlike = differences(decisive(self._kernels, bits), decisive(there, bits))
@@ -309,7 +309,7 @@ class RayGrid(LocalGrid):
                 "of the result depend on who trained what; [engine] bits = 'portable' are alike"
             )
 
-    def _check_start(self, worker: _Worker, limit: float) -> None:
+    def _check_start(self, worker: _RayWorker, limit: float) -> None:
         waited = time.monotonic() - worker.since
         if waited > limit:
             raise RunError(
@@ -320,7 +320,7 @@ class RayGrid(LocalGrid):
                 f"{self._resources['num_cpus']:g}; free some, or lower [engine] workers"
             )
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: _RayWorker) -> None:
         """End a worker for good and start another in its place."""
         worker.hang_up()
         with contextlib.suppress(Exception):
@@ -334,7 +334,7 @@ class RayGrid(LocalGrid):
         worker.pid, worker.node, worker.near = 0, -1, False
         worker.line, worker.serving = fresh.line, None
 
-    def _gave_up(self, worker: _Worker) -> bool:
+    def _gave_up(self, worker: _RayWorker) -> bool:
         """Go on without a worker for which the cluster has lost its place, if others are left."""
         room = self._room()
         if len(self._pool) < 2 or room >= len(self._pool):
@@ -370,7 +370,7 @@ class RayGrid(LocalGrid):
         return rows
 
     def _broadcast(
-        self, worker: _Worker, shared: Payload, laid: dict[bool, Broadcast]
+        self, worker: _RayWorker, shared: Payload, laid: dict[bool, Broadcast]
     ) -> Broadcast:
         """What all chunks of a call share, where this worker reaches it; laid there once."""
         if worker.near not in laid:
@@ -397,7 +397,7 @@ class RayGrid(LocalGrid):
 
     def _perform(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None
-    ) -> Iterator[tuple[Work, Outcome]]:
+    ) -> Iterator[tuple[Work, WorkOutcome]]:
         running: _Running = {}
         try:
             yield from self._work_through(works, shared, rows, deadline, running)
@@ -411,7 +411,7 @@ class RayGrid(LocalGrid):
     def _work_through(
         self, works: Sequence[Work], shared: Payload, rows: Tensor | None, deadline: float | None,
         running: _Running,
-    ) -> Iterator[tuple[Work, Outcome]]:  # fmt: skip
+    ) -> Iterator[tuple[Work, WorkOutcome]]:  # fmt: skip
         self._await_alike()
         queue = deque(works)
         laid: dict[bool, Broadcast] = {}
@@ -456,7 +456,7 @@ class RayGrid(LocalGrid):
                 yield work, died
 
     def _send(
-        self, worker: _Worker, work: Work, broadcast: Broadcast | None, rows: Tensor | None,
+        self, worker: _RayWorker, work: Work, broadcast: Broadcast | None, rows: Tensor | None,
         running: _Running,
     ) -> None:  # fmt: skip
         """Hand work to a worker; it then runs under its line, or under a reference of Ray's."""
@@ -471,7 +471,9 @@ class RayGrid(LocalGrid):
         else:
             running[worker.actor.work.remote(work, broadcast, results)] = task
 
-    def _collect(self, worker: _Worker, work: Work, reference: Any, rows: Tensor | None) -> Outcome:
+    def _collect(
+        self, worker: _RayWorker, work: Work, reference: Any, rows: Tensor | None
+    ) -> WorkOutcome:
         try:
             value = self._heard(worker) if reference is worker.line else ray.get(reference)
         except (ray.exceptions.RayTaskError, UnspeakableError) as error:
@@ -491,7 +493,7 @@ class RayGrid(LocalGrid):
                 rows[list(work.places)] = value.params
         return worker.outcome(value)
 
-    def _heard(self, worker: _Worker) -> Any:
+    def _heard(self, worker: _RayWorker) -> Any:
         """Return what a worker has said over its line; raises what Ray says of one that ended."""
         assert worker.line is not None
         try:
@@ -501,7 +503,7 @@ class RayGrid(LocalGrid):
                 ray.get(worker.serving, timeout=_OBITUARY_S)
             raise ray.exceptions.RayActorError(error_msg="the worker hung up") from None
 
-    def _give_up(self, queue: deque[Work], running: _Running) -> Iterator[tuple[Work, Outcome]]:
+    def _give_up(self, queue: deque[Work], running: _Running) -> Iterator[tuple[Work, WorkOutcome]]:
         """Discard what is unfinished: nothing of it is committed or runs beside the next call."""
         for reference in list(running):
             worker, work, _ = running.pop(reference)
@@ -511,7 +513,7 @@ class RayGrid(LocalGrid):
             yield work, late
         for work in queue:
             why = "not begun when the time for this call was over"
-            yield work, Outcome(None, "late", why, -1, node=-1)
+            yield work, WorkOutcome(None, "late", why, -1, node=-1)
 
     def _patience(self, running: _Running, deadline: float | None) -> float:
         now = time.monotonic()
@@ -528,7 +530,7 @@ class _NodeWatch:
         self._start()
 
     def _start(self) -> None:
-        actor_class: Any = ray.remote(Watch)
+        actor_class: Any = ray.remote(WorkerWatch)
         there = NodeAffinitySchedulingStrategy(self._node, soft=False)
         self._actor = actor_class.options(
             num_cpus=0, scheduling_strategy=there, runtime_env=_runtime_env({})
@@ -556,7 +558,9 @@ class _NodeWatch:
         self._actor = self._asked = None
 
 
-def _first_done(running: _Running, starting: Mapping[Any, _Worker], patience_s: float) -> list[Any]:
+def _first_done(
+    running: _Running, starting: Mapping[Any, _RayWorker], patience_s: float
+) -> list[Any]:
     """Wait until some work is done or a worker has started; return their references or lines."""
     lines = [key for key in running if isinstance(key, Line)]
     by_ray = [key for key in running if not isinstance(key, Line)] + [*starting]
@@ -581,7 +585,7 @@ def _runtime_env(variables: Mapping[str, str]) -> dict[str, Any] | None:
     return {"env_vars": dict(variables)} if variables else None
 
 
-class _Session:
+class _RaySession:
     """Ray's session of this process, where a grid began it: the last grid ends it.
 
     Grids of several threads may share one.
@@ -652,7 +656,7 @@ class _Session:
                 self._folder = None
 
 
-_SESSION = _Session()
+_SESSION = _RaySession()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ _OURS = re.compile(r"^fedsim\.errors\.\w+: ")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-class Place(NamedTuple):
+class RayPlace(NamedTuple):
     """Where Ray's folder is.
 
     Attributes:
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     why_not: str = ""
 
 
-def place() -> Place:
+def place() -> RayPlace:
     """Return where Ray's folder can be.
 
     Raises:
@@ -42,12 +42,12 @@ def place() -> Place:
     usual = os.environ.get(name) or "/tmp"
     why = _unfit(os.path.join(usual, "ray"))
     if not why:
-        return Place(usual)
+        return RayPlace(usual)
     if name == "RAY_TMPDIR":
         raise RunError(f"RAY_TMPDIR = '{usual}' {why}; set it to a short folder, such as /tmp")
     for folder in _SHORT:
         if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
-            return Place(folder, f"TMPDIR = '{usual}' {why}")
+            return RayPlace(folder, f"TMPDIR = '{usual}' {why}")
     raise RunError(
         f"TMPDIR = '{usual}' {why}; set TMPDIR or RAY_TMPDIR to a short folder that can be written"
     )

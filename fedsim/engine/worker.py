@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.basics.kernels_in_use import in_use
 from fedsim.engine import life
-from fedsim.engine.arena import ArenaName, ArenaView, Place, Sign
+from fedsim.engine.arena import ArenaName, ArenaPlace, ArenaView, Sign
 from fedsim.engine.line import LineName, UnspeakableError, WorkerLine
 from fedsim.engine.local import ChunkWork, Runner, Work, describe
 from fedsim.layout import Payload, rows_at
@@ -37,7 +37,7 @@ class Broadcast:
 
     number: int
     arena: ArenaName | None = None
-    places: list[Place] = field(default_factory=list)
+    places: list[ArenaPlace] = field(default_factory=list)
     value: Payload | None = None
     stored: Any = None
 

@@ -27,7 +27,7 @@ _CLIENT_ROW = (
 )
 
 
-class Project(NamedTuple):
+class NewProject(NamedTuple):
     """A project that has been written.
 
     Attributes:
@@ -41,7 +41,7 @@ class Project(NamedTuple):
     next_command: str
 
 
-def create(folder: str | Path, *, client: bool = False) -> Project:
+def create(folder: str | Path, *, client: bool = False) -> NewProject:
     """Write a project.
 
     Args:
@@ -68,7 +68,7 @@ def create(folder: str | Path, *, client: bool = False) -> Project:
     except OSError as error:
         raise ScenarioError(f"{folder}: cannot be written: {error.strerror}") from error
     go_there = f"cd {shlex.quote(str(folder))} && " if folder.resolve() != Path.cwd() else ""
-    return Project(folder, list(contents), f"{go_there}fedsim run scenario.toml")
+    return NewProject(folder, list(contents), f"{go_there}fedsim run scenario.toml")
 
 
 def _check_name(name: str, folder: Path) -> None:

@@ -43,7 +43,7 @@ class Asked(NamedTuple):
     workers: int | None = None
 
 
-class Answer(NamedTuple):
+class StudyAnswer(NamedTuple):
     """What a study has to say.
 
     Attributes:
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     failed: bool
 
 
-def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
+def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> StudyAnswer:
     """Run what is missing, write tables and pictures, and return what there is to say.
 
     Args:
@@ -90,7 +90,7 @@ def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> Answer:
         raise
     document = {**document_of(found), "code": code, "files": [str(file) for file in files]}
     lines = [*code, *comparison_lines(found, width=width), "", _see(study, files)]
-    return Answer(document, lines, bool(found.failures))
+    return StudyAnswer(document, lines, bool(found.failures))
 
 
 def write_files(comparison: Comparison, study: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from fedsim.studies import cells as cells_
 from fedsim.studies.cells import Cell
 from fedsim.studies.outcome import (
     LAST,
-    Outcome,
+    RunOutcome,
     Target,
     outcome_of,
     read_history,
@@ -76,7 +76,7 @@ class Comparison:
     variants: Sequence[Variant]
     metric: str
     question: Question
-    outcomes: Sequence[Mapping[int, Outcome]]
+    outcomes: Sequence[Mapping[int, RunOutcome]]
     folders: Sequence[Mapping[int, Path]]
     differences: Sequence[Difference]
     axis: str | None
@@ -137,7 +137,7 @@ def compare(
     failed = pool.run(missing, then=lambda cell: _metric([cell], question))
     failures = {cell.name: failed[cell.folder] for cell in cells if cell.folder in failed}
     metric = _metric(cells, question) or ""
-    outcomes: list[dict[int, Outcome]] = [{} for _ in variants]
+    outcomes: list[dict[int, RunOutcome]] = [{} for _ in variants]
     folders: list[dict[int, Path]] = [{} for _ in variants]
     done = [cell for cell in cells if cell.finished]
     for cell in done:
@@ -207,7 +207,7 @@ def _axis_of(baseline: str | None, axes: Mapping[str, Sequence[str]]) -> tuple[s
 
 
 def _notes(
-    done: Sequence[Cell], outcomes: Sequence[Mapping[int, Outcome]], metric: str
+    done: Sequence[Cell], outcomes: Sequence[Mapping[int, RunOutcome]], metric: str
 ) -> list[str]:
     notes = []
     measured = [o.worst is not None for of in outcomes for o in of.values()]

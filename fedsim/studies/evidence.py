@@ -13,7 +13,7 @@ from fedsim.studies.evidence_file import Arm, Declaration, Setting, assignments
 from fedsim.studies.grids import Point
 from fedsim.studies.pool import Pool
 from fedsim.studies.statistics import Mean, Paired, mean_interval, paired
-from fedsim.studies.tune import SEEDS_APART, Rule, Tuned, tune, validating
+from fedsim.studies.tune import SEEDS_APART, ChoiceRule, Tuned, tune, validating
 from fedsim.studies.variants import Variant
 
 NULL_BOUND = 0.01  # a null control's interval lies within so much of 0: one point of accuracy
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Finding:
+class SettingFinding:
     """What a setting showed.
 
     Attributes:
@@ -73,7 +73,7 @@ class Evidence:
 
     declared: Declaration
     seeds: Sequence[int]
-    findings: Sequence[Finding]
+    findings: Sequence[SettingFinding]
     tuned: Mapping[str, Tuned]
 
 
@@ -102,7 +102,7 @@ def gather(
     chosen = range(first, first + (seeds or document.seeds))
     findings, tuned = [], {}
 
-    def held(setting: Setting, points: Sequence[Sequence[str]] | None) -> Finding:
+    def held(setting: Setting, points: Sequence[Sequence[str]] | None) -> SettingFinding:
         variants = declared.variants(setting, points)
         cells = cells_of(variants, chosen, study)
         there = sum(cell.finished for cell in cells)
@@ -121,7 +121,7 @@ def gather(
             null=setting.null,
             less=is_error(document.metric),
         )
-        return Finding(setting, points is not None, rows, variants[0].scenario.rounds)
+        return SettingFinding(setting, points is not None, rows, variants[0].scenario.rounds)
 
     for setting in document.settings:
         findings.append(held(setting, None))
@@ -155,7 +155,7 @@ def _tuned(
         return Variant(labels, made.scenario)
 
     apart = range(first_seed + SEEDS_APART, first_seed + SEEDS_APART + how.seeds)
-    rule = Rule(how.metric, declared.document.last)
+    rule = ChoiceRule(how.metric, declared.document.last)
     names = [arm.name for arm in arms]
     return tune(names, make, grid, list(apart), study, rule, pool, expect)
 

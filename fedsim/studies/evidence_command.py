@@ -9,7 +9,7 @@ from fedsim.run_folder import taking, versions, write_json_atomic
 from fedsim.studies import evidence_file
 from fedsim.studies.cells import locked
 from fedsim.studies.code import said_of_code
-from fedsim.studies.command import Answer
+from fedsim.studies.command import StudyAnswer
 from fedsim.studies.evidence import gather
 from fedsim.studies.evidence_report import evidence_document, page
 from fedsim.studies.pool import Pool
@@ -30,7 +30,7 @@ class EvidenceAsked(NamedTuple):
     data: Path | None = None
 
 
-def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> Answer:
+def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> StudyAnswer:
     """Run what is missing of declared studies, write the page, and return what there is to say.
 
     Raises:
@@ -78,4 +78,4 @@ def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> An
     head = ["study", "setting", "step", "minus", "difference", "the method is"]
     lines = [*code, *grid(head, rows, width=width, left=4), "", str(place)]
     document = {"page": str(place), "studies": documents}
-    return Answer(document, lines, failed=False)
+    return StudyAnswer(document, lines, failed=False)

@@ -31,11 +31,11 @@ ARM = "arm"
 FOLDER = "studies"  # beside the scenarios
 
 
-class _Table(BaseModel):
+class _EvidenceTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Arm(_Table):
+class Arm(_EvidenceTable):
     """`[[arms]]`: one thing that is run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Arm(_Table):
     set: list[str] = []
 
 
-class Setting(_Table):
+class Setting(_EvidenceTable):
     """`[[settings]]`: where the arms are held beside each other.
 
     Attributes:
@@ -67,7 +67,7 @@ class Setting(_Table):
     null: bool = False
 
 
-class Tuning(_Table):
+class Tuning(_EvidenceTable):
     """`[tune]`: how best steps are chosen.
 
     Attributes:
@@ -83,7 +83,7 @@ class Tuning(_Table):
     metric: str | None = None
 
 
-class _Document(_Table):
+class _Document(_EvidenceTable):
     title: str = Field(min_length=1)
     paper: str = Field(min_length=1)
     claim: str = Field(min_length=1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from fedsim.studies.evidence import NULL_BOUND, Evidence, Finding, Row
+from fedsim.studies.evidence import NULL_BOUND, Evidence, Row, SettingFinding
 from fedsim.studies.statistics import Mean, Paired
 from fedsim.studies.tune import Tuned
 
@@ -76,7 +76,7 @@ def _study(evidence: Evidence) -> list[str]:
     return lines
 
 
-def _finding(finding: Finding, evidence: Evidence) -> list[str]:
+def _finding(finding: SettingFinding, evidence: Evidence) -> list[str]:
     setting = f" ({_code(finding.setting.set)})" if finding.setting.set and not finding.best else ""
     rows = []
     for row in finding.rows:
@@ -95,7 +95,7 @@ def _finding(finding: Finding, evidence: Evidence) -> list[str]:
     return [f"### {_where(finding)}{setting}", "", *_table(head, rows)]
 
 
-def _where(finding: Finding) -> str:
+def _where(finding: SettingFinding) -> str:
     if finding.setting.null:
         return f"{finding.setting.title} (null control)"
     step = "at each one's best step" if finding.best else "at equal step"

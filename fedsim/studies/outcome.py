@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 NEVER = Cost(math.inf, math.inf, math.inf)
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     """What one run came to.
 
     Attributes:
@@ -184,7 +184,7 @@ def outcome_of(
     *,
     last: float = LAST,
     target: Target | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Return what a run came to.
 
     Args:
@@ -210,7 +210,7 @@ def outcome_of(
         to_target = next(there, NEVER)
     value = _late_mean(curve, rounds, last)
     worst_value = _late_mean(worst, rounds, last) if worst else None
-    return Outcome(value, worst_value, totals[-1], to_target, curve)
+    return RunOutcome(value, worst_value, totals[-1], to_target, curve)
 
 
 def worst_metric(metric: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.studies.compare import Comparison
-from fedsim.studies.outcome import Outcome
+from fedsim.studies.outcome import RunOutcome
 from fedsim.studies.statistics import mean_interval
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _words(labels: Mapping[str, str], axis: str) -> str:
 
 
 def _band(
-    outcomes: Mapping[int, Outcome],
+    outcomes: Mapping[int, RunOutcome],
 ) -> tuple[list[int], list[float], list[float], list[float]]:
     """Return rounds, means and interval's ends, where every seed has a value."""
     curves = [outcome.curve for outcome in outcomes.values()]

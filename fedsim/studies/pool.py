@@ -27,7 +27,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _END_S = 5.0  # seconds that a process may take to end when it is asked to
 
 
-class Watch(Protocol):
+class CellWatch(Protocol):
     """Whoever is told how far the cells are."""
 
     def begun(self, cell: Cell) -> None:
@@ -40,7 +40,7 @@ class Watch(Protocol):
         """It has finished, or failed for a reason."""
 
 
-class _Worker:
+class _PoolWorker:
     """A process, the promise about bits that it keeps, and the cell that it runs."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Worker:
         answers.put((self, None))
 
 
-_Answer = tuple[_Worker, Mapping[str, Any] | None]
+_Answer = tuple[_PoolWorker, Mapping[str, Any] | None]
 
 
 class Pool:
@@ -119,13 +119,13 @@ class Pool:
         watch: Is told how far they are.
     """
 
-    def __init__(self, study: Path, *, workers: int | None, watch: Watch) -> None:
+    def __init__(self, study: Path, *, workers: int | None, watch: CellWatch) -> None:
         self._asked, self._watch = workers, watch
         with taking(study / LOG_FILE):
             self._errors = (study / LOG_FILE).open("ab")
         self._then: Callable[[Cell], object] | None = None
         self._waiting: list[Cell] = []
-        self._workers: list[_Worker] = []
+        self._workers: list[_PoolWorker] = []
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._failed: dict[Path, str] = {}
         self._refused: set[Path] = set()
@@ -190,16 +190,16 @@ class Pool:
             if self._workers and not has_room(self._largest, starting):
                 return
             bits = self._waiting[0].scenario.engine.bits
-            worker = _Worker(bits, self._errors, self._answers)
+            worker = _PoolWorker(bits, self._errors, self._answers)
             self._workers.append(worker)
             self._give(worker)
 
-    def _give(self, worker: _Worker) -> None:
+    def _give(self, worker: _PoolWorker) -> None:
         cell = self._waiting.pop(0)
         self._watch.begun(cell)
         worker.give(cell)
 
-    def _take(self, worker: _Worker, answer: Mapping[str, Any] | None) -> None:
+    def _take(self, worker: _PoolWorker, answer: Mapping[str, Any] | None) -> None:
         cell = worker.cell
         if answer is None:
             self._workers.remove(worker)
@@ -218,7 +218,7 @@ class Pool:
         if len(self._workers) > 1 and not has_room(0, 0):
             worker.end()  # what it holds is wanted by the others
 
-    def _ended(self, worker: _Worker, cell: Cell, reason: str | None) -> None:
+    def _ended(self, worker: _PoolWorker, cell: Cell, reason: str | None) -> None:
         worker.cell = None
         if reason is not None:
             self._failed[cell.folder] = reason

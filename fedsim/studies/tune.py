@@ -41,7 +41,7 @@ Make = Callable[[int, Point], Variant]
 
 
 @dataclass(frozen=True)
-class Rule:
+class ChoiceRule:
     """How points are chosen.
 
     Attributes:
@@ -155,7 +155,7 @@ def tune(
     grid: Grid,
     seeds: Sequence[int],
     study: Path,
-    rule: Rule,
+    rule: ChoiceRule,
     pool: Pool,
     expect: Callable[[int, int], None] = lambda missing, there: None,
 ) -> Tuned:
@@ -179,7 +179,7 @@ def tune(
     """
     notes: list[str] = []
     refuse_unrecorded(make(0, grid.points[0]).scenario, [("--metric", rule.metric)])
-    race = _Race(methods, make, seeds, study, rule, pool, expect)
+    race = _PointRace(methods, make, seeds, study, rule, pool, expect)
     for widening in range(rule.widenings + 1):
         candidates = race.run(grid)
         best = [_best(candidates, method, race.sign) for method in range(len(methods))]
@@ -200,7 +200,7 @@ def tune(
     return Tuned(methods, grid, race.metric, seeds, candidates, best, edges, notes)
 
 
-class _Race:
+class _PointRace:
     """Runs points seed by seed; the worse ones of a method go no further."""
 
     def __init__(
@@ -209,7 +209,7 @@ class _Race:
         make: Make,
         seeds: Sequence[int],
         study: Path,
-        rule: Rule,
+        rule: ChoiceRule,
         pool: Pool,
         expect: Callable[[int, int], None],
     ) -> None:

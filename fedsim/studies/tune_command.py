@@ -8,7 +8,7 @@ from fedsim.errors import ScenarioError
 from fedsim.run_folder import taking, write_json_atomic
 from fedsim.studies.cells import locked
 from fedsim.studies.code import said_of_code
-from fedsim.studies.command import Answer, default_folder
+from fedsim.studies.command import StudyAnswer, default_folder
 from fedsim.studies.grids import Grid, Point, check, draw
 from fedsim.studies.outcome import LAST, check_metric
 from fedsim.studies.pool import Pool
@@ -16,7 +16,7 @@ from fedsim.studies.tune import (
     KEPT,
     SEEDS_APART,
     WIDENINGS,
-    Rule,
+    ChoiceRule,
     check_metric_is_no_test,
     tune,
     validating,
@@ -51,7 +51,7 @@ class TuneAsked(NamedTuple):
     workers: int | None = None
 
 
-def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
+def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> StudyAnswer:
     """Run what is missing, write tables and a picture, and return what there is to say.
 
     Raises:
@@ -98,7 +98,7 @@ def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> Answer:
         vars(error)["fedsim_go_on"] = "the same command"
         raise
     lines = [*code, *tuned_lines(tuned, width=width), "", f"{study}: tune.json, tune.csv, tune.png"]
-    return Answer(document, lines, any(best is None for best in tuned.best))
+    return StudyAnswer(document, lines, any(best is None for best in tuned.best))
 
 
 def variant_at(
@@ -117,7 +117,7 @@ def variant_at(
     return Variant(labels, made.scenario)
 
 
-def _rule(asked: TuneAsked) -> Rule:
+def _rule(asked: TuneAsked) -> ChoiceRule:
     if asked.metric is not None:
         check_metric(asked.metric, "--metric")
         check_metric_is_no_test(asked.metric)
@@ -129,4 +129,4 @@ def _rule(asked: TuneAsked) -> Rule:
     ):
         if not holds:
             raise ScenarioError(f"{name} {value:g}: must be {bounds}")
-    return Rule(asked.metric, asked.last, asked.kept, asked.widenings)
+    return ChoiceRule(asked.metric, asked.last, asked.kept, asked.widenings)

@@ -163,7 +163,7 @@ def of_scenarios(
     if twice is not None:
         raise ScenarioError(f"--vary {twice.key}: is there twice; give all its values at once")
     names = _names(paths)
-    variants, problems = [], _Problems()
+    variants, problems = [], _VariantProblems()
     for path in paths:
         for values in itertools.product(*(axis.values for axis in axes)):
             assigned = [f"{axis.key}={v}" for axis, v in zip(axes, values, strict=True)]
@@ -181,7 +181,7 @@ def of_scenarios(
     return variants
 
 
-class _Problems:
+class _VariantProblems:
     """What is wrong, each once, with the values that bring it about."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import project
-from fedsim.basics.project import Project
+from fedsim.basics.project import SentProject
 from fedsim.cli import app
 from fedsim.engine.ray_place import in_words
 from fedsim.errors import ScenarioError
@@ -86,7 +86,7 @@ def test_what_main_holds_is_taken_along_by_name(monkeypatch):
     monkeypatch.setattr(main, "net", len, raising=False)
     held = of_main(["__main__:net", "__main__:nothing", "json:loads"])
     assert held == {"net": len}
-    make, arguments = Project(None, held).__reduce__()
+    make, arguments = SentProject(None, held).__reduce__()
     monkeypatch.delattr(main, "net")
     make(*arguments)
     assert main.net is len

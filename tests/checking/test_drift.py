@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedsim.checking.drift import drifts
-from fedsim.checking.recording import Recording, Trace
+from fedsim.checking.recording import MetricTrace, Recording
 
 HERE = {"instruction_set": "x86_64 AVX512", "torch": "2.13.0", "threads": 1}
 OLD = Recording(
@@ -14,7 +14,7 @@ OLD = Recording(
     params_sha256="a" * 64,
     participation_sha256="b" * 64,
     partition_sha256="c" * 64,
-    trace=Trace(
+    trace=MetricTrace(
         rounds=[0, 1, 2],
         metrics={
             "test/loss": [2.0, 1.0, 0.5],

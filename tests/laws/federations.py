@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord, ConfigRecord
 from fedsim import discovery, tasks
 from fedsim.chains import chain_of
 from fedsim.client_app import CohortApp
-from fedsim.data.source import Arrays, ClientRows, FederatedData, Recipe
+from fedsim.data import reopen
+from fedsim.data.source import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.engine.inline import InlineGrid
 from fedsim.executor import ChunkJob, CohortExecutor, loop_reason
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
@@ -54,7 +55,7 @@ class InMemoryData(FederatedData):
     """
 
     def __init__(self, sizes=SIZES, test_sizes=None, seed=0, broken=()):
-        super().__init__(Recipe({}, {}, seed, Path()))
+        super().__init__(DataRecipe({}, {}, seed, Path(), reopen))
         self._arguments = (sizes, test_sizes, seed, broken)
         draw = np.random.default_rng(seed)
         self.num_clients, self.spec = len(sizes), SPEC

@@ -9,7 +9,7 @@ from fedsim import rng
 from fedsim.data.drawing import hand_out
 from fedsim.data.partition import (
     Assignment,
-    Rule,
+    PartitionRule,
     check_clients,
     check_number,
     owners_of,
@@ -22,7 +22,9 @@ Mode = Literal["random", "deterministic", "first-deterministic"]
 
 
 @partition_rule()
-def pathological(*, classes_per_client: int = 2, class_assignment_mode: Mode = "random") -> Rule:
+def pathological(
+    *, classes_per_client: int = 2, class_assignment_mode: Mode = "random"
+) -> PartitionRule:
     """Give each client exactly so many classes; a class is divided evenly among who has it.
 
     Args:
@@ -40,11 +42,11 @@ def pathological(*, classes_per_client: int = 2, class_assignment_mode: Mode = "
     check_number("classes_per_client", classes_per_client, least=1)
     require_choice("class_assignment_mode", class_assignment_mode, Mode)
     key = "classes_per_client"
-    return Rule(partial(_few_classes, key, classes_per_client, class_assignment_mode))
+    return PartitionRule(partial(_few_classes, key, classes_per_client, class_assignment_mode))
 
 
 @partition_rule()
-def label_quantity(*, labels_per_client: int = 2) -> Rule:
+def label_quantity(*, labels_per_client: int = 2) -> PartitionRule:
     """Give client c class c modulo their number and others at random (#C = k of NIID-Bench).
 
     A class is divided evenly among who has it.
@@ -59,7 +61,7 @@ def label_quantity(*, labels_per_client: int = 2) -> Rule:
     Deviations: a class that no client has (fewer clients than classes) is dropped and counted.
     """
     check_number("labels_per_client", labels_per_client, least=1)
-    return Rule(
+    return PartitionRule(
         partial(_few_classes, "labels_per_client", labels_per_client, "first-deterministic")
     )
 
@@ -108,7 +110,7 @@ def _chosen(
 
 
 @partition_rule()
-def shards(*, shards_per_client: int = 2) -> Rule:
+def shards(*, shards_per_client: int = 2) -> PartitionRule:
     """Sort the samples by class, cut them into equal shards, and give each client some at random.
 
     Args:
@@ -120,7 +122,7 @@ def shards(*, shards_per_client: int = 2) -> Rule:
     ShardPartitioner drops the rest); samples of a class are shuffled before they are cut.
     """
     check_number("shards_per_client", shards_per_client, least=1)
-    return Rule(partial(_shards, shards_per_client))
+    return PartitionRule(partial(_shards, shards_per_client))
 
 
 def _shards(shards_per_client: int, samples: Samples, clients: int, seed: int) -> Assignment:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from fedsim import rng
-from fedsim.data.partition import DROPPED, Assignment, Rule, partition_rule
+from fedsim.data.partition import DROPPED, Assignment, PartitionRule, partition_rule
 from fedsim.data.partitions.sizes import Law, check_law, law_sizes, law_weights
 from fedsim.data.source import Ints, Samples
 from fedsim.errors import ScenarioError
 
 
 @partition_rule(clients="optional")
-def natural() -> Rule:
+def natural() -> PartitionRule:
     """Leave the samples with the owners that they come from, each a client.
 
     Without `clients` every owner of a training sample is a client (of generated data there are
@@ -23,7 +23,7 @@ def natural() -> Rule:
     Source: McMahan et al., AISTATS 2017 (arXiv:1602.05629), section 3: each speaking role a client;
     flwr-datasets' NaturalIdPartitioner.
     """
-    return Rule(_natural, natural=True)
+    return PartitionRule(_natural, natural=True)
 
 
 def _natural(samples: Samples, clients: int | None, seed: int) -> Assignment:
@@ -39,7 +39,7 @@ def _natural(samples: Samples, clients: int | None, seed: int) -> Assignment:
 
 
 @partition_rule()
-def grouped(*, law: Law = "equal", sigma: float = 1.0, exponent: float = 1.0) -> Rule:
+def grouped(*, law: Law = "equal", sigma: float = 1.0, exponent: float = 1.0) -> PartitionRule:
     """Merge the owners that samples come from into so many groups, each a client.
 
     Owners are shuffled and dealt out; each group has at least one.
@@ -54,7 +54,7 @@ def grouped(*, law: Law = "equal", sigma: float = 1.0, exponent: float = 1.0) ->
     is left out.
     """
     check_law(law, sigma, exponent)
-    return Rule(partial(_grouped, law, sigma, exponent))
+    return PartitionRule(partial(_grouped, law, sigma, exponent))
 
 
 def _grouped(

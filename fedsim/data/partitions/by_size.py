@@ -7,7 +7,7 @@ import numpy as np
 from fedsim import rng
 from fedsim.data.partition import (
     Assignment,
-    Rule,
+    PartitionRule,
     check_clients,
     check_min_size,
     check_number,
@@ -18,9 +18,9 @@ from fedsim.data.source import Samples
 
 
 @partition_rule()
-def iid() -> Rule:
+def iid() -> PartitionRule:
     """Shuffle the samples and deal them out; sizes differ by at most one."""
-    return Rule(_iid)
+    return PartitionRule(_iid)
 
 
 def _iid(samples: Samples, clients: int, seed: int) -> Assignment:
@@ -32,7 +32,7 @@ def _iid(samples: Samples, clients: int, seed: int) -> Assignment:
 @partition_rule()
 def sizes(
     *, law: Law = "log_normal", sigma: float = 1.0, exponent: float = 1.0, min_size: int = 1
-) -> Rule:
+) -> PartitionRule:
     """Shuffle the samples and deal them out in unequal sizes that follow a law.
 
     What a client lacks to `min_size` comes from the largest clients, which are cut down to one
@@ -54,7 +54,7 @@ def sizes(
     """
     check_law(law, sigma, exponent)
     check_number("min_size", min_size)
-    return Rule(partial(_sizes, law, sigma, exponent, min_size))
+    return PartitionRule(partial(_sizes, law, sigma, exponent, min_size))
 
 
 def _sizes(

@@ -10,7 +10,7 @@ from fedsim.basics.ties import whole
 from fedsim.data.drawing import choose, cut_largest, hand_out
 from fedsim.data.partition import (
     Assignment,
-    Rule,
+    PartitionRule,
     check_clients,
     check_min_size,
     check_number,
@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @partition_rule()
-def dirichlet(*, alpha: float = 0.5, min_size: int = 0, balanced: bool = False) -> Rule:
+def dirichlet(*, alpha: float = 0.5, min_size: int = 0, balanced: bool = False) -> PartitionRule:
     """Divide each class among the clients by proportions from a symmetric Dirichlet law.
 
     A partition that leaves a client below `min_size` is drawn anew up to ten times; then samples
@@ -46,7 +46,7 @@ def dirichlet(*, alpha: float = 0.5, min_size: int = 0, balanced: bool = False) 
     """
     check_number("alpha", alpha, above=0)
     check_number("min_size", min_size)
-    return Rule(partial(_dirichlet, alpha, min_size, balanced))
+    return PartitionRule(partial(_dirichlet, alpha, min_size, balanced))
 
 
 def _dirichlet(
@@ -117,7 +117,7 @@ def dirichlet_client(
     sigma: float = 1.0,
     exponent: float = 1.0,
     min_size: int = 1,
-) -> Rule:
+) -> PartitionRule:
     """Draw each client's own law over the classes from a Dirichlet law; sizes are set apart.
 
     Client c draws q ~ Dirichlet(alpha p), where p is the law of all training samples, and then its
@@ -140,7 +140,7 @@ def dirichlet_client(
     check_number("alpha", alpha, above=0)
     check_law(law, sigma, exponent)
     check_number("min_size", min_size)
-    return Rule(partial(_dirichlet_client, alpha, law, sigma, exponent, min_size))
+    return PartitionRule(partial(_dirichlet_client, alpha, law, sigma, exponent, min_size))
 
 
 def _dirichlet_client(

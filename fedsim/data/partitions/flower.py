@@ -24,7 +24,7 @@ from fedsim.data.partition import (
     DROPPED,
     Assignment,
     Partition,
-    Rule,
+    PartitionRule,
     check_clients,
     partition_rule,
 )
@@ -76,11 +76,11 @@ def flower_factory(kind: str) -> Callable[..., Partition]:
     cls = getattr(partitioner, name)
     signature = inspect.signature(cls, eval_str=True)
 
-    def rule(**arguments: Any) -> Rule:
+    def rule(**arguments: Any) -> PartitionRule:
         # refused here as far as it can be without data
         given = {"num_partitions": 1, "partition_by": _LABEL}
         _build(cls, kind, arguments, given)
-        return Rule(partial(_assign, cls, kind, arguments))
+        return PartitionRule(partial(_assign, cls, kind, arguments))
 
     rule.__name__ = kind
     rule.__doc__ = _described(cls)

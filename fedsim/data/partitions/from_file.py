@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.partition import DROPPED, Assignment, Rule, partition_rule
+from fedsim.data.partition import DROPPED, Assignment, PartitionRule, partition_rule
 from fedsim.data.source import Ints, Samples
 from fedsim.errors import ScenarioError, nearest
 
@@ -20,7 +20,7 @@ COLUMNS = ("sample", "client")
 SUFFIXES = (".csv", ".json", ".parquet")
 
 
-class _Table(NamedTuple):
+class _OwnerTable(NamedTuple):
     """What a file says: columns of whole numbers.
 
     Attributes:
@@ -38,7 +38,7 @@ _MOST_CLIENTS = 10**7  # all exist, with samples or without; a larger number is 
 
 
 @partition_rule(clients="optional")
-def file(*, path: str) -> Rule:
+def file(*, path: str) -> PartitionRule:
     """Give each sample to the client that a file names.
 
     Samples are numbered from 0 in the order of the data set, its held-out samples included. Those
@@ -60,7 +60,7 @@ def file(*, path: str) -> Rule:
     if suffix not in SUFFIXES:
         raise _refused(path, f"must end in {', '.join(SUFFIXES)}")
     identity = {"file_sha256": hashlib.sha256(content).hexdigest()}
-    return Rule(partial(_from_file, path, content, identity), identity=identity)
+    return PartitionRule(partial(_from_file, path, content, identity), identity=identity)
 
 
 def _from_file(
@@ -102,7 +102,7 @@ def _from_file(
     return made._replace(owners=one_each, rows=None)
 
 
-def _pairs(path: str, table: _Table, total: int) -> tuple[Ints, Ints]:
+def _pairs(path: str, table: _OwnerTable, total: int) -> tuple[Ints, Ints]:
     """Return samples and their clients, held against how many there may be."""
     clients = table.columns["client"]
     samples = table.columns.get("sample", np.arange(len(clients)))
@@ -128,16 +128,16 @@ def _pairs(path: str, table: _Table, total: int) -> tuple[Ints, Ints]:
     return samples, clients
 
 
-def _table(path: str, content: bytes) -> _Table:
+def _table(path: str, content: bytes) -> _OwnerTable:
     found = _READERS[Path(path).suffix.lower()](path, content)
     if Path(path).suffix.lower() == ".json" and "client" not in found and found:
         by_client = _by_client(path, found)
         if by_client is not None:
             return by_client
-    return _Table(_columns(path, found))
+    return _OwnerTable(_columns(path, found))
 
 
-def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _Table | None:
+def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _OwnerTable | None:
     """Return the table of a map from client to samples; None where its keys are other names."""
     if not all(key.strip().isdecimal() for key in document):
         return None
@@ -147,7 +147,7 @@ def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _Table | None:
     held = [_whole_numbers(path, f"client {key}: sample", rows) for key, rows in document.items()]
     samples = np.concatenate(held)
     clients = np.repeat(np.array(names, dtype=np.int64), [len(rows) for rows in held])
-    return _Table({"sample": samples, "client": clients}, max(names) + 1, by_client=True)
+    return _OwnerTable({"sample": samples, "client": clients}, max(names) + 1, by_client=True)
 
 
 def _columns(path: str, table: dict[str, Sequence[Any]]) -> dict[str, Ints]:

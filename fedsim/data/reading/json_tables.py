@@ -12,7 +12,7 @@ OWNER = "user"  # the column that LEAF's owners become
 Files = Mapping[str, Sequence[tuple[str, Path]]]  # by split, with what messages call them
 
 
-class _Table(NamedTuple):
+class _JsonTable(NamedTuple):
     """What one file holds."""
 
     name: str
@@ -29,7 +29,7 @@ def read_objects(files: Files) -> dict[str, Split] | None:
     Raises:
         ScenarioError: Naming a file whose object is no table, or that is unlike the others.
     """
-    tables: dict[str, list[_Table]] = {}
+    tables: dict[str, list[_JsonTable]] = {}
     rows: list[str] = []
     for split, found in files.items():
         for name, file in found:
@@ -68,7 +68,7 @@ def _object(name: str, file: Path) -> dict[str, Any] | None:
     return None if more or not isinstance(alone, dict) else alone
 
 
-def _table(name: str, document: Mapping[str, Any]) -> _Table:
+def _table(name: str, document: Mapping[str, Any]) -> _JsonTable:
     if "user_data" in document:
         return _leaf(name, document)
     columns: dict[str, list[Any]] = {}
@@ -86,7 +86,7 @@ def _table(name: str, document: Mapping[str, Any]) -> _Table:
         )
     if all(isinstance(v, dict) for v in document.values()):
         _require_same_rows(name, document)
-    return _Table(name, columns, False)
+    return _JsonTable(name, columns, False)
 
 
 def _is_rows(value: Any) -> bool:
@@ -101,7 +101,7 @@ def _require_same_rows(name: str, document: Mapping[str, Mapping[str, Any]]) -> 
             raise ScenarioError(f"{name}: columns '{first}' and '{key}' have other rows")
 
 
-def _leaf(name: str, document: Mapping[str, Any]) -> _Table:
+def _leaf(name: str, document: Mapping[str, Any]) -> _JsonTable:
     data = document["user_data"]
     users = document.get("users", [*data] if isinstance(data, dict) else None)
     if not isinstance(data, dict) or not isinstance(users, list):
@@ -124,10 +124,10 @@ def _leaf(name: str, document: Mapping[str, Any]) -> _Table:
         columns[OWNER] += [str(user)] * len(held["y"])
     if unlisted := sorted(data.keys() - set(map(str, users))):
         raise ScenarioError(f"{name}: user '{unlisted[0]}' of user_data is not among its users")
-    return _Table(name, columns, True)
+    return _JsonTable(name, columns, True)
 
 
-def _joined(split: str, tables: Sequence[_Table]) -> Split:
+def _joined(split: str, tables: Sequence[_JsonTable]) -> Split:
     import pyarrow as pa
 
     columns = tables[0].columns
@@ -142,7 +142,7 @@ def _joined(split: str, tables: Sequence[_Table]) -> Split:
     return Split(rows, _place(tables), owner=OWNER if tables[0].leaf else "")
 
 
-def _place(tables: Sequence[_Table]) -> Callable[[int], str]:
+def _place(tables: Sequence[_JsonTable]) -> Callable[[int], str]:
     def place(row: int) -> str:
         for table in tables:
             owners = table.columns.get(OWNER) if table.leaf else None

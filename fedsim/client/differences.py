@@ -1,0 +1,67 @@
+"""What a chunk came back with, held beside what it should have. Torch alone."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsim.executor import ChunkResult, CohortExecutor
+from fedsim.layout import tensors_of
+
+# by name: what changed, `[clients, ...]`, and the error that rounding makes
+Changes = Mapping[str, tuple[Tensor, float]]
+
+
+def changes(executor: CohortExecutor, result: ChunkResult) -> Changes:
+    """What came back by name with the error that rounding makes; of what was sent, the change."""
+    assert isinstance(result.params, Tensor)
+    sent, layout = tensors_of(executor.model), executor.layout
+    found: dict[str, tuple[Tensor, float]] = {}
+    for name, now in (*layout.unflatten(result.params).items(), *result.buffers.items()):
+        before = sent[name].detach().cpu()
+        if now.is_floating_point():  # a difference is as exact as what is compared
+            found[name] = now - before, 32 * torch.finfo(now.dtype).eps * largest(now)
+        else:
+            found[name] = now.double() - before.double(), 0.0
+    others = {**result.extra, **result.state, **result.metrics}
+    return found | {name: (tensor.double(), 0.0) for name, tensor in others.items()}
+
+
+def rows(found: Changes, first: int, count: int) -> dict[str, tuple[Tensor, float]]:
+    """Return what came back of some clients that stand beside each other."""
+    return {n: (tensor[first : first + count], error) for n, (tensor, error) in found.items()}
+
+
+def first_odd(
+    found: Changes,
+    expected: Changes,
+    share: float,
+) -> str | None:
+    """Say what is not as expected, beyond a share of the largest change, or None."""
+    if missing := [name for name in expected if name not in found]:
+        return f"loses '{missing[0]}'"
+    most = max((largest(tensor) for tensor, _ in expected.values()), default=0.0)
+    for name, (tensor, error) in found.items():
+        if name not in expected:
+            return f"returns '{name}' besides"
+        other = expected[name][0]
+        if tensor.shape != other.shape:
+            return f"returns '{name}' of shape {list(tensor.shape)} in place of {list(other.shape)}"
+        gap = largest(tensor - other)
+        if not math.isfinite(gap):
+            gap = largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
+        if gap > share * largest(other) + share / 100 * most + error:
+            return f"differs in '{name}' by {gap:.2g} where it changes by {largest(other):.2g}"
+    return None
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest size of an entry; infinities count as the largest number, NaN as nothing."""
+    if not tensor.numel():
+        return 0.0
+    low, high = (abs(float(end)) for end in torch.aminmax(tensor))
+    most = max(low, high)
+    if math.isfinite(most):
+        return most
+    return float(torch.nan_to_num(tensor).abs().max())
