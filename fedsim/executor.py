@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 from fedsim.augmentation import Augmentation
 from fedsim.basics.generators import put_back, seed_all
 from fedsim.basics.kept_state import KeptState
+from fedsim.basics.loading import loads
 from fedsim.batched import ChainTraining, owned
 from fedsim.batches import Batches
 from fedsim.chains import chain_of
@@ -305,7 +306,8 @@ class CohortExecutor:
                     return self._train_one_by_one(job, out)
             if self._chain_training is not None:
                 return self._train_together(job, out, self._chain_training)
-            return self._train_vmap(job, out)
+            with loads("vmap"):
+                return self._train_vmap(job, out)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the procedure's hyperparameters that an instruction gives other values."""

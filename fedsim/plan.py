@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from fedsim.basics.generators import put_back
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.kernels import Bits
+from fedsim.basics.loading import loads
 from fedsim.chains import chain_of
 from fedsim.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.errors import ScenarioError
@@ -196,7 +197,8 @@ def why_loop(
         return None
     kept = KeptState([model, task])
     try:
-        return _trial(task, model, spec)
+        with loads("vmap"):
+            return _trial(task, model, spec)
     finally:
         kept.put_back()
 
