@@ -1,6 +1,7 @@
 """The errors that fedsim raises for its users, and the words that they are made of."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
@@ -131,3 +132,18 @@ def require_choice(name: str, value: str, choices: Any) -> None:
     """
     if value not in get_args(choices):
         raise ValueError(f"{name} = {value!r}: must be {' or '.join(get_args(choices))}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse a number that is not above 0, or not finite.
+
+    Raises:
+        ValueError: Naming the value and what is allowed.
+
+    Example:
+        >>> require_positive("server_lr", 0.0)
+        Traceback (most recent call last):
+        ValueError: server_lr = 0.0: must be > 0 and finite
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value!r}: must be > 0 and finite")

@@ -19,7 +19,7 @@ from fedsim import rng
 from fedsim.aggregators import Recipe, Round
 from fedsim.averaging import variance
 from fedsim.cohort import Replies
-from fedsim.errors import RunError, require_choice
+from fedsim.errors import RunError, require_choice, require_positive
 from fedsim.idle import Idle, at
 from fedsim.layout import Payload, TensorSpec
 from fedsim.robust import Updates
@@ -109,8 +109,7 @@ class GossipStrategy(FederatedStrategy, abc.ABC):
             raise ValueError(f"interval = {list(interval)}: must be [a, b] with 1 <= a <= b")
         if send_every < 1:
             raise ValueError(f"send_every = {send_every!r}: must be >= 1")
-        if not 0 < buffer_ratio < math.inf:
-            raise ValueError(f"buffer_ratio = {buffer_ratio!r}: must be > 0 and finite")
+        require_positive("buffer_ratio", buffer_ratio)
         self._topology = ring() if topology is None else topology
         self._self_weight = self_weight
         self._mixing: Mixing = mixing

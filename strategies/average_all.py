@@ -9,7 +9,6 @@ Symbols: Delta_n update of client n, eta server_lr, N all clients registered.
 Deviations: none.
 """
 
-import math
 from typing import ClassVar, NamedTuple, final
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, State
 
 
@@ -45,8 +45,7 @@ class AverageAll(LinearStrategy):
     degenerate: ClassVar[tuple[Degenerate, ...]] = (Degenerate({}, "fedavg", {"weighted": False}),)
 
     def __init__(self, *, server_lr: float = 1.0) -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._server_lr = server_lr
 
     def init(self, params: Tensor, clients: int) -> State:

@@ -10,7 +10,6 @@ two; the library released with the Flag Aggregator (arXiv:2302.05865) takes the 
 may train for several steps, where the paper has one gradient.
 """
 
-import math
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from fedsim.aggregators import coordinate_median
 from fedsim.aggregators.coordinatewise import median_of
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
@@ -42,8 +42,7 @@ class CoordinateMedian(FederatedStrategy):
     )
 
     def __init__(self, *, server_lr: float = 1.0) -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._server_lr = server_lr
 
     def init(self, params: Tensor, clients: int) -> State:

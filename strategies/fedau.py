@@ -18,7 +18,6 @@ Deviations:
   omega_n / sum omega over the participants.
 """
 
-import math
 from typing import ClassVar, Literal, NamedTuple, final
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, State
 
 
@@ -123,8 +123,7 @@ class FedAU(LinearStrategy):
     def __init__(self, *, cutoff: int | Literal["none"] = 50, server_lr: float = 1.0) -> None:
         if cutoff != "none" and not (isinstance(cutoff, int) and cutoff >= 1):
             raise ValueError(f'cutoff = {cutoff!r}: must be an integer >= 1, or "none"')
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._cutoff = None if cutoff == "none" else cutoff
         self._server_lr = server_lr
 

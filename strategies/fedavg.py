@@ -9,13 +9,13 @@ Symbols: Delta_k update of client k, n_k num_examples, eta_g server_lr.
 Deviations: none. With server_lr = 1 the result is the weighted mean of the clients' models.
 """
 
-import math
 from typing import ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, NoState, State
 
 
@@ -36,8 +36,7 @@ class FedAvg(LinearStrategy):
     )
 
     def __init__(self, *, server_lr: float = 1.0, weighted: bool = True) -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._server_lr = server_lr
         self._weighted = weighted
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fedsim.basics.ties import Jump
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.objectives import margin_penalty
 from fedsim.robust import Updates, rounding
 from fedsim.strategy import Degenerate, FederatedStrategy, State
@@ -134,8 +135,7 @@ class FedLD(FederatedStrategy):
     def __init__(self, *, keep: float = 0.8, server_lr: float = 1.0) -> None:
         if not 0 < keep <= 1:
             raise ValueError(f"keep = {keep!r}: must be in (0, 1]")
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._keep = keep
         self._server_lr = server_lr
 

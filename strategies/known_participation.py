@@ -12,7 +12,6 @@ Deviations:
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, final
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, State
 
 _log = logging.getLogger("fedsim")
@@ -53,8 +53,7 @@ class KnownParticipation(LinearStrategy):
         for client_id, rate in enumerate(rates or ()):
             if not 0 < rate <= 1:
                 raise ValueError(f"rates = {rate!r} for client {client_id}: must be in (0, 1]")
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._rates = None if rates is None else np.array(rates, dtype=np.float64)
         self._declared: np.ndarray | None = None
         self._server_lr = server_lr

@@ -12,13 +12,13 @@ Deviations:
   takes part in the first round.
 """
 
-import math
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.latest_updates import LatestUpdates, nothing_sent, writable
 from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
 
@@ -40,8 +40,7 @@ class MIFA(FederatedStrategy):
     )
 
     def __init__(self, *, server_lr: float = 1.0) -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._server_lr = server_lr
 
     def init(self, params: Tensor, clients: int) -> State:

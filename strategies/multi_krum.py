@@ -18,7 +18,6 @@ Deviations:
   are not squared and averages n - f - 2 updates; fedsim follows the paper.
 """
 
-import math
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch import Tensor
 from fedsim.aggregators import KRUM, multi_krum
 from fedsim.aggregators.selection import check_selected, multi_krum_of
 from fedsim.cohort import Replies
-from fedsim.errors import RunError
+from fedsim.errors import RunError, require_positive
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
@@ -65,8 +64,7 @@ class MultiKrum(FederatedStrategy):
             raise ValueError(f"num_byzantine = {num_byzantine}: must be >= 0")
         if num_selected is not None and num_selected < 1:
             raise ValueError(f"num_selected = {num_selected}: must be >= 1")
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._num_byzantine = num_byzantine
         self._num_selected = num_selected
         self._server_lr = server_lr

@@ -13,7 +13,6 @@ Deviations:
 - BatchNorm statistics are averaged by examples: the rules are about what is trained.
 """
 
-import math
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from fedsim.aggregators import BeforeName, Recipe, Round, RuleName, Variant
 from fedsim.cohort import Replies
-from fedsim.errors import RunError
+from fedsim.errors import RunError, require_positive
 from fedsim.rng import generator
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, State
@@ -81,8 +80,7 @@ class Robust(FederatedStrategy):
         clip_norm: float | None = None,
         server_lr: float = 1.0,
     ) -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         self._recipe = Recipe(
             rule, variant, num_byzantine, tuple(before), num_selected, clip_radius,
             clip_iterations, bucket_size, clip_norm,

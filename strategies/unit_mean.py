@@ -10,7 +10,6 @@ Symbols: g_i gradient of client i, minus its update; p clients that replied.
 Deviations: none. `scale = "median"` is an extension.
 """
 
-import math
 from typing import ClassVar, Literal, final, get_args
 
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from fedsim.aggregators import unit_mean
 from fedsim.aggregators.geometric import unit_mean_of
 from fedsim.cohort import Replies
+from fedsim.errors import require_positive
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
@@ -48,8 +48,7 @@ class UnitMean(FederatedStrategy):
     )  # fmt: skip
 
     def __init__(self, *, server_lr: float = 1.0, scale: Scale = "workers") -> None:
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"server_lr = {server_lr!r}: must be > 0 and finite")
+        require_positive("server_lr", server_lr)
         if scale not in get_args(Scale):
             raise ValueError(f"scale = {scale!r}: must be workers or median")
         self._server_lr = server_lr

@@ -21,14 +21,13 @@ Deviations:
 - What holds of messages, buffers and times in `gossip` holds here.
 """
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
 from fedsim.averaging import Target, rescale, target_variance, variance_corrected_average
-from fedsim.errors import require_choice
+from fedsim.errors import require_choice, require_positive
 from fedsim.gossip import GossipStrategy, Mail, Protocol, Start
 from fedsim.layout import TensorSpec
 from fedsim.strategy import Degenerate
@@ -80,8 +79,7 @@ class VarianceCorrectedGossip(GossipStrategy):
         )  # fmt: skip
         require_choice("target", target, Target)
         require_choice("correct", correct, Correct)
-        if not 0 < target_scale < math.inf:
-            raise ValueError(f"target_scale = {target_scale!r}: must be > 0 and finite")
+        require_positive("target_scale", target_scale)
         self._target: Target = target
         self._correct: Correct = correct
         self._target_scale = target_scale

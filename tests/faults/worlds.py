@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
+from laws.dropping import DropOutGrid
 
 from fedsim import run_folder
 from fedsim.data.source import ClientRows, FederatedData
 from fedsim.engine.local import LocalGrid
 from fedsim.executor import CohortExecutor
-from fedsim.grids import DropOutGrid
 from fedsim.run import RunResult, execute
 from fedsim.run_folder import JsonLines
 from fedsim.scenario import load

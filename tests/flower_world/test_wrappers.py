@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+from laws.dropping import DropOutGrid
 
 from fedsim import flower_internals as internals
 from fedsim import run
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError, ScenarioError
-from fedsim.grids import DropOutGrid, GridWrapper, PartitionGrid
+from fedsim.grids import GridWrapper, PartitionGrid
 from fedsim.records import model_tensors
 from fedsim.world import build
 from flower_world.worlds import WRAPPERS, clipped, flower, ours, records, scenario, train

@@ -14,11 +14,12 @@ from fedsim import flower_internals as internals
 from fedsim.cohort import MAX_EXAMPLES, Cohort, Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
-from fedsim.grids import AdmissionGrid, DropOutGrid, GridWrapper
+from fedsim.grids import AdmissionGrid, GridWrapper
 from fedsim.layout import Layout, Payload
 from fedsim.loop import Policy
 from fedsim.records import array_record
 from laws import federations as fed
+from laws.dropping import DropOutGrid
 
 LAYOUT = Layout.from_named(
     {"w": torch.zeros(2, 3), "b": torch.zeros(3), "n.num_batches_tracked": torch.tensor(0)}
