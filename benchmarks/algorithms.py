@@ -32,8 +32,9 @@ import torch
 from scipy import stats
 
 from fedsim import run, topology
+from fedsim.basics.json_files import JsonLines
 from fedsim.errors import RunError
-from fedsim.run_folder import METRICS_FILE, JsonLines
+from fedsim.run_folder import METRICS_FILE
 from fedsim.scenario import Scenario
 
 Table = dict[str, Any]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fedsim.basics.json_files import sync_folder
 from fedsim.errors import CheckpointError, UnwrittenCheckpointError
 from fedsim.tensor_file import DTYPES, tensor_bytes, write_tensors
 
@@ -106,7 +107,7 @@ def write(folder: Path, packed: Packed, *, keep: int) -> Path:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(place)
-        _sync(folder)
+        sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -325,11 +326,3 @@ def _files(folder: Path) -> list[Path]:
     found = folder.glob("round_*.safetensors") if folder.is_dir() else iter(())
     numbered = ((_NAME.search(file.name), file) for file in found)
     return [file for _, file in sorted((int(match[1]), file) for match, file in numbered if match)]
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

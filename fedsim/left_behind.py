@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.basics.sources import Code, changes
 from fedsim.errors import ScenarioError
 from fedsim.factories import show
 from fedsim.imports import import_paths
 from fedsim.overrides import apply, key_of
-from fedsim.run_folder import SCENARIO_FILE, RunFolder, read_json, taking, write_json_atomic
+from fedsim.run_folder import SCENARIO_FILE, RunFolder
 from fedsim.scenario import Scenario, code_in, without_user
 from fedsim.scenario_tables import WITH_PATHS
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedsim import checkpoint as checkpoints
 from fedsim import run_folder
 from fedsim.attacks import AttackGrid
+from fedsim.basics.json_files import JsonLines, read_json, taking, write_json_atomic
 from fedsim.basics.kernels_in_use import decisive
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_settings import ClientSettings, SettingsWatch
@@ -39,7 +40,7 @@ from fedsim.recorded import WatchHook
 from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.retries import RetryGrid
 from fedsim.rng import generator
-from fedsim.run_folder import JsonLines, RunFolder, read_json, taking, write_json_atomic
+from fedsim.run_folder import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.simulation import pinned_threads
 from fedsim.topology import Topology, edges_sha256, graph_statistics

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from laws import federations as fed
 
 from fedsim import flower_internals as internals
+from fedsim.basics.json_files import JsonLines
 from fedsim.cohort import Cohort
 from fedsim.devices import AbsenceGrid, DeviceGrid, DeviceModel
 from fedsim.engine.inline import InlineGrid
@@ -18,7 +19,7 @@ from fedsim.errors import ScenarioError
 from fedsim.grids import AdmissionGrid, ByteCountingGrid
 from fedsim.records import WORK, model_record
 from fedsim.run import execute, make_grid
-from fedsim.run_folder import JsonLines, create
+from fedsim.run_folder import create
 from fedsim.scenario import Scenario, load
 from fedsim.scenario_tables import Devices
 from fedsim.schedule import steps_of

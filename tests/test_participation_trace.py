@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.errors import CheckpointError, ScenarioError
 from fedsim.participation import Trace
 from fedsim.run import _manifest, resume, start
-from fedsim.run_folder import JsonLines, read_json
 from fedsim.scenario import load
 from fedsim.world import build
 

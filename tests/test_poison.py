@@ -9,6 +9,7 @@ from laws import federations as fed
 
 from fedsim import rng, run
 from fedsim.attacks import backdoor
+from fedsim.basics.json_files import JsonLines
 from fedsim.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
@@ -16,7 +17,6 @@ from fedsim.executor import CohortExecutor
 from fedsim.grids import GridWrapper
 from fedsim.plan import ExecutionPlan
 from fedsim.poison import FlippedLabels, Poison, Trigger
-from fedsim.run_folder import JsonLines
 from fedsim.samples import SampleSpec
 from fedsim.scenario import Scenario
 

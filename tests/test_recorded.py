@@ -3,9 +3,9 @@
 import pytest
 
 import fedsim
+from fedsim.basics.json_files import JsonLines
 from fedsim.errors import ScenarioError
 from fedsim.expectations import Expectation, check_expectations
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from fedsim.world import build
 

@@ -10,9 +10,9 @@ import torch
 import fedsim
 from fedsim import checkpoint
 from fedsim import run as runs
+from fedsim.basics.json_files import JsonLines
 from fedsim.data.skew import FeatureSkew, skewed
 from fedsim.errors import CheckpointError, RunError, ScenarioError, UnwrittenCheckpointError
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from fedsim.world import build
 

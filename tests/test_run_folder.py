@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import run_folder
+from fedsim.basics.json_files import JsonLines, read_json, write_json_atomic
 from fedsim.errors import RunError, ScenarioError
-from fedsim.run_folder import JsonLines, folder_of, open_existing, read_json, write_json_atomic
+from fedsim.run_folder import folder_of, open_existing
 from fedsim.scenario import Scenario, load
 
 

@@ -13,12 +13,12 @@ from sklearn import metrics as sk
 
 import fedsim
 from fedsim import run as runs
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.checkpoint import FOLDER
 from fedsim.cohort import Replies
 from fedsim.errors import CheckpointError, ScenarioError
 from fedsim.loop import EarlyStop, spread
 from fedsim.records import array_record, model_tensors, named_tensors
-from fedsim.run_folder import JsonLines, read_json
 from fedsim.scenario import Scenario, load
 from fedsim.strategy import mean_metrics
 from fedsim.world import build

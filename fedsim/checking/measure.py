@@ -6,10 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.basics.kernels_in_use import decisive, why_not_portable
 from fedsim.checking.recording import MetricTrace, Recording
 from fedsim.errors import RunError, ScenarioError
-from fedsim.run_folder import METRICS_FILE, SUMMARY_FILE, VERSIONS_FILE, JsonLines, read_json
+from fedsim.run_folder import METRICS_FILE, SUMMARY_FILE, VERSIONS_FILE
 from fedsim.scenario import Scenario
 from fedsim.studies.cells import Cell
 from fedsim.studies.pool import Pool

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.basics.json_files import read_json, to_json, write_text_atomic
 from fedsim.errors import RunError, ScenarioError
-from fedsim.run_folder import read_json, to_json, write_text_atomic
 
 FOLDER = "golden"
 _FORMAT = 1

@@ -126,7 +126,7 @@ def finish(produce: Callable[[], CommandOutcome], *, as_json: bool) -> None:
     except Exception as error:
         outcome = _failure(FAILED, f"{type(error).__name__}: {error}", error)
     if as_json:
-        from fedsim.run_folder import to_json
+        from fedsim.basics.json_files import to_json
 
         typer.echo(to_json(outcome.document))
     if outcome.ended_early or not as_json:

@@ -7,17 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedsim.basics.json_files import read_json, taking
 from fedsim.basics.kernels import stand
 from fedsim.basics.kernels_in_use import PINNED, decisive
 from fedsim.errors import BusyError, RunError, ScenarioError
-from fedsim.run_folder import (
-    SCENARIO_FILE,
-    SUMMARY_FILE,
-    VERSIONS_FILE,
-    read_json,
-    taking,
-    versions,
-)
+from fedsim.run_folder import SCENARIO_FILE, SUMMARY_FILE, VERSIONS_FILE, versions
 from fedsim.scenario import Scenario
 from fedsim.studies.variants import Variant, fingerprint
 

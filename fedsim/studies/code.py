@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.basics.sources import changes
 from fedsim.errors import RunError
-from fedsim.run_folder import read_json, taking, write_json_atomic
 from fedsim.scenario import Scenario
 
 _FILE = "code.json"

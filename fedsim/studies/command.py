@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.errors import ScenarioError
-from fedsim.run_folder import taking, write_json_atomic
 from fedsim.studies import given as given_
 from fedsim.studies.cells import cells_of, locked
 from fedsim.studies.code import said_of_code

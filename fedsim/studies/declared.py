@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.basics.sources import NO_CODE
 from fedsim.errors import RunError, ScenarioError
 from fedsim.left_behind import code_of
-from fedsim.run_folder import taking, write_json_atomic
 from fedsim.scenario import Scenario
 from fedsim.studies.variants import Variant
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.errors import ScenarioError
-from fedsim.run_folder import taking, versions, write_json_atomic
+from fedsim.run_folder import versions
 from fedsim.studies import evidence_file
 from fedsim.studies.cells import locked
 from fedsim.studies.code import said_of_code

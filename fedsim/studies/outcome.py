@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.basics.json_files import JsonLines
 from fedsim.errors import FedsimError, RunError, ScenarioError, nearest, printable
 from fedsim.expectations import METRIC_PHASES
 from fedsim.local_metrics import is_error
-from fedsim.run_folder import METRICS_FILE, JsonLines
+from fedsim.run_folder import METRICS_FILE
 from fedsim.scenario import Scenario
 
 LAST = 0.1  # the share of a run's rounds whose mean is its value

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+from fedsim.basics.json_files import taking
 from fedsim.basics.kernels import Bits, environment
 from fedsim.basics.project import plain_path
-from fedsim.run_folder import LOG_FILE, taking
+from fedsim.run_folder import LOG_FILE
 from fedsim.studies.cells import Cell
 from fedsim.studies.machine import has_room, usable_processors
 

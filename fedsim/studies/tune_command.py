@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.errors import ScenarioError
-from fedsim.run_folder import taking, write_json_atomic
 from fedsim.studies.cells import locked
 from fedsim.studies.code import said_of_code
 from fedsim.studies.command import StudyAnswer, default_folder

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import NET, project
+from fedsim.basics.json_files import read_json
 from fedsim.basics.project import enter
 from fedsim.basics.sources import behind, changes
 from fedsim.cli import app
 from fedsim.errors import ScenarioError
 from fedsim.imports import code_behind
-from fedsim.run_folder import read_json
 from fedsim.studies.cells import cells_of
 from fedsim.studies.code import said_of_code
 from fedsim.studies.given import of_runs

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import project
+from fedsim.basics.json_files import read_json
 from fedsim.basics.project import SentProject
 from fedsim.cli import app
 from fedsim.engine.ray_place import in_words
 from fedsim.errors import ScenarioError
 from fedsim.imports import of_main
-from fedsim.run_folder import read_json
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from faults.worlds import finish, small_world
 
+from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.line import Line
-from fedsim.run_folder import JsonLines
 
 
 @pytest.fixture(scope="module")

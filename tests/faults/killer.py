@@ -55,10 +55,10 @@ def arm(point: str, turn: int) -> None:
     At "a client raises" it lives on, and the client whose number is the turn raises; at "it is
     asked to end" it gets SIGTERM.
     """
+    import fedsim.basics.json_files
     import fedsim.data.synthetic
     import fedsim.executor
     import fedsim.run
-    import fedsim.run_folder
     import fedsim.world
     import strategies.fedavg
 
@@ -87,7 +87,7 @@ def arm(point: str, turn: int) -> None:
             _tear_lines(countdown)
         case "metrics are written":
             _around(
-                fedsim.run_folder.JsonLines,
+                fedsim.basics.json_files.JsonLines,
                 "append",
                 when(lambda file, _: file._path.name == "metrics.jsonl"),
                 after=True,
@@ -139,9 +139,9 @@ def _asking_at(turn: int) -> Callable[..., None]:
 
 
 def _tear_lines(countdown: _Countdown) -> None:
-    import fedsim.run_folder
+    import fedsim.basics.json_files
 
-    original = fedsim.run_folder.JsonLines.append
+    original = fedsim.basics.json_files.JsonLines.append
 
     def append(file: Any, record: Any) -> None:
         if file._path.name == "metrics.jsonl":
@@ -151,7 +151,7 @@ def _tear_lines(countdown: _Countdown) -> None:
                 die()
         original(file, record)
 
-    fedsim.run_folder.JsonLines.append = append  # type: ignore[method-assign]
+    fedsim.basics.json_files.JsonLines.append = append  # type: ignore[method-assign]
 
 
 def _tear_checkpoints(countdown: _Countdown) -> None:

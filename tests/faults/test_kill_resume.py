@@ -13,7 +13,7 @@ import pytest
 
 from faults.killer import COMMAND, Killer
 from fedsim import rng
-from fedsim.run_folder import JsonLines, read_json
+from fedsim.basics.json_files import JsonLines, read_json
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 7

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from faults.worlds import CULPRIT, finish, small_world
+from fedsim.basics.json_files import JsonLines
 from fedsim.cohort import Failure
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
 from fedsim.loop import Policy
-from fedsim.run_folder import JsonLines
 
 RETRY = ("engine.on_failure=retry",)
 

@@ -23,11 +23,11 @@ from flwr.clientapp import ClientApp
 from laws.dropping import DropOutGrid
 
 from fedsim import run_folder
+from fedsim.basics.json_files import JsonLines
 from fedsim.data.source import ClientRows, FederatedData
 from fedsim.engine.local import LocalGrid
 from fedsim.executor import CohortExecutor
 from fedsim.run import RunResult, execute
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import load
 from fedsim.world import World, build, make_app
 

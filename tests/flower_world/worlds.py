@@ -3,11 +3,11 @@
 import numpy as np
 
 from fedsim import discovery
+from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import AdmissionGrid, ParticipationGrid
 from fedsim.loop import RoundLoop
 from fedsim.records import model_tensors
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from fedsim.world import build
 

@@ -10,8 +10,8 @@ import pytest
 
 import fedsim
 from fedsim import run as runs
+from fedsim.basics.json_files import JsonLines
 from fedsim.errors import CheckpointError, RunError, ScenarioError
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 from laws import federations as fed
 

@@ -6,8 +6,8 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 from fedsim import run
+from fedsim.basics.json_files import JsonLines
 from fedsim.data import prepare
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import load
 
 

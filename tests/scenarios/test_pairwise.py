@@ -11,8 +11,8 @@ from data.tables import pictures, write
 from flower_world.worlds import ARGUMENTS
 
 from fedsim import discovery, run
+from fedsim.basics.json_files import JsonLines
 from fedsim.errors import ScenarioError
-from fedsim.run_folder import JsonLines
 from fedsim.scenario import Scenario
 
 CLIENTS, SAMPLES = 4, 80

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim import run
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
-from fedsim.run_folder import JsonLines, read_json
 from fedsim.scenario import load
 from studies.worlds import write
 

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.errors import ScenarioError
-from fedsim.run_folder import JsonLines, read_json
 from fedsim.studies import evidence_file
 from fedsim.studies.evidence import judged
 from fedsim.studies.statistics import Paired

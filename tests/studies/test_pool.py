@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.basics import kernels_in_use
-from fedsim.run_folder import read_json
+from fedsim.basics.json_files import read_json
 from fedsim.studies.cells import CELLS, cells_of, of_other_versions
 from fedsim.studies.machine import ASSUMED, has_room, usable_processors
 from fedsim.studies.pool import Pool

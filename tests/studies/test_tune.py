@@ -6,8 +6,8 @@ import math
 import pytest
 from typer.testing import CliRunner
 
+from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
-from fedsim.run_folder import JsonLines, read_json
 from fedsim.studies.tune import Candidate, best_first
 from studies.worlds import write
 

@@ -12,7 +12,7 @@ import pytest
 from cases import worlds
 
 import fedsim
-from fedsim.run_folder import JsonLines
+from fedsim.basics.json_files import JsonLines
 from zoo import strategies
 
 QUICK = ("Slots", "FlatMomentum", "ByLoss", "OfTheClass", "Ours")
