@@ -17,9 +17,9 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedsim.clipping import bound_of, clip
-from fedsim.cohort import SETUP, share_of_work
 from fedsim.executor import ChunkJob, ChunkResult, CohortExecutor
 from fedsim.layout import Layout, Payload, Rows
+from fedsim.messages.cohort import SETUP, share_of_work
 from fedsim.plan import ExecutionPlan, made_up_samples, why_loop
 from fedsim.records import (
     ARRAYS,

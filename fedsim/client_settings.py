@@ -8,8 +8,8 @@ from flwr.app import Message
 
 from fedsim import discovery, factories
 from fedsim.clipping import CLIPPING_NORM
-from fedsim.cohort import Cohort
 from fedsim.errors import RunError, ScenarioError, nearest, printable
+from fedsim.messages.cohort import Cohort
 from fedsim.procedure import ClientProcedure
 from fedsim.records import SERVER_ROUND, WORK
 

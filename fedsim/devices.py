@@ -16,9 +16,11 @@ from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
 from fedsim.basics.ties import ROUNDING, exceeds, ranks
-from fedsim.cohort import Cohort, Failure, Replies, settings_of
 from fedsim.grids import GridWrapper, Observed, sent_again, sent_round, without
 from fedsim.layout import Layout
+from fedsim.messages.cohort import Cohort, settings_of
+from fedsim.messages.failures import Failure
+from fedsim.messages.replies import Replies
 from fedsim.records import CONFIG, WORK
 from fedsim.rng import generator
 from fedsim.scenario_tables import Devices

@@ -18,10 +18,10 @@ from torch import Tensor
 from fedsim import rng
 from fedsim.aggregators import Recipe, Round
 from fedsim.averaging import variance
-from fedsim.cohort import Replies
 from fedsim.errors import RunError, require_choice, require_positive
 from fedsim.idle import Idle, at
 from fedsim.layout import Payload, TensorSpec
+from fedsim.messages.replies import Replies
 from fedsim.robust import Updates
 from fedsim.strategy import FederatedStrategy, State, weighted_sum
 from fedsim.topology import Mixing, Neighbours, Topology, mixing_matrix, ring, spectral_gap

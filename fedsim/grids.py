@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
 from fedsim.client_app import FLOWER, PARTITION, PARTITION_ID
-from fedsim.cohort import Cohort, Failure, MessagesError, Replies, why_no_cohort
 from fedsim.errors import RunError
 from fedsim.layout import Layout
+from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
+from fedsim.messages.failures import Failure
+from fedsim.messages.replies import Replies
 from fedsim.participation import Participation
 from fedsim.records import ARRAYS, CONFIG, EXTRA, METRICS, SERVER_ROUND, array_record
 

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedsim import flower_internals as internals
-from fedsim.cohort import Replies
+from fedsim.messages.replies import Replies
 from fedsim.records import NUM_EXAMPLES, only_metrics
 
 _WORST = 0.1  # the share of clients whose mean stands for the worst off

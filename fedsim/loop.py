@@ -23,13 +23,15 @@ from fedsim import flower_internals as internals
 from fedsim.basics.generators import seeded
 from fedsim.basics.ties import exceeds
 from fedsim.client_settings import SettingsWatch
-from fedsim.cohort import Failure, MessagesError, Replies
 from fedsim.errors import FedsimError, RunError
 from fedsim.executor import SettingsError
 from fedsim.expectations import failed_by
 from fedsim.foreign import nested
 from fedsim.grids import ByteCountingGrid, GridWrapper, Observed, SubsetGrid, failures_of
 from fedsim.local_metrics import client_metrics, spread
+from fedsim.messages.cohort import MessagesError
+from fedsim.messages.failures import Failure
+from fedsim.messages.replies import Replies
 from fedsim.records import CONFIG, NUM_EXAMPLES, SERVER_ROUND, ArraysMismatchError, first_not_finite
 from fedsim.rng import derived_seed
 from fedsim.strategy import FederatedStrategy

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.attacks import Attack
-from fedsim.cohort import CAUSES
 from fedsim.errors import ScenarioError, nearest, unknown
 from fedsim.evaluation import Evaluation
 from fedsim.expectations import BY_CAUSE, failed_by
 from fedsim.imports import is_import_path
 from fedsim.layout import tensors_of
 from fedsim.loop import RoundReport
+from fedsim.messages.failures import CAUSES
 from fedsim.poison import Trigger
 from fedsim.samples import SampleSpec
 from fedsim.scenario import Scenario

@@ -9,9 +9,10 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
-from fedsim.cohort import Cohort, Replies
 from fedsim.grids import GridWrapper, Observed, sent_again
 from fedsim.layout import Layout
+from fedsim.messages.cohort import Cohort
+from fedsim.messages.replies import Replies
 
 # nobody to ask again: who dropped out, whose time is over, and replies beside one that counts
 _FINAL = ("absent", "late", "twice", "stranger")

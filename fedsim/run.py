@@ -26,7 +26,6 @@ from fedsim.basics.json_files import JsonLines, read_json, taking, write_json_at
 from fedsim.basics.kernels_in_use import decisive
 from fedsim.checkpoint import Checkpoint
 from fedsim.client_settings import ClientSettings, SettingsWatch
-from fedsim.cohort import Failure
 from fedsim.devices import AbsenceGrid, DeviceGrid
 from fedsim.engine.local import LocalGrid
 from fedsim.errors import BusyError, CheckpointError, FedsimError
@@ -35,6 +34,7 @@ from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.held.runs import RunMemory
 from fedsim.left_behind import keep_places, take_up, where_it_was_run, write_code
 from fedsim.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport
+from fedsim.messages.failures import Failure
 from fedsim.poison import Trigger
 from fedsim.recorded import WatchHook
 from fedsim.records import array_record, model_tensors, named_tensors

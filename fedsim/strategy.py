@@ -29,10 +29,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim.cohort import SETUP, Cohort, Replies
 from fedsim.errors import RunError
 from fedsim.flower_internals import FIRST_NODE_ID
 from fedsim.layout import Layout, Payload
+from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.replies import Replies
 from fedsim.records import (
     NUM_EXAMPLES,
     kept_model_record,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedsim.aggregators import coordinate_median
 from fedsim.aggregators.coordinatewise import median_of
-from fedsim.cohort import Replies
 from fedsim.errors import require_positive
+from fedsim.messages.replies import Replies
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 

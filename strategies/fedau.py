@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.cohort import Replies
 from fedsim.errors import require_positive
+from fedsim.messages.replies import Replies
 from fedsim.strategy import Degenerate, LinearStrategy, State
 
 

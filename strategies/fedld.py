@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.ties import Jump
-from fedsim.cohort import Replies
 from fedsim.errors import require_positive
+from fedsim.messages.replies import Replies
 from fedsim.objectives import margin_penalty
 from fedsim.robust import Updates, rounding
 from fedsim.strategy import Degenerate, FederatedStrategy, State

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.cohort import Replies
 from fedsim.errors import require_choice
 from fedsim.layout import Payload
+from fedsim.messages.replies import Replies
 from fedsim.procedure import GUIDANCE
 from fedsim.rng import generator
 from fedsim.strategy import Degenerate, LinearStrategy, Setup, State

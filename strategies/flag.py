@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.ties import Jump
-from fedsim.cohort import Replies
+from fedsim.messages.replies import Replies
 from fedsim.robust import Directions
 from fedsim.strategy import Degenerate, FederatedStrategy, State
 

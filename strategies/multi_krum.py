@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fedsim.aggregators import KRUM, multi_krum
 from fedsim.aggregators.selection import check_selected, multi_krum_of
-from fedsim.cohort import Replies
 from fedsim.errors import RunError, require_positive
+from fedsim.messages.replies import Replies
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregators import BeforeName, Recipe, Round, RuleName, Variant
-from fedsim.cohort import Replies
 from fedsim.errors import RunError, require_positive
+from fedsim.messages.replies import Replies
 from fedsim.rng import generator
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, State

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedsim.aggregators import unit_mean
 from fedsim.aggregators.geometric import unit_mean_of
-from fedsim.cohort import Replies
 from fedsim.errors import require_positive
+from fedsim.messages.replies import Replies
 from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 

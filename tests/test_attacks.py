@@ -9,11 +9,12 @@ from laws import federations as fed
 
 from fedsim import attacks, factories, rng
 from fedsim.attacks import ATTACKS, Attack, AttackGrid, Seen, alie_z, attacked
-from fedsim.cohort import SETUP, Cohort, Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError, ScenarioError
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, GridWrapper, failures_of
 from fedsim.layout import Layout, Payload
+from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.replies import Replies
 
 SEED, DIM = 7, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

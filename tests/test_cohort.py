@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim import flower_internals as internals
-from fedsim.cohort import SETUP, Cohort, Failure, Replies, finite_rows
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import ByteCountingGrid, cohort_bytes, replies_bytes
 from fedsim.layout import Layout, Payload
+from fedsim.messages.admission import finite_rows
+from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.failures import Failure
+from fedsim.messages.replies import Replies
 
 NAMED = {
     "w": torch.zeros(2, 3),

@@ -12,11 +12,11 @@ from laws import federations as fed
 
 from fedsim import flower_internals as internals
 from fedsim.basics.json_files import JsonLines
-from fedsim.cohort import Cohort
 from fedsim.devices import AbsenceGrid, DeviceGrid, DeviceModel
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import ScenarioError
 from fedsim.grids import AdmissionGrid, ByteCountingGrid
+from fedsim.messages.cohort import Cohort
 from fedsim.records import WORK, model_record
 from fedsim.run import execute, make_grid
 from fedsim.run_folder import create

@@ -17,12 +17,12 @@ from flwr.app import ConfigRecord
 from fedsim import run, run_folder
 from fedsim.basics.json_files import JsonLines
 from fedsim.checkpoint import tensors_sha256
-from fedsim.cohort import Failure
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import CheckpointError, RunError, ScenarioError
 from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.layout import Payload
 from fedsim.loop import EarlyStop, Policy, RoundLoop, spread
+from fedsim.messages.failures import Failure
 from fedsim.records import model_tensors, named_tensors
 from fedsim.scenario import load
 from fedsim.strategy import FederatedStrategy, Setup

@@ -10,10 +10,11 @@ from laws import federations as fed
 from torch import Tensor
 
 from fedsim import discovery
-from fedsim.cohort import SETUP, Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import SubsetGrid
 from fedsim.layout import Payload
+from fedsim.messages.cohort import SETUP
+from fedsim.messages.replies import Replies
 from fedsim.records import array_record, model_tensors
 from fedsim.strategy import (
     FederatedStrategy,

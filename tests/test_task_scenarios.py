@@ -15,9 +15,9 @@ import fedsim
 from fedsim import run as runs
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.checkpoint import FOLDER
-from fedsim.cohort import Replies
 from fedsim.errors import CheckpointError, ScenarioError
 from fedsim.loop import EarlyStop, spread
+from fedsim.messages.replies import Replies
 from fedsim.records import array_record, model_tensors, named_tensors
 from fedsim.scenario import Scenario, load
 from fedsim.strategy import mean_metrics

@@ -9,10 +9,11 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim.attacks.attack import Attack, Forge, Seen, Sees
-from fedsim.cohort import Cohort, MessagesError, Replies, why_no_cohort
 from fedsim.flower_internals import client_of
 from fedsim.grids import GridWrapper, Observed, sent_round
 from fedsim.layout import Layout
+from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
+from fedsim.messages.replies import Replies
 
 
 class AttackGrid(GridWrapper):

@@ -26,13 +26,15 @@ from torch import Tensor
 from fedsim import flower_internals as internals
 from fedsim.client_app import CohortApp
 from fedsim.clipping import bound_of
-from fedsim.cohort import SETUP, Cohort, Failure, Replies
 from fedsim.engine.dealing import deal
 from fedsim.engine.plain_replies import ReplyWatch
 from fedsim.engine.store import ClientStore
 from fedsim.errors import RunError
 from fedsim.executor import ChunkJob, ChunkResult
 from fedsim.layout import Payload, Rows
+from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.failures import Failure
+from fedsim.messages.replies import Replies
 from fedsim.waiting import simulation_patience
 
 _log = logging.getLogger("fedsim")

@@ -13,9 +13,9 @@ import fedsim
 from cases import worlds
 from fedsim.basics.json_files import JsonLines
 from fedsim.client_settings import ClientSettings
-from fedsim.cohort import Cohort
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
+from fedsim.messages.cohort import Cohort
 from fedsim.world import build
 
 NAME = "cases.test_07_config_that_nobody_reads:"

@@ -318,7 +318,7 @@ def test_on_failure_stop_holds_for_the_evaluation_on_clients_too(trouble, tmp_pa
 
 
 def test_drop_out_is_no_failure_under_any_policy():
-    from fedsim.cohort import Failure
+    from fedsim.messages.failures import Failure
 
     absent = [Failure(4, 1, "absent", "was selected and dropped out")]
     Policy("stop", 5).judge(1, 1, absent)

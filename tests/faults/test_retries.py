@@ -5,10 +5,10 @@ import pytest
 
 from faults.worlds import CULPRIT, finish, small_world
 from fedsim.basics.json_files import JsonLines
-from fedsim.cohort import Failure
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
 from fedsim.loop import Policy
+from fedsim.messages.failures import Failure
 
 RETRY = ("engine.on_failure=retry",)
 

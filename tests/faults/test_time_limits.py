@@ -11,10 +11,10 @@ import torch
 
 from faults.worlds import CULPRIT, SlowBuild, Unreadable, is_alive, small_world
 from fedsim.client_app import CohortApp
-from fedsim.cohort import Cohort
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
 from fedsim.layout import Payload
+from fedsim.messages.cohort import Cohort
 from fedsim.records import model_tensors
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.cohort import Cohort
 from fedsim.grids import GridWrapper, sent_round, without
 from fedsim.layout import Layout
+from fedsim.messages.cohort import Cohort
 
 
 class DropOutGrid(GridWrapper):

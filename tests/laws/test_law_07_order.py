@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fedsim import discovery
 from fedsim import flower_internals as internals
-from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from fedsim.strategy import FederatedStrategy, average_buffers, mean_metrics, weighted_sum
 from fedsim.topology import from_edges
 from laws import federations as fed

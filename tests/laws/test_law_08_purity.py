@@ -6,10 +6,10 @@ import torch
 
 from fedsim import checkpoint
 from fedsim.checkpoint import Checkpoint
-from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.store import ClientStore
 from fedsim.layout import Payload
+from fedsim.messages.replies import Replies
 from fedsim.strategy import restore_fields
 from laws import federations as fed
 

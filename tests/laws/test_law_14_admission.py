@@ -11,12 +11,14 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 
 from fedsim import flower_internals as internals
-from fedsim.cohort import MAX_EXAMPLES, Cohort, Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
 from fedsim.grids import AdmissionGrid, GridWrapper
 from fedsim.layout import Layout, Payload
 from fedsim.loop import Policy
+from fedsim.messages.admission import MAX_EXAMPLES
+from fedsim.messages.cohort import Cohort
+from fedsim.messages.replies import Replies
 from fedsim.records import array_record
 from laws import federations as fed
 from laws.dropping import DropOutGrid

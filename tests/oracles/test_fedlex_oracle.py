@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import federations as fed
 
-from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from oracles import fedlex_oracle as oracle
 from oracles import sgd_oracle
 from strategies.fedlex import FedLEx, guidance

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedsim import rng
 from fedsim.averaging import plain_average, rescale, variance
-from fedsim.cohort import Replies
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from fedsim.topology import TOPOLOGIES, from_edges
 from oracles import gossip_oracle as oracle
 from strategies.gossip import GossipAveraging, variance_corrected_average

@@ -14,10 +14,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedsim import discovery
-from fedsim.cohort import Cohort
 from fedsim.engine.inline import InlineGrid
 from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid, PartitionGrid
 from fedsim.loop import RoundLoop
+from fedsim.messages.cohort import Cohort
 from fedsim.records import model_tensors
 from fedsim.scenario import load
 from fedsim.world import World, build

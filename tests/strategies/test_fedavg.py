@@ -4,9 +4,9 @@ import torch
 from laws import federations as fed
 from oracles import sgd_oracle as oracle
 
-from fedsim.cohort import Replies
 from fedsim.engine.inline import InlineGrid
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from fedsim.strategy import NoState
 from strategies.fedavg import FedAvg
 

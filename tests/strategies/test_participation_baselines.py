@@ -7,8 +7,8 @@ import pytest
 import torch
 from oracles import fedau_oracle as oracle
 
-from fedsim.cohort import Replies
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg

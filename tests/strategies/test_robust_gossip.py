@@ -8,8 +8,8 @@ from oracles import robust_oracle as oracle
 
 from fedsim import run
 from fedsim.basics.json_files import JsonLines
-from fedsim.cohort import Replies
 from fedsim.layout import Layout
+from fedsim.messages.replies import Replies
 from fedsim.scenario import Scenario
 from fedsim.topology import complete, ring, small_world
 from strategies.gossip import GossipAveraging

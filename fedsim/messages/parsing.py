@@ -1,0 +1,90 @@
+"""Replies read from ordinary Flower messages."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from flwr.app import (
+    Message,
+    MessageType,
+)
+from torch import Tensor
+
+from fedsim.messages.admission import MAX_EXAMPLES
+from fedsim.messages.cohort import Cohort
+from fedsim.records import (
+    EXTRA,
+    NUM_EXAMPLES,
+    ArraysMismatchError,
+    model_tensors,
+    named_tensors,
+    only_arrays,
+    only_metrics,
+)
+
+
+class Parsed(NamedTuple):
+    """What an ordinary message holds, one client's."""
+
+    message: Message
+    params: Tensor | None
+    buffers: dict[str, Tensor]
+    extra: dict[str, Tensor]
+    num_examples: int
+    metrics: dict[str, float]
+
+    @property
+    def signature(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+        """Names, shapes and types of the arrays that came besides the model."""
+        return tuple(sorted((n, tuple(t.shape), str(t.dtype)) for n, t in self.extra.items()))
+
+
+class Refused(ValueError):
+    """A reply does not fit what was asked for; `cause` is one of `CAUSES`."""
+
+    def __init__(self, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+
+
+def parse(message: Message, sent: Cohort) -> Parsed:
+    """Read a reply.
+
+    Raises:
+        Refused: If it does not fit what was asked for.
+    """
+    if message.has_error():
+        raise Refused("raised", str(message.error.reason))
+    content = message.content
+    metrics = only_metrics(content)
+    count = None if metrics is None else metrics.get(NUM_EXAMPLES)
+    if metrics is None or not isinstance(count, int):
+        raise Refused("num-examples", f"the reply's metrics hold no integer '{NUM_EXAMPLES}'")
+    if not 0 <= count <= MAX_EXAMPLES:
+        raise Refused("num-examples", f"{count} examples: must be in 0..{MAX_EXAMPLES}")
+    try:
+        numbers = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name != NUM_EXAMPLES and isinstance(value, int | float)
+        }
+    except OverflowError:
+        raise Refused("metrics", "a metric is too large for a float") from None
+    params, buffers, extra = None, dict[str, Tensor](), dict[str, Tensor]()
+    if sent.message_type != MessageType.EVALUATE:
+        record = only_arrays(content)
+        if record is None:
+            raise Refused("names", "the reply holds no arrays")
+        try:
+            params, buffers = model_tensors(sent.layout, record, strict=True)
+            if EXTRA in content.array_records:
+                extra = named_tensors(content.array_records[EXTRA])
+        except ArraysMismatchError as error:
+            raise Refused(error.cause, str(error)) from None
+    return Parsed(message, params, buffers, extra, count, numbers)
+
+
+def usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the most common of the clients' signatures (of equally common ones the smallest)."""
+    counted = Counter(signatures)
+    return min(counted, key=lambda s: (-counted[s], s)) if counted else ()

@@ -1,0 +1,372 @@
+"""What the clients of a round returned, stacked; a lazy sequence of ordinary Flower messages."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import (
+    Error,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from torch import Tensor
+
+from fedsim import flower_internals as internals
+from fedsim.layout import Layout
+from fedsim.messages.admission import MAX_EXAMPLES, finite_rows
+from fedsim.messages.cohort import DEFAULT_TTL, SETUP, Cohort
+from fedsim.messages.failures import ERROR_CODES, Failure
+from fedsim.messages.lazy import LazyMessages, next_message_id
+from fedsim.messages.parsing import Parsed, Refused, parse, usual
+from fedsim.records import (
+    ARRAYS,
+    EXTRA,
+    METRICS,
+    NUM_EXAMPLES,
+    array_record,
+    model_record,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Replies(LazyMessages):
+    """What the clients of one round returned, stacked in client order.
+
+    Attributes:
+        server_round: The round.
+        layout: How the model's tensors lie in `params`.
+        client_ids: int64 `[K]`, ascending: who answered.
+        params: `[K, dim]` trained tensors; None after evaluation.
+        reference: `[dim]` or `[K, dim]`, what each client started from; None after evaluation.
+        buffers: By name `[K, ...]`, each in its own dtype.
+        extra: What the procedure returns besides, by name `[K, ...]`.
+        num_examples: int64 `[K]`.
+        metrics: float64 `[K]` by name.
+        staleness: int64 `[K]`, rounds between broadcast and aggregation.
+        failures: Who of the cohort gave no admissible reply, and why.
+        message_type: Of the instructions.
+        ttl: Of the instructions.
+        group: Flower's group id of the instructions; None takes the round.
+        admitted: Whether `admit` has been through.
+    """
+
+    server_round: int
+    layout: Layout
+    client_ids: np.ndarray
+    params: Tensor | None
+    reference: Tensor | None
+    buffers: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor]
+    num_examples: Tensor
+    metrics: Mapping[str, Tensor]
+    staleness: Tensor
+    failures: tuple[Failure, ...] = ()
+    message_type: str = MessageType.TRAIN
+    ttl: float = DEFAULT_TTL
+    group: str | None = None
+    admitted: bool = False
+    _built: dict[int, Message] = field(default_factory=dict, repr=False)
+    _instructions: Mapping[int, Message] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """Messages: one per client that answered, then one error per failure that was reported."""
+        return len(self.client_ids) + len(self._reported)
+
+    @cached_property
+    def _reported(self) -> tuple[Failure, ...]:
+        return tuple(f for f in self.failures if f.cause in ERROR_CODES)
+
+    @property
+    def group_id(self) -> str:
+        """Flower's group id of the messages."""
+        return str(self.server_round) if self.group is None else self.group
+
+    @property
+    def num_clients(self) -> int:
+        """K, the clients that answered."""
+        return len(self.client_ids)
+
+    @cached_property
+    def update(self) -> Tensor:
+        """`params - reference`, `[K, dim]` in the parameters' dtype."""
+        if self.params is None or self.reference is None:
+            raise ValueError("replies to an evaluation hold no update")
+        return self.params - self.reference
+
+    def select(self, keep: np.ndarray, failures: Sequence[Failure] = ()) -> "Replies":
+        """Return the rows where `keep` `[K]` holds; `failures` name those left out."""
+        if keep.all():
+            return self if not failures else replace(self, failures=(*self.failures, *failures))
+        rows = torch.from_numpy(np.flatnonzero(keep))
+        reference = self.reference
+        if reference is not None and reference.dim() == 2:
+            reference = reference[rows]
+        return replace(
+            self,
+            client_ids=self.client_ids[keep],
+            params=None if self.params is None else self.params[rows],
+            reference=reference,
+            buffers={n: t[rows] for n, t in self.buffers.items()},
+            extra={n: t[rows] for n, t in self.extra.items()},
+            num_examples=self.num_examples[rows],
+            metrics={n: t[rows] for n, t in self.metrics.items()},
+            staleness=self.staleness[rows],
+            failures=(*self.failures, *failures),
+            _built={
+                place: self._built[old]
+                for place, old in enumerate(rows.tolist())
+                if old in self._built
+            },
+        )
+
+    def completed(self, later: "Replies", asked: Iterable[int]) -> "Replies":
+        """Return these replies with those of clients who were asked again and now answered.
+
+        Args:
+            later: Admitted replies to the same instructions.
+            asked: Who was asked again; whatever `later` says of anybody else does not count.
+        """
+        again = set(asked)
+        later = later.select(np.isin(later.client_ids, sorted(again)))
+        odd: dict[int, Failure] = {}
+        if later.num_clients and self.num_clients and not _stackable(self, later):
+            why = "its extra arrays or metrics differ from those of the others"
+            ids = later.client_ids.tolist()
+            odd = {c: Failure(c, self.server_round, "names", why) for c in ids}
+            later = later.select(np.zeros(later.num_clients, dtype=bool))
+        known = {f.client_id: f for f in later.failures if f.cause != "absent"} | odd
+        came = set(later.client_ids.tolist())
+        failures = tuple(
+            known.get(f.client_id, f) if f.client_id in again else f
+            for f in self.failures
+            if f.client_id not in came
+        )
+        if not later.num_clients:
+            return replace(self, failures=failures)
+        if not self.num_clients:
+            return replace(later, failures=failures)
+        joined = np.concatenate([self.client_ids, later.client_ids])
+        order = torch.from_numpy(np.argsort(joined, kind="stable"))
+
+        def join(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([mine, others])[order]
+
+        def stacked(mine: Tensor | None, others: Tensor | None) -> Tensor | None:
+            return None if mine is None or others is None else join(mine, others)
+
+        def named(mine: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: join(mine[name], others[name]) for name in mine}
+
+        return replace(
+            self,
+            client_ids=joined[order.numpy()],
+            params=stacked(self.params, later.params),
+            reference=self.reference
+            if self.reference is None or self.reference.dim() == 1
+            else stacked(self.reference, later.reference),
+            buffers=named(self.buffers, later.buffers),
+            extra=named(self.extra, later.extra),
+            num_examples=join(self.num_examples, later.num_examples),
+            metrics=named(self.metrics, later.metrics),
+            staleness=join(self.staleness, later.staleness),
+            failures=failures,
+            _built={},
+            _instructions={**self._instructions, **later._instructions},
+        )
+
+    def admit(self) -> "Replies":
+        """Refuse rows that are not finite or whose counts are out of bounds, with the reason."""
+        if self.admitted:
+            return self
+        keep = np.ones(len(self.client_ids), dtype=bool)
+        failures: list[Failure] = []
+        stacks = {"params": self.params, **self.buffers, **self.extra}
+
+        knob = "setup_lr" if self.message_type == SETUP else "local_lr"
+
+        def refuse(bad: np.ndarray, cause: str, what: str) -> None:
+            for place in np.flatnonzero(bad & keep):
+                client = int(self.client_ids[place])
+                failures.append(Failure(client, self.server_round, cause, what))
+            keep[bad] = False
+
+        for name, stack in stacks.items():
+            if stack is not None and stack.is_floating_point() and len(stack):
+                what = f"'{name}' holds NaN or infinity; is {knob} too large?"
+                refuse(~finite_rows(stack), "not finite", what)
+        counts = self.num_examples.numpy()
+        bounds = f"num-examples must be in 0..{MAX_EXAMPLES}"
+        refuse((counts < 0) | (counts > MAX_EXAMPLES), "num-examples", bounds)
+        for name, column in self.metrics.items():
+            values = column.numpy()
+            # in an evaluation nan says that the samples do not define a metric; a loss always is
+            undefined = self.message_type == MessageType.EVALUATE and name != "loss"
+            bad = np.isinf(values) if undefined else ~np.isfinite(values)
+            refuse(bad, "metrics", f"metric '{name}' is not finite")
+        return replace(self.select(keep, failures), admitted=True)
+
+    def _build(self, index: int) -> Message:
+        if index >= len(self.client_ids):
+            failure = self._reported[index - len(self.client_ids)]
+            error = Error(ERROR_CODES[failure.cause], failure.reason)
+            return internals.message_with(self._metadata(failure.client_id), error=error)
+        content = RecordDict()
+        if self.params is not None:
+            buffers = {name: stack[index] for name, stack in self.buffers.items()}
+            content[ARRAYS] = model_record(self.layout, self.params[index], buffers)
+        content[METRICS] = self.metric_record(index)
+        if self.extra:
+            content[EXTRA] = array_record({name: t[index] for name, t in self.extra.items()})
+        client = int(self.client_ids[index])
+        return internals.message_with(self._metadata(client), content=content)
+
+    def metric_record(self, index: int) -> MetricRecord:
+        """Return one client's metrics with its number of examples."""
+        values: dict[str, int | float] = {NUM_EXAMPLES: int(self.num_examples[index])}
+        values.update({name: float(column[index]) for name, column in self.metrics.items()})
+        return MetricRecord(values)  # type: ignore[arg-type]
+
+    def _metadata(self, client: int) -> Metadata:
+        sent = self._instructions.get(client)
+        metadata = (
+            sent.metadata
+            if sent is not None
+            else internals.instruction_metadata(
+                run_id=1,
+                message_id=next_message_id(),
+                node_id=internals.node_of(client),
+                message_type=self.message_type,
+                group_id=self.group_id,
+                ttl=self.ttl,
+                created_at=1.0,
+            )
+        )
+        number = next_message_id()
+        return internals.reply_metadata(metadata, message_id=number, created_at=metadata.created_at)
+
+    @classmethod
+    def empty(cls, cohort: Cohort, failures: Sequence[Failure] = ()) -> "Replies":
+        """Return the replies of a round in which nobody answered."""
+        layout, none = cohort.layout, torch.zeros(0, dtype=torch.int64)
+        return cls(
+            server_round=cohort.server_round,
+            layout=layout,
+            client_ids=np.zeros(0, dtype=np.int64),
+            params=torch.zeros((0, layout.dim), dtype=layout.dtype),
+            reference=cohort.shared.params
+            if cohort.shared.params is not None
+            else torch.zeros((0, layout.dim), dtype=layout.dtype),
+            buffers={s.name: torch.zeros((0, *s.shape), dtype=s.dtype) for s in layout.buffers},
+            extra={},
+            num_examples=none,
+            metrics={},
+            staleness=none,
+            failures=tuple(failures),
+            message_type=cohort.message_type,
+            ttl=cohort.ttl,
+            group=cohort.group,
+        )
+
+    @classmethod
+    def from_messages(cls, messages: Iterable[Message], sent: Cohort) -> "Replies":
+        """Stack ordinary messages, refusing those that do not fit what was asked for.
+
+        Args:
+            messages: Replies in any order, errors among them.
+            sent: The instructions they answer; who is missing is listed as absent.
+        """
+        clients = dict(zip(sent.nodes.tolist(), sent.client_ids.tolist(), strict=True))
+        answered: dict[int, Parsed] = {}
+        failures: dict[int, Failure] = {}
+        strangers: list[Failure] = []
+        for message in messages:
+            client = clients.get(message.metadata.src_node_id)
+            if client is None:
+                node = message.metadata.src_node_id
+                why = f"node {node} was not asked in this round"
+                strangers.append(Failure(node - 2, sent.server_round, "stranger", why))
+                continue
+            if client in answered or client in failures:
+                why = "a second reply in one round; the first counts"
+                strangers.append(Failure(client, sent.server_round, "twice", why))
+                continue
+            try:
+                answered[client] = parse(message, sent)
+            except Refused as refused:
+                failures[client] = Failure(client, sent.server_round, refused.cause, str(refused))
+        for client in sent.client_ids.tolist():
+            if client not in answered and client not in failures:
+                failures[client] = Failure(client, sent.server_round, "absent", "no reply arrived")
+        return cls._stack(answered, [*failures.values(), *strangers], sent)
+
+    @classmethod
+    def _stack(
+        cls, answered: "dict[int, Parsed]", failures: Sequence[Failure], sent: Cohort
+    ) -> "Replies":
+        failures, odd = list(failures), set[int]()
+        extras = usual(row.signature for row in answered.values())
+        metrics = usual(tuple(sorted(row.metrics)) for row in answered.values())
+        for client, row in sorted(answered.items()):
+            if row.signature != extras:
+                cause, why = (
+                    "names",
+                    f"extra arrays differ from the usual {[n for n, *_ in extras]}",
+                )
+            elif not row.metrics.keys() >= set(metrics):
+                cause, why = (
+                    "metrics",
+                    f"metrics {sorted(row.metrics)} lack some of {list(metrics)}",
+                )
+            else:
+                continue
+            odd.add(client)
+            failures.append(Failure(client, sent.server_round, cause, why))
+        ids = sorted(answered.keys() - odd)
+        if not ids:
+            return cls.empty(sent, failures)
+        rows = [answered[client] for client in ids]
+        trained = sent.message_type != MessageType.EVALUATE
+        places = np.searchsorted(sent.client_ids, ids)
+        personal = sent.personal.params
+        reference = (
+            personal[torch.from_numpy(places)] if personal is not None else sent.shared.params
+        )
+        return cls(
+            server_round=sent.server_round,
+            layout=sent.layout,
+            client_ids=np.array(ids, dtype=np.int64),
+            params=torch.stack([r.params for r in rows if r.params is not None])
+            if trained
+            else None,
+            reference=reference if trained else None,
+            buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
+            extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
+            num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
+            metrics={
+                name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
+                for name in metrics
+            },
+            staleness=torch.zeros(len(rows), dtype=torch.int64),
+            failures=tuple(failures),
+            message_type=sent.message_type,
+            ttl=sent.ttl,
+            group=sent.group,
+            _built={place: row.message for place, row in enumerate(rows)},
+        )
+
+
+def _stackable(some: Replies, others: Replies) -> bool:
+    """Whether the rows of two stacks hold the same things."""
+
+    def signature(replies: Replies) -> tuple[Any, ...]:
+        named = {**replies.buffers, **replies.extra}
+        shapes = sorted((name, tuple(t.shape[1:]), str(t.dtype)) for name, t in named.items())
+        return shapes, sorted(replies.metrics)
+
+    return signature(some) == signature(others)
