@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.client_app import CohortApp
-from fedsim.grids import PartitionGrid
+from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.scenario import Scenario, load
 
 server_app = ServerApp()

@@ -4,11 +4,8 @@ Each wraps another Grid and passes cohorts and stacked replies through, so it se
 strategies and foreign ones, `strategy.start`, fedsim's engines and Flower's grids alike.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +13,13 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower_internals as internals
-from fedsim.client_app import FLOWER, PARTITION, PARTITION_ID
-from fedsim.errors import RunError
 from fedsim.layout import Layout
+from fedsim.messages.byte_counts import cohort_bytes, replies_bytes, sum_of_bytes
 from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
 from fedsim.messages.failures import Failure
 from fedsim.messages.replies import Replies
 from fedsim.participation import Participation
-from fedsim.records import ARRAYS, CONFIG, EXTRA, METRICS, SERVER_ROUND, array_record
+from fedsim.records import SERVER_ROUND
 
 
 def sent_again(message: Message, content: RecordDict) -> Message:
@@ -225,134 +221,15 @@ class ByteCountingGrid(GridWrapper):
         """Send instructions and return the replies, counting both."""
         batch = messages if isinstance(messages, Cohort) else list(messages)
         self.downlink_bytes += (
-            cohort_bytes(batch) if isinstance(batch, Cohort) else _sum_bytes(batch)
+            cohort_bytes(batch) if isinstance(batch, Cohort) else sum_of_bytes(batch)
         )
         replies = self.inner.send_and_receive(batch, timeout=timeout)
         if isinstance(replies, Replies):
             self.uplink_bytes += replies_bytes(replies)
         else:
             replies = list(replies)
-            self.uplink_bytes += _sum_bytes(replies)
+            self.uplink_bytes += sum_of_bytes(replies)
         return replies
-
-
-class PartitionGrid(GridWrapper):
-    """Gives the nodes of Flower's grids their client ids: node `c + 2` holds partition c.
-
-    Flower's node ids are random. At first use every node is asked for its partition with a "query"
-    message, once all are there. A node whose Flower is of another minor version is refused: Flower
-    lets it join.
-
-    Args:
-        inner: Flower's Grid.
-        num_clients: N, how many nodes to wait for.
-        timeout_s: Seconds to wait for them.
-        poll_s: Seconds between looks.
-    """
-
-    def __init__(
-        self, inner: Grid, num_clients: int, *, timeout_s: float = 300.0, poll_s: float = 0.5
-    ) -> None:
-        super().__init__(inner)
-        self._num_clients = num_clients
-        self.timeout_s, self.poll_s = timeout_s, poll_s
-        self._nodes: np.ndarray | None = None
-        self._stable: dict[int, int] = {}  # our node of each of Flower's
-
-    @property
-    def num_clients(self) -> int:
-        """N, the clients of the federation."""
-        return self._num_clients
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the stable ids of all clients."""
-        return range(internals.FIRST_NODE_ID, internals.FIRST_NODE_ID + self._num_clients)
-
-    @property
-    def nodes(self) -> np.ndarray:
-        """Flower's node of every client, int64 `[N]` by client id."""
-        if self._nodes is None:
-            self._nodes = self._ask()
-            nodes = self._nodes.tolist()
-            self._stable = {node: internals.node_of(client) for client, node in enumerate(nodes)}
-        return self._nodes
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions to the nodes that hold the clients' partitions."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        if isinstance(batch, Cohort):
-            addressed = batch.altered(node_ids=self.nodes[batch.client_ids])
-            stay = np.flatnonzero(~batch.is_absent).tolist()
-            sent = [addressed[place] for place in stay]
-            answers = self.inner.send_and_receive(sent, timeout=timeout) if sent else []
-            return Replies.from_messages(map(self._back, answers), batch)
-        clients = [internals.client_of(m.metadata.dst_node_id) for m in batch]
-        forward = [
-            Message(
-                m.content,
-                int(self.nodes[client]),
-                m.metadata.message_type,
-                ttl=m.metadata.ttl,
-                group_id=m.metadata.group_id,
-            )
-            for m, client in zip(batch, clients, strict=True)
-        ]
-        answers = self.inner.send_and_receive(forward, timeout=timeout) if forward else []
-        return [self._back(reply) for reply in answers]
-
-    def _back(self, reply: Message) -> Message:
-        """The reply as from the client's own stable node."""
-        source = reply.metadata.src_node_id
-        internals.set_source(reply, self._stable.get(source, source))
-        return reply
-
-    def _ask(self) -> np.ndarray:
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            present = sorted(self.inner.get_node_ids())
-            if len(present) >= self._num_clients:
-                break
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"{len(present)} of {self._num_clients} nodes joined within "
-                    f"{self.timeout_s:g} s; "
-                    "start the missing SuperNodes, or lower [partition] clients"
-                )
-            time.sleep(self.poll_s)
-        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in present]
-        found: dict[int, int] = {}
-        for reply in self.inner.send_and_receive(queries, timeout=self.timeout_s):
-            if reply.has_content() and PARTITION in reply.content.config_records:
-                told = reply.content.config_records[PARTITION]
-                partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
-                _check_flower(partition, str(told.get(FLOWER, "")))
-                if partition in found:
-                    raise RunError(
-                        f"nodes {found[partition]} and {reply.metadata.src_node_id} both hold "
-                        "partition "
-                        f"{partition}; give each SuperNode its own partition-id in --node-config"
-                    )
-                found[partition] = reply.metadata.src_node_id
-        missing = sorted(set(range(self._num_clients)) - found.keys())
-        if missing:
-            raise RunError(
-                f"no node holds partition {missing[0]} ({len(missing)} of {self._num_clients} are "
-                "missing); is --node-config 'partition-id=... num-partitions=...' set on each "
-                "SuperNode?"
-            )
-        return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
-
-
-def _check_flower(partition: int, theirs: str) -> None:
-    """Refuse a node with another minor version of Flower; one that tells none is let pass."""
-    ours = version("flwr")
-    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
-        raise RunError(
-            f"the node of partition {partition} runs flwr {theirs} and the server flwr {ours}; "
-            "start all services from images and packages of one minor version"
-        )
 
 
 def without(
@@ -378,99 +255,6 @@ def without(
 def failures_of(replies: Iterable[Message]) -> tuple[Failure, ...]:
     """Return who failed, for replies that went through an `AdmissionGrid`."""
     return replies.failures if isinstance(replies, Replies) else ()
-
-
-def cohort_bytes(cohort: Cohort) -> int:
-    """Return the bytes of a cohort's instructions as Flower messages; the absent get none."""
-    if not len(cohort):
-        return 0
-    extra = dict(cohort.shared.extra)
-    extra.update({name: stack[0] for name, stack in cohort.personal.extra.items()})
-    records = {ARRAYS: _model_bytes(cohort.layout)}
-    if extra:
-        records[EXTRA] = _arrays_bytes(
-            tuple((n, tuple(t.shape), t.dtype) for n, t in extra.items())
-        )
-    total, sent = 0, ~cohort.is_absent
-    asked_alike = []
-    for places, _ in cohort.alike():
-        mine = np.zeros(len(cohort), dtype=bool)
-        mine[slice(None) if cohort.own is None else list(places)] = True
-        asked_alike += [sent & mine & ~cohort.is_partial, sent & mine & cohort.is_partial]
-    for asked in asked_alike:
-        if not asked.any():
-            continue
-        settings = cohort.config_record_of(int(np.flatnonzero(asked)[0]))
-        records[CONFIG] = internals.record_bytes(settings)
-        for length, count in _lengths(cohort.nodes[asked]).items():
-            metadata = internals.instruction_metadata_bytes(
-                length, cohort.message_type, cohort.group_id, cohort.ttl
-            )
-            total += count * internals.message_bytes(metadata, records)
-    return total
-
-
-def replies_bytes(replies: Replies) -> int:
-    """Return the bytes of stacked replies as Flower messages (errors are built and measured)."""
-    records: dict[str, int] = {}
-    if replies.params is not None:
-        records[ARRAYS] = _model_bytes(replies.layout)
-    if replies.extra:
-        records[EXTRA] = _arrays_bytes(
-            tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in replies.extra.items())
-        )
-    total = _sum_bytes(replies[len(replies.client_ids) :]) if replies.failures else 0
-    if not len(replies.client_ids):
-        return total
-    counts = replies.num_examples.numpy()
-    # zigzag doubles them, so that a byte holds half as much
-    digits = _lengths_of(np.where(counts >= 0, counts, ~counts), _ZIGZAG_LIMITS)
-    nodes = _lengths_of(replies.client_ids + internals.FIRST_NODE_ID)
-    # replies differ in length by these two numbers alone
-    kinds, first, many = np.unique(16 * nodes + digits, return_index=True, return_counts=True)
-    for kind, place, count in zip(kinds.tolist(), first.tolist(), many.tolist(), strict=True):
-        records[METRICS] = internals.record_bytes(replies.metric_record(place))
-        metadata = internals.reply_metadata_bytes(
-            kind // 16, replies.message_type, replies.group_id, replies.ttl
-        )
-        total += count * internals.message_bytes(metadata, records)
-    return total
-
-
-_VARINT_LIMITS = np.array([1 << 7 * length for length in range(1, 9)], dtype=np.int64)
-_ZIGZAG_LIMITS = np.array([1 << 7 * length - 1 for length in range(1, 10)], dtype=np.int64)
-
-
-def _lengths_of(values: np.ndarray, limits: np.ndarray = _VARINT_LIMITS) -> np.ndarray:
-    """Return how many bytes protobuf takes for each number from 0 to 2^63 - 1."""
-    return np.searchsorted(limits, values, side="right") + 1
-
-
-def _lengths(nodes: np.ndarray) -> dict[int, int]:
-    """How many nodes have ids of each protobuf length."""
-    if nodes.dtype != np.int64:  # Flower's own, up to 2^64 - 1
-        lengths = np.array([internals.varint_length(node) for node in nodes.tolist()])
-    else:
-        lengths = _lengths_of(nodes)
-    found, many = np.unique(lengths, return_counts=True)
-    return dict(zip(found.tolist(), many.tolist(), strict=True))
-
-
-@lru_cache(maxsize=64)
-def _arrays_bytes(specs: tuple[tuple[str, tuple[int, ...], Any], ...]) -> int:
-    import torch
-
-    named = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in specs}
-    return internals.record_bytes(array_record(named))
-
-
-def _model_bytes(layout: Layout) -> int:
-    specs = {spec.name: tuple(spec) for spec in (*layout.trainable, *layout.buffers)}
-    return _arrays_bytes(tuple(specs[name] for name in layout.names))
-
-
-def _sum_bytes(messages: Iterable[Message]) -> int:
-    return sum(internals.wire_bytes(message) for message in messages)
 
 
 def sent_round(batch: Sequence[Message]) -> int | None:

@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError
-from fedsim.grids import PartitionGrid
+from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.world import build
 from flower_world.worlds import scenario
 

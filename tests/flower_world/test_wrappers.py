@@ -12,7 +12,8 @@ from fedsim import flower_internals as internals
 from fedsim import run
 from fedsim.engine.inline import InlineGrid
 from fedsim.errors import RunError, ScenarioError
-from fedsim.grids import GridWrapper, PartitionGrid
+from fedsim.federation.grids.nodes import PartitionGrid
+from fedsim.grids import GridWrapper
 from fedsim.records import model_tensors
 from fedsim.world import build
 from flower_world.worlds import WRAPPERS, clipped, flower, ours, records, scenario, train

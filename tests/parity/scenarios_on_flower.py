@@ -15,7 +15,8 @@ from flwr.simulation import run_simulation
 
 from fedsim import discovery
 from fedsim.engine.inline import InlineGrid
-from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid, PartitionGrid
+from fedsim.federation.grids.nodes import PartitionGrid
+from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid
 from fedsim.loop import RoundLoop
 from fedsim.messages.cohort import Cohort
 from fedsim.records import model_tensors

@@ -1,0 +1,1 @@
+"""What stands between the server's decision and its clients."""

@@ -1,0 +1,1 @@
+"""Grids around a Grid, each under the name of what it applies."""
