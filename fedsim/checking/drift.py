@@ -70,8 +70,8 @@ def other_environment(recorded: Recording, now: Recording) -> str:
     """Say in what the environments differ.
 
     Example:
-        >>> old = Recording("", 1, "", "", "", Trace([], {}, ""), {"torch": "2.11.0"})
-        >>> new = Recording("", 1, "", "", "", Trace([], {}, ""), {"torch": "2.13.0"})
+        >>> old = Recording("", 1, "", "", "", MetricTrace([], {}, ""), {"torch": "2.11.0"})
+        >>> new = Recording("", 1, "", "", "", MetricTrace([], {}, ""), {"torch": "2.13.0"})
         >>> other_environment(old, new)
         'torch 2.11.0, here 2.13.0'
     """
