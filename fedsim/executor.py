@@ -697,7 +697,7 @@ class CohortExecutor:
             metrics = []
             for slot in slots:
                 if self._kept is not None:
-                    self._begin_anew()  # whoever was evaluated before
+                    self._begin_anew()  # nothing is left of the client before
                     self.model.eval()
                 mine = rows[slot].to(self.device)
                 metrics.append(self._evaluation.one(_row(named, slot), pool, mine))

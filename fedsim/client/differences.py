@@ -48,20 +48,25 @@ def first_odd(
         other = expected[name][0]
         if tensor.shape != other.shape:
             return f"returns '{name}' of shape {list(tensor.shape)} in place of {list(other.shape)}"
-        gap = largest(tensor - other)
-        if not math.isfinite(gap):
-            gap = largest(torch.nan_to_num(tensor) - torch.nan_to_num(other))
+        gap = apart(tensor, other)
         if gap > share * largest(other) + share / 100 * most + error:
             return f"differs in '{name}' by {gap:.2g} where it changes by {largest(other):.2g}"
     return None
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest size of an entry; infinities count as the largest number, NaN as nothing."""
+    """Return the largest size of an entry; infinity counts as the largest number, NaN as 0."""
+    most = _most(tensor)
+    return most if math.isfinite(most) else _most(torch.nan_to_num(tensor))
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two entries; NaN differs from all but NaN and 0."""
+    most = _most(one - other)
+    return most if math.isfinite(most) else largest(torch.nan_to_num(one) - torch.nan_to_num(other))
+
+
+def _most(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
-    low, high = (abs(float(end)) for end in torch.aminmax(tensor))
-    most = max(low, high)
-    if math.isfinite(most):
-        return most
-    return float(torch.nan_to_num(tensor).abs().max())
+    return max(abs(float(end)) for end in torch.aminmax(tensor))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.generators import drawn_from
-from fedsim.client.differences import changes, first_odd, largest, rows
+from fedsim.client.differences import apart, changes, first_odd, largest, rows
 from fedsim.dropout import why_not_seeded
 from fedsim.errors import ScenarioError
 from fedsim.evaluation import Evaluation
@@ -263,8 +263,8 @@ class _Trial(NamedTuple):
             return why
         share = _ROUNDING.get(tried.layout.dtype, max(_ROUNDING.values()))
         for name, values in expected.items():
-            gap = largest(found.metrics[name] - values)
-            if not gap <= share * max(largest(values), 1.0):
+            gap = apart(found.metrics[name], values)
+            if gap > share * max(largest(values), 1.0):
                 return f"{words}, a client's '{name}' differs by {gap:.2g}"
         return None
 
