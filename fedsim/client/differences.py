@@ -61,9 +61,13 @@ def largest(tensor: Tensor) -> float:
 
 
 def apart(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference of two entries; NaN differs from all but NaN and 0."""
+    """Return the largest difference of two entries; infinity where one alone is NaN."""
     most = _most(one - other)
-    return most if math.isfinite(most) else largest(torch.nan_to_num(one) - torch.nan_to_num(other))
+    if math.isfinite(most):
+        return most
+    if not torch.equal(one.isnan(), other.isnan()):
+        return math.inf
+    return largest(torch.nan_to_num(one) - torch.nan_to_num(other))
 
 
 def _most(tensor: Tensor) -> float:

@@ -19,6 +19,7 @@ def test_what_is_no_number_beside_a_number_is_odd_whichever_has_it(odd):
     assert first_odd(result(1.0, odd), result(1.0, 5.0), 1e-3)
     assert first_odd(result(1.0, 5.0), result(1.0, odd), 1e-3)
     assert apart(torch.tensor([odd]), torch.tensor([5.0])) >= 5
+    assert apart(torch.tensor([0.0]), torch.tensor([odd])) >= 5
 
 
 @pytest.mark.parametrize("odd", ODD)
