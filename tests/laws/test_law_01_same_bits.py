@@ -1,7 +1,5 @@
 """Law 1: same scenario, same plan, same bits: whoever computes what, beside whom, and where."""
 
-import contextlib
-import dataclasses
 import functools
 
 import numpy as np
@@ -10,8 +8,6 @@ import torch
 
 from fedsim.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.flower_internals import FIRST_NODE_ID
-from fedsim.grids import GridWrapper
 from fedsim.plan import ExecutionPlan
 from laws import federations as fed
 from laws.federations import (
@@ -23,6 +19,7 @@ from laws.federations import (
     record_bits,
     result_bits,
 )
+from laws.many import OneFederation, only
 
 CASES = [(model, *procedure[1:]) for model in MODELS for procedure in fed.procedures()]
 IDS = [f"{model}-{procedure[0]}" for model in MODELS for procedure in fed.procedures()]
@@ -136,36 +133,6 @@ def two_workers(ray_cluster):
         yield grid
 
 
-@contextlib.contextmanager
-def only(grid, *workers):
-    """Let a grid use some of its workers, in this order."""
-    everyone = grid._pool
-    grid._pool = [everyone[number] for number in workers]
-    try:
-        yield grid
-    finally:
-        grid._pool = everyone
-
-
-class OneFederation(GridWrapper):
-    """Offers the eight clients from `first` on as a federation of their own."""
-
-    num_clients = CLIENTS
-
-    def __init__(self, inner, first):
-        super().__init__(inner)
-        self.first = first
-
-    def get_node_ids(self):
-        return range(FIRST_NODE_ID, FIRST_NODE_ID + CLIENTS)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        sent = messages.altered(client_ids=messages.client_ids + self.first)
-        replies = self.inner.send_and_receive(sent, timeout=timeout)
-        assert not replies.failures
-        return dataclasses.replace(replies, client_ids=replies.client_ids - self.first)
-
-
 def run_case(grid, number, strategy):
     """Two rounds of a case: 8 clients in three chunks, then 7 of them."""
     model = CASES[number][0]
@@ -173,7 +140,7 @@ def run_case(grid, number, strategy):
     grid.store.restore([], {})
     arrays, records = fed.run_rounds(
         fed.make_strategy(strategy),
-        OneFederation(grid, CLIENTS * number),
+        OneFederation(grid, CLIENTS * number, CLIENTS),
         fed.initial_arrays(model),
         make_executor(model).layout,
         cohorts=(tuple(range(CLIENTS)), (0, 1, 2, 3, 5, 6, 7)),

@@ -1,11 +1,10 @@
 """Every model of the zoo has the same bits on one Ray worker, on two and in this process."""
 
-import contextlib
-
 import numpy as np
 import pytest
 from laws import federations as fed
 from laws.federations import record_bits
+from laws.many import only
 
 from fedsim.engine.inline import InlineGrid
 from tests.zoo import whole
@@ -27,17 +26,6 @@ def two_workers(ray_cluster):
         yield grid
 
 
-@contextlib.contextmanager
-def only(grid, workers):
-    """Let a grid use so many of its workers."""
-    everyone = grid._pool
-    grid._pool = everyone[:workers]
-    try:
-        yield grid
-    finally:
-        grid._pool = everyone
-
-
 def trained(grid, name):
     """Two rounds: the model, what was measured, and what clients keep."""
     grid.store.restore([], {})
@@ -46,7 +34,7 @@ def trained(grid, name):
     strategy = fed.make_strategy("fedavg")
     strategy.declare_buffers([spec.name for spec in world.layout.buffers])
     arrays, records = fed.run_rounds(
-        strategy, whole.OneModel(grid, name), world.arrays,
+        strategy, whole.one_model(grid, name), world.arrays,
         world.layout, cohorts=(everybody, everybody[:3]), local_clients=np.arange(whole.CLIENTS),
     )  # fmt: skip
     clients, kept = grid.store.export()
@@ -56,6 +44,6 @@ def trained(grid, name):
 @pytest.mark.parametrize("name", whole.NAMES)
 def test_workers_give_the_bits_of_this_process(inline, two_workers, name):
     expected = trained(inline, name)
-    for workers in (1, 2):
-        with only(two_workers, workers) as grid:
+    for workers in ((0,), (0, 1)):
+        with only(two_workers, *workers) as grid:
             assert trained(grid, name) == expected, workers

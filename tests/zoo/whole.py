@@ -7,10 +7,9 @@ import functools
 import numpy as np
 
 from fedsim.client_app import CohortApp
-from fedsim.flower_internals import FIRST_NODE_ID
-from fedsim.grids import GridWrapper
 from fedsim.plan import ExecutionPlan
 from fedsim.world import build
+from tests.laws.many import OneFederation
 from tests.zoo import models
 from tests.zoo.data import SIZES
 from tests.zoo.trained import scenario
@@ -64,20 +63,6 @@ class WholeZoo(CohortApp):
         return executor.evaluate(asked) if job.action == "evaluate" else executor.train(asked, out)
 
 
-class OneModel(GridWrapper):
-    """Offers the clients of one model as a federation of their own."""
-
-    num_clients = CLIENTS
-
-    def __init__(self, inner, name):
-        super().__init__(inner)
-        self._first = CLIENTS * NAMES.index(name)
-
-    def get_node_ids(self):
-        return range(FIRST_NODE_ID, FIRST_NODE_ID + CLIENTS)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        sent = messages.altered(client_ids=messages.client_ids + self._first)
-        replies = self.inner.send_and_receive(sent, timeout=timeout)
-        assert not replies.failures, replies.failures
-        return dataclasses.replace(replies, client_ids=replies.client_ids - self._first)
+def one_model(grid, name):
+    """The clients of one model as a federation of their own."""
+    return OneFederation(grid, CLIENTS * NAMES.index(name), CLIENTS)
