@@ -31,11 +31,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fedsim import run, topology
+from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
-from fedsim.errors import RunError
-from fedsim.run_folder import METRICS_FILE
-from fedsim.scenario import Scenario
+from fedsim.federation.topology import topology
+from fedsim.runs import start as run
+from fedsim.runs.folder import METRICS_FILE
+from fedsim.scenario.scenario import Scenario
 
 Table = dict[str, Any]
 Trace = dict[str, list[tuple[int, float]]]

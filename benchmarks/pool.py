@@ -12,10 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data import DATASETS, Arrays, ClientRows, DataSet, FederatedData
-from fedsim.data.partition import Partition
-from fedsim.data.source import ClientIds, DataRecipe, Ints, json_sha256
-from fedsim.samples import SampleSpec
+from fedsim.basics.samples import SampleSpec
+from fedsim.data.federated import (
+    Arrays,
+    ClientIds,
+    ClientRows,
+    DataRecipe,
+    FederatedData,
+    Ints,
+    json_sha256,
+)
+from fedsim.data.partitions.partition import Partition
+from fedsim.data.sets.formats import DATASETS
+from fedsim.data.sets.user import DataSet
 
 SHARES = 100
 CLASSES = 10

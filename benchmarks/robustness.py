@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from fedsim import discovery
 from fedsim.aggregators import Recipe
-from fedsim.attacks import AttackGrid
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.grids import AdmissionGrid
-from fedsim.loop import RoundLoop
-from fedsim.records import model_tensors
-from fedsim.run import triggered_samples
-from fedsim.scenario import Scenario
-from fedsim.world import build
+from fedsim.federation.grids.attack import AttackGrid
+from fedsim.federation.grids.wrapper import AdmissionGrid
+from fedsim.messages.records import model_tensors
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.start import triggered_samples
+from fedsim.runs.world import build
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import Scenario
 
 CLIENTS = 11
 RULES: dict[str, dict[str, Any]] = {

@@ -20,10 +20,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from fedsim.errors import require_choice
-from fedsim.idle import Idle, at, given
-from fedsim.objectives import Reduction, Space, margin_penalty
-from fedsim.procedure import (
+from fedsim.basics.errors import require_choice
+from fedsim.basics.idle import Idle, at, given
+from fedsim.client import (
     GUIDANCE,
     Batch,
     Carry,
@@ -34,6 +33,7 @@ from fedsim.procedure import (
     Named,
     Work,
 )
+from fedsim.client.objectives import Reduction, Space, margin_penalty
 
 
 def _no_moments(table: Mapping[str, Any]) -> str | None:

@@ -20,17 +20,17 @@ __version__ = "0.1.0"
 
 # Exported name -> (module, name there), imported at first use.
 _EXPORTS = {
-    "CheckpointError": ("fedsim.errors", "CheckpointError"),
-    "FedsimError": ("fedsim.errors", "FedsimError"),
+    "CheckpointError": ("fedsim.basics.errors", "CheckpointError"),
+    "FedsimError": ("fedsim.basics.errors", "FedsimError"),
     "InlineGrid": ("fedsim.engine.inline", "InlineGrid"),
-    "RayGrid": ("fedsim.engine.ray", "RayGrid"),
-    "RunError": ("fedsim.errors", "RunError"),
-    "Scenario": ("fedsim.scenario", "Scenario"),
-    "ScenarioError": ("fedsim.errors", "ScenarioError"),
-    "load_scenario": ("fedsim.scenario", "load"),
-    "resume": ("fedsim.run", "resume"),
-    "run_simulation": ("fedsim.simulation", "run_simulation"),
-    "start": ("fedsim.run", "start"),
+    "RayGrid": ("fedsim.engine.ray.grid", "RayGrid"),
+    "RunError": ("fedsim.basics.errors", "RunError"),
+    "Scenario": ("fedsim.scenario.scenario", "Scenario"),
+    "ScenarioError": ("fedsim.basics.errors", "ScenarioError"),
+    "load_scenario": ("fedsim.scenario.scenario", "load"),
+    "resume": ("fedsim.runs.start", "resume"),
+    "run_simulation": ("fedsim.engine.simulation", "run_simulation"),
+    "start": ("fedsim.runs.start", "start"),
 }
 
 

@@ -1,240 +1,26 @@
-"""What a client procedure is: local work as pure functions over named tensors. Needs torch alone.
+"""The former place of `fedsim.client`: it warns, and gives what was here."""
 
-A concrete procedure lives in one file under `clients/`. The executor calls it for one client under
-`torch.func.vmap`, so that the same few lines train one client or a whole chunk of them.
-"""
+import warnings
 
-import abc
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from fedsim.client.procedure import (
+    GUIDANCE,
+    Batch,
+    Carry,
+    ClientProcedure,
+    Descent,
+    Gradient,
+    Named,
+    Objective,
+    Work,
+)
 
-from torch import Tensor
+__all__ = [
+    "GUIDANCE", "Batch", "Carry", "ClientProcedure", "Descent", "Gradient", "Named", "Objective",
+    "Work",
+]  # fmt: skip
 
-from fedsim.idle import Idle
-
-Named = dict[str, Tensor]
-Carry = dict[str, Any]
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-LastBatch = Literal["keep", "drop", "merge"]
-
-# What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
-GUIDANCE = "guidance"
-
-
-class Batch(NamedTuple):
-    """One step's samples of one client.
-
-    Attributes:
-        features: `[batch, ...]`; rows beyond the client's samples are padding.
-        targets: `[batch]`.
-        weights: `[batch]`, 1 for a sample and 0 for padding.
-        noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
-    """
-
-    features: Tensor
-    targets: Tensor
-    weights: Tensor
-    noise: Mapping[str, Tensor]
-
-
-class Gradient(Protocol):
-    """Loss and gradient of the task's model, given by the executor."""
-
-    def __call__(
-        self,
-        params: Named,
-        buffers: Named,
-        batch: Batch,
-        objective: Objective | None = None,
-        penalty: Objective | None = None,
-    ) -> tuple[Tensor, Named, Named]:
-        """Return (objective, gradients by name, buffers after the forward pass).
-
-        The gradients are those of objective plus penalty.
-
-        Args:
-            params: Trainable tensors by name.
-            buffers: The model's buffers by name.
-            batch: The step's samples.
-            objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
-                loss averaged over the samples that are not padding.
-            penalty: A function of the same kind that is added to the objective, or None.
-        """
-
-
-class Descent(NamedTuple):
-    """A step of gradient descent: p <- p - step_size * d, d = gradient + weight_decay * p.
-
-    With momentum, m <- momentum * m + d takes the place of d. Where a guidance G is received, it is
-    a factor on what p is reduced by, or on d.
-
-    Attributes:
-        step_size: eta; >= 0.
-        weight_decay: L2 coefficient; >= 0.
-        momentum: In [0, 1).
-        guides_step: Whether a guidance acts on the step, else on d.
-        keeps_moments: Whether m goes on from the client's memory and is that memory, by the names
-            of the parameters; else m is 0 at the start of a round and forgotten at its end.
-    """
-
-    step_size: float
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    guides_step: bool = True
-    keeps_moments: bool = False
-
-    @property
-    def largest(self) -> float:
-        """The largest factor that a step needs."""
-        return max(self.step_size, self.weight_decay, self.step_size * self.weight_decay)
-
-
-class Work(NamedTuple):
-    """How much a client trains in one round.
-
-    Attributes:
-        batch_size: Samples per step; the last batch of an epoch holds what is left.
-        epochs: Passes over the client's samples; None when `steps` counts.
-        steps: Steps, going on into reshuffled passes; None when `epochs` counts.
-        last_batch: What becomes of a last batch that is short: it is kept, dropped, or merged into
-            the one before. Where it is the only one it is kept under all three, but a lone sample
-            is trained on under "keep" alone.
-    """
-
-    batch_size: int
-    epochs: int | None
-    steps: int | None
-    last_batch: LastBatch = "keep"
-
-    def batches(self, num_examples: int) -> tuple[int, int]:
-        """Return (batches of one pass over that many samples, samples in the last of them).
-
-        Example:
-            >>> [Work(10, 1, None, last).batches(23) for last in ("keep", "drop", "merge")]
-            [(3, 3), (2, 10), (2, 13)]
-        """
-        full, left = divmod(num_examples, self.batch_size)
-        if self.last_batch == "keep" or not left:
-            return (full + 1, left) if left else (full, self.batch_size if full else 0)
-        if not full:
-            return (1, left) if left > 1 else (0, 0)
-        return full, self.batch_size + (left if self.last_batch == "merge" else 0)
-
-    @property
-    def largest_batch(self) -> int:
-        """The most samples that a step may have."""
-        return 2 * self.batch_size - 1 if self.last_batch == "merge" else self.batch_size
-
-    def num_steps(self, num_examples: int) -> int:
-        """Return how many steps a client with that many samples takes (none without samples)."""
-        per_epoch, _ = self.batches(num_examples)
-        if not per_epoch:
-            return 0
-        return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
-
-
-class ClientProcedure(abc.ABC):
-    """Local training as pure functions; concrete procedures are final.
-
-    Every method sees one client's tensors without a client dimension. Under vmap nothing may branch
-    on a tensor's value, call `.item()` or draw random numbers. Steps that a client does not take
-    (padding) are undone by the executor, so no method needs to know of them.
-
-    Attributes:
-        takes: What it uses of what a strategy sends besides the model, by the first part of the
-            tensors' names.
-        stacks: Whether `step` also takes several clients' tensors at once, one row each, and gives
-            a loss per client; `gradient` then does, too, and takes objectives of one client that
-            use nothing of the carry. Such a step needs no vmap, whose dispatch costs more than the
-            arithmetic of small models.
-        idle: Which of its hyperparameters are without effect beside others.
-    """
-
-    takes: ClassVar[tuple[str, ...]] = ()
-    stacks: ClassVar[bool] = False
-    idle: ClassVar[tuple[Idle, ...]] = ()
-
-    @property
-    @abc.abstractmethod
-    def work(self) -> Work:
-        """How much is trained per round."""
-
-    @property
-    def setup_work(self) -> Work:
-        """How much is trained in a set-up exchange, round 0; by default as in any round."""
-        return self.work
-
-    @property
-    def needs_classes(self) -> str | None:
-        """What in its hyperparameters makes sense of classes alone ("margin = 0.1"), or None."""
-        return None
-
-    def descent(self, server_round: int) -> Descent | None:
-        """Return what a step does when it is gradient descent on the task's loss, else None.
-
-        The executor may then take the steps itself, inside of the backward pass, for clients that
-        receive nothing but the model and a guidance: `begin` must only carry what it is given and
-        `finish` return no more than the moments. Rounding differs from that of `step`.
-        """
-        return None
-
-    def initial_state(self, params: Named) -> Named:
-        """Return the client's own memory before it first trains: fixed-shape named tensors."""
-        return {}
-
-    @abc.abstractmethod
-    def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
-        """Return what the steps carry along; it must hold `params` and `buffers`.
-
-        Args:
-            params: The trainable tensors received.
-            buffers: The buffers received.
-            extra: What the strategy sent besides the model, shared and personal together.
-            state: The client's memory.
-        """
-
-    @abc.abstractmethod
-    def step(
-        self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
-    ) -> tuple[Carry, Tensor]:
-        """Return the carry after one step, and the step's loss (a scalar)."""
-
-    def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
-        """Return (extra tensors of the reply, the client's memory for its next round)."""
-        return {}, state
-
-
-_VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
-
-
-def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
-    """Return the procedure's descent, None where a class below has other steps than it tells of.
-
-    A class that inherits `descent` and overrides anything that steps are made of is taken by its
-    own steps: whoever overrides `descent` too says that it holds.
-    """
-    if _overridden_below(procedure, "descent", _NO_STEPS):
-        return None
-    return procedure.descent(server_round)
-
-
-def stacks(procedure: ClientProcedure) -> bool:
-    """Tell whether `step` takes several clients at once, as the class that has this step says."""
-    if _overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent")):
-        return False
-    return procedure.stacks
-
-
-def _overridden_below(procedure: ClientProcedure, name: str, other: tuple[str, ...]) -> bool:
-    """Whether anything but `other` is overridden below the class that defines `name`."""
-    if name in vars(procedure):
-        return False
-    lineage = type(procedure).__mro__
-    definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
-    inherited = set(dir(lineage[definer]))
-    below = [name for kind in lineage[:definer] for name in vars(kind)]
-    below += [name for name, value in vars(procedure).items() if callable(value)]
-    skipped = (*other, "_abc_impl")
-    return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)
+warnings.warn(
+    "fedsim.procedure is called fedsim.client now: from fedsim.client import ClientProcedure",
+    DeprecationWarning,
+    stacklevel=2,
+)

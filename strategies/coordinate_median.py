@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fedsim.aggregators import coordinate_median
 from fedsim.aggregators.coordinatewise import median_of
-from fedsim.errors import require_positive
+from fedsim.aggregators.updates import Updates
+from fedsim.basics.errors import require_positive
 from fedsim.messages.replies import Replies
-from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 __all__ = ["CoordinateMedian", "coordinate_median"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import require_positive
+from fedsim.basics.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, NoState, State
 
 

@@ -29,11 +29,11 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.updates import Updates, rounding
+from fedsim.basics.errors import require_positive
 from fedsim.basics.ties import Jump
-from fedsim.errors import require_positive
+from fedsim.client.objectives import margin_penalty
 from fedsim.messages.replies import Replies
-from fedsim.objectives import margin_penalty
-from fedsim.robust import Updates, rounding
 from fedsim.strategy import Degenerate, FederatedStrategy, State
 
 __all__ = ["FedLD", "margin_penalty", "principal_gradient_aggregate"]

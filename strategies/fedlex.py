@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import require_choice
-from fedsim.layout import Payload
+from fedsim.basics.errors import require_choice
+from fedsim.basics.rng import generator
+from fedsim.client import GUIDANCE
+from fedsim.messages.layout import Payload
 from fedsim.messages.replies import Replies
-from fedsim.procedure import GUIDANCE
-from fedsim.rng import generator
 from fedsim.strategy import Degenerate, LinearStrategy, Setup, State
 
 Deviation = Literal["squared", "absolute"]

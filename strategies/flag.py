@@ -35,9 +35,9 @@ from typing import ClassVar, Literal, NamedTuple, final, get_args
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.updates import Directions
 from fedsim.basics.ties import Jump
 from fedsim.messages.replies import Replies
-from fedsim.robust import Directions
 from fedsim.strategy import Degenerate, FederatedStrategy, State
 
 Scale = Literal["workers", "subspace", "median"]

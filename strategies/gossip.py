@@ -25,10 +25,10 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from fedsim.aggregators import BeforeName, Recipe, RuleName, Variant
-from fedsim.averaging import plain_average, variance_corrected_average
-from fedsim.gossip import GossipStrategy, Mail, Protocol, Start
+from fedsim.aggregators.averaging import plain_average, variance_corrected_average
+from fedsim.federation.topology.topology import Mixing, Topology, complete
 from fedsim.strategy import Degenerate
-from fedsim.topology import Mixing, Topology, complete
+from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start
 
 __all__ = ["GossipAveraging", "plain_average", "variance_corrected_average"]
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import require_positive
+from fedsim.basics.errors import require_positive
 from fedsim.strategy import Degenerate, LinearStrategy, State
 
 _log = logging.getLogger("fedsim")

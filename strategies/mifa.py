@@ -17,8 +17,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fedsim.errors import require_positive
-from fedsim.latest_updates import LatestUpdates, nothing_sent, writable
+from fedsim.aggregators.latest_updates import LatestUpdates, nothing_sent, writable
+from fedsim.basics.errors import require_positive
 from fedsim.messages.replies import Replies
 from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
 

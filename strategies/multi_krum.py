@@ -24,9 +24,9 @@ from torch import Tensor
 
 from fedsim.aggregators import KRUM, multi_krum
 from fedsim.aggregators.selection import check_selected, multi_krum_of
-from fedsim.errors import RunError, require_positive
+from fedsim.aggregators.updates import Updates
+from fedsim.basics.errors import RunError, require_positive
 from fedsim.messages.replies import Replies
-from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 __all__ = ["MultiKrum", "multi_krum"]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregators import BeforeName, Recipe, Round, RuleName, Variant
-from fedsim.errors import RunError, require_positive
+from fedsim.aggregators.updates import Updates
+from fedsim.basics.errors import RunError, require_positive
+from fedsim.basics.rng import generator
 from fedsim.messages.replies import Replies
-from fedsim.rng import generator
-from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, State
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fedsim.aggregators import unit_mean
 from fedsim.aggregators.geometric import unit_mean_of
-from fedsim.errors import require_positive
+from fedsim.aggregators.updates import Updates
+from fedsim.basics.errors import require_positive
 from fedsim.messages.replies import Replies
-from fedsim.robust import Updates
 from fedsim.strategy import Degenerate, FederatedStrategy, NoState, State
 
 __all__ = ["UnitMean", "unit_mean"]

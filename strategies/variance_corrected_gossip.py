@@ -26,12 +26,17 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
-from fedsim.averaging import Target, rescale, target_variance, variance_corrected_average
-from fedsim.errors import require_choice, require_positive
-from fedsim.gossip import GossipStrategy, Mail, Protocol, Start
-from fedsim.layout import TensorSpec
+from fedsim.aggregators.averaging import (
+    Target,
+    rescale,
+    target_variance,
+    variance_corrected_average,
+)
+from fedsim.basics.errors import require_choice, require_positive
+from fedsim.federation.topology.topology import Mixing, Topology
+from fedsim.messages.layout import TensorSpec
 from fedsim.strategy import Degenerate
-from fedsim.topology import Mixing, Topology
+from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start
 
 __all__ = ["VarianceCorrectedGossip", "variance_corrected_average"]
 

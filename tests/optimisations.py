@@ -49,14 +49,14 @@ class AtOnce:
 @functools.cache
 def _shared_memory():
     """The engine's own way to find out whether memory can be shared, seen before it is replaced."""
-    from fedsim.engine import ray
+    from fedsim.engine.ray import grid as ray
 
     return ray._probe_arena
 
 
 def _in_client_order(samples, size, way):
     """Chunks as they would be if all clients held as many samples, unless clients are padded."""
-    from fedsim.engine.dealing import deal
+    from fedsim.engine.chunks import deal
 
     return deal([0] * len(samples) if way == "even" else samples, size, way)
 
@@ -67,19 +67,19 @@ def forced(value):
     if value is None:
         yield
         return
-    from fedsim.engine import local
-    from fedsim.engine.dealing import deal
-    from fedsim.engine.store import ClientStore
+    from fedsim.engine import grid as local
+    from fedsim.engine.chunks import deal
+    from fedsim.engine.client_states import ClientStore
 
     on, probe = value == "on", _shared_memory()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.engine.ray._probe_arena", probe if on else lambda: None)
+        patch.setattr("fedsim.engine.ray.grid._probe_arena", probe if on else lambda: None)
         patch.setattr(local, "deal", deal if on else _in_client_order)
         if on:
             patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))
         else:
             patch.setattr(local, "ClientStore", ClientStore)
-            patch.setattr("fedsim.plan.why_not_batched", lambda *_, **__: "it is forced off")
-            patch.setattr("fedsim.plan.why_loop", lambda *_: "vmap is forced off")
-            patch.setattr("fedsim.run.ThreadPoolExecutor", AtOnce)
+            patch.setattr("fedsim.client.plan.why_not_batched", lambda *_, **__: "it is forced off")
+            patch.setattr("fedsim.client.plan.why_loop", lambda *_: "vmap is forced off")
+            patch.setattr("fedsim.runs.start.ThreadPoolExecutor", AtOnce)
         yield

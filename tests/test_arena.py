@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from laws import federations as fed
 
-from fedsim.engine.arena import Arena, ArenaView, Probe
+from fedsim.engine.shared_memory import Arena, ArenaView, Probe
 
 
 def test_what_a_view_writes_the_owner_reads():
@@ -63,7 +63,7 @@ def test_a_sign_is_not_seen_where_its_path_is_somebody_elses(tmp_path):
 
 
 def test_results_arrive_where_an_earlier_arena_was(ray_cluster):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     app, arrays = fed.make_app("logistic"), fed.initial_arrays("logistic")
     with RayGrid(app, 8, workers=1) as grid, contextlib.ExitStack() as taken:

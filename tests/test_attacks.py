@@ -7,14 +7,24 @@ import torch
 from flwr.app import Message, RecordDict
 from laws import federations as fed
 
-from fedsim import attacks, factories, rng
-from fedsim.attacks import ATTACKS, Attack, AttackGrid, Seen, alie_z, attacked
+from fedsim.basics import rng
+from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError, ScenarioError
-from fedsim.grids import AdmissionGrid, ByteCountingGrid, GridWrapper, failures_of
-from fedsim.layout import Layout, Payload
+from fedsim.federation.attacks import named as attacks
+from fedsim.federation.attacks.attack import Attack, Seen
+from fedsim.federation.attacks.kinds import alie_z
+from fedsim.federation.attacks.named import ATTACKS
+from fedsim.federation.grids.attack import AttackGrid, attacked
+from fedsim.federation.grids.wrapper import (
+    AdmissionGrid,
+    ByteCountingGrid,
+    GridWrapper,
+    failures_of,
+)
 from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.replies import Replies
+from fedsim.scenario import signatures
 
 SEED, DIM = 7, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})
@@ -398,10 +408,10 @@ def test_impossible_links_are_refused(arguments, words):
 
 @each_attack
 def test_every_attack_is_a_scenario_table(kind):
-    keys = factories.keys(ATTACKS[kind])
+    keys = signatures.keys(ATTACKS[kind])
     assert {"num_byzantine", "clients"} <= keys.keys()
     assert all(key.description and not key.required for key in keys.values())
-    given = factories.check(ATTACKS[kind], {"clients": [1, 2]}, where="[attack]")
+    given = signatures.check(ATTACKS[kind], {"clients": [1, 2]}, where="[attack]")
     assert ATTACKS[kind](**given).clients == [1, 2]
 
 

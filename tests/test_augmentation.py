@@ -6,12 +6,12 @@ import torch
 from laws import federations as fed
 from laws.federations import SEED, SHAPE, InMemoryData, job, make_task, result_bits
 
-from fedsim.augmentation import Augmentation, augmentation_of
-from fedsim.errors import ScenarioError
-from fedsim.executor import CohortExecutor
-from fedsim.procedure import ClientProcedure, Work
-from fedsim.rng import generator
-from fedsim.samples import SampleSpec
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.rng import generator
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.batching.augmentation import Augmentation, augmentation_of
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.procedure import ClientProcedure, Work
 
 EVERYTHING = {"crop": 2, "flip": 0.5, "noise": 0.1}
 STEPS, BATCH = 4, 8

@@ -14,16 +14,16 @@ from laws.federations import SEED, SPEC, InMemoryData, initial_payload, job
 from torch import nn
 
 import fedsim
-from fedsim import flower_internals as internals
-from fedsim.checkpoint import FOLDER, latest, load
-from fedsim.client_app import CohortApp
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.plan import ExecutionPlan
+from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.executor import CohortExecutor
-from fedsim.plan import ExecutionPlan
-from fedsim.records import model_record, named_tensors
-from fedsim.scenario import Scenario
-from fedsim.tasks import Classification
-from fedsim.world import build
+from fedsim.messages import flower_internals as internals
+from fedsim.messages.records import model_record, named_tensors
+from fedsim.runs.checkpoint import FOLDER, latest, load
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario
+from fedsim.tasks.classification import Classification
 
 SIZES = (5, 9, 20)
 POLICIES = ["average", "local", "reset"]

@@ -11,15 +11,15 @@ from torch import nn
 from torch.func import functional_call
 
 from clients.local_sgd import LocalSGD
-from fedsim import run
-from fedsim.chains import chain_of
-from fedsim.dropout import seed_dropout
-from fedsim.errors import ScenarioError
-from fedsim.plan import made_up_samples, make_plan, why_not_batched
-from fedsim.procedure import Descent
-from fedsim.scenario import Scenario
-from fedsim.stepping import Stepping
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.client.batching.dropout import seed_dropout
+from fedsim.client.chains.chain import chain_of
+from fedsim.client.chains.stepping import Stepping
+from fedsim.client.plan import made_up_samples, make_plan, why_not_batched
+from fedsim.client.procedure import Descent
+from fedsim.runs import start as run
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario
 
 SHAPE = (2, 8, 8)
 MODELS = {
@@ -297,7 +297,7 @@ def test_large_dense_chains_take_steps_of_their_own_one_client_after_another(opt
     }
     chunk = fed.job(made["batched"], (3, 5, 7))
     together, looped = (made[kind].train(chunk) for kind in ("batched", "loop"))
-    monkeypatch.setattr("fedsim.executor.LARGE", made["batched"].layout.dim)
+    monkeypatch.setattr("fedsim.client.executor.LARGE", made["batched"].layout.dim)
     alone = made["batched"].train(chunk)
     assert alone.computed == alone.samples < together.computed
     for other in (together, looped):

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedsim import checkpoint as checkpoints
-from fedsim.checkpoint import Checkpoint, latest, load, require, save
-from fedsim.errors import CheckpointError
-from fedsim.foreign import dump_attributes, load_attributes
+from fedsim.basics.errors import CheckpointError
+from fedsim.runs import checkpoint as checkpoints
+from fedsim.runs.checkpoint import Checkpoint, latest, load, require, save
+from fedsim.strategy.foreign import dump_attributes, load_attributes
 
 
 def make(server_round: int = 4, **changes: object) -> Checkpoint:

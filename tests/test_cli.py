@@ -14,10 +14,13 @@ import click
 import pytest
 import typer
 
-from fedsim import cli, discovery, flower_strategies, run_folder
-from fedsim.errors import RunError, ScenarioError
-from fedsim.expectations import check_expectations
-from fedsim.scenario import Scenario
+from fedsim import cli
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.runs import folder as run_folder
+from fedsim.scenario import discovery
+from fedsim.scenario.expectations import check_expectations
+from fedsim.scenario.scenario import Scenario
+from fedsim.strategy import flower as flower_strategies
 
 ROOT = Path(__file__).parent.parent
 
@@ -186,8 +189,8 @@ def test_wrong_scenario_is_refused_before_round_1(
 @pytest.fixture
 def no_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run module that must not be reached."""
-    module = types.ModuleType("fedsim.run")
-    monkeypatch.setitem(sys.modules, "fedsim.run", module)
+    module = types.ModuleType("fedsim.runs.start")
+    monkeypatch.setitem(sys.modules, "fedsim.runs.start", module)
 
 
 def test_doctor_refuses_what_it_cannot_look_at(fedsim: Any) -> None:
@@ -402,7 +405,7 @@ def test_picture_that_cannot_be_written_is_refused(fedsim: Any, write: Any) -> N
 
 
 class Runs:
-    """A stand-in for `fedsim.run`."""
+    """A stand-in for `fedsim.runs.start`."""
 
     class RunResult(NamedTuple):
         """What a run gives back."""
@@ -457,9 +460,9 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     runs = Runs()
-    module = types.ModuleType("fedsim.run")
+    module = types.ModuleType("fedsim.runs.start")
     module.start, module.resume = runs.start, runs.resume  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fedsim.run", module)
+    monkeypatch.setitem(sys.modules, "fedsim.runs.start", module)
     return runs
 
 
@@ -537,7 +540,7 @@ def test_crash_before_there_is_a_run_folder_keeps_its_traceback_too(
     fedsim: Any, write: Any, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    monkeypatch.setitem(sys.modules, "fedsim.run", None)
+    monkeypatch.setitem(sys.modules, "fedsim.runs.start", None)
     ended = fedsim("run", write(VALID), "--quiet")
     assert ended.code == 1
     first, second = ended.err.splitlines()

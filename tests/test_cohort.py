@@ -6,14 +6,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from laws import federations as fed
 
-from fedsim import flower_internals as internals
 from fedsim.engine.inline import InlineGrid
-from fedsim.grids import ByteCountingGrid
-from fedsim.layout import Layout, Payload
+from fedsim.federation.grids.wrapper import ByteCountingGrid
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import finite_rows
 from fedsim.messages.byte_counts import cohort_bytes, replies_bytes
 from fedsim.messages.cohort import SETUP, Cohort
 from fedsim.messages.failures import Failure
+from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.replies import Replies
 
 NAMED = {

@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.home import cache_root
-from fedsim.data import DATASETS, cache, prepare, reopen
-from fedsim.data.source import (
+from fedsim.basics.rng import generator
+from fedsim.basics.samples import SampleSpec
+from fedsim.data import cache
+from fedsim.data.federated import (
     Arrays,
     ClientRows,
     DataRecipe,
@@ -23,10 +26,9 @@ from fedsim.data.source import (
     array_sha256,
     json_sha256,
 )
-from fedsim.data.statistics import draw_partition, label_counts, partition_statistics
-from fedsim.errors import RunError, ScenarioError
-from fedsim.rng import generator
-from fedsim.samples import SampleSpec
+from fedsim.data.partitions.statistics import draw_partition, label_counts, partition_statistics
+from fedsim.data.preparation import prepare, reopen
+from fedsim.data.sets.formats import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -479,7 +481,8 @@ def test_every_data_set_can_be_built_from_what_it_must_be_given(tmp_path):
 
 def test_listing_data_sets_and_partitions_imports_nothing_heavy():
     code = (
-        "import sys, fedsim.data, fedsim.participation, fedsim.imports\n"
+        "import sys, fedsim.data.preparation\n"
+        "import fedsim.federation.participation.kinds, fedsim.basics.import_paths\n"
         "heavy = {'torch', 'ray', 'flwr', 'datasets', 'sklearn', 'matplotlib', 'pandas', 'PIL'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

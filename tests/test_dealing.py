@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.engine.dealing import deal
+from fedsim.engine.chunks import deal
 
 SAMPLES = st.lists(st.integers(0, 2000), min_size=1, max_size=70)
 WAYS = ("even", "alike")

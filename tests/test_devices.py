@@ -10,20 +10,20 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from laws import federations as fed
 
-from fedsim import flower_internals as internals
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.devices import AbsenceGrid, DeviceGrid, DeviceModel
+from fedsim.client.batching.schedule import steps_of
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import ScenarioError
-from fedsim.grids import AdmissionGrid, ByteCountingGrid
+from fedsim.federation.devices import AbsenceGrid, DeviceGrid, DeviceModel
+from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
-from fedsim.records import WORK, model_record
-from fedsim.run import execute, make_grid
-from fedsim.run_folder import create
-from fedsim.scenario import Scenario, load
-from fedsim.scenario_tables import Devices
-from fedsim.schedule import steps_of
-from fedsim.world import build
+from fedsim.messages.records import WORK, model_record
+from fedsim.runs.folder import create
+from fedsim.runs.start import execute, make_grid
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.tables import Devices
 
 EVERYBODY = np.arange(8_000)
 
@@ -432,7 +432,7 @@ def test_a_run_records_who_was_late_and_who_did_how_much(scenario, tmp_path):
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_ray_workers_give_the_bits_of_this_process(scenario, tmp_path, ray_cluster, workers):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     inline = run(scenario(), tmp_path / "inline")
     ray = run(scenario(), tmp_path / "ray", lambda w: RayGrid(w.app, 24, workers=workers))
@@ -461,7 +461,7 @@ def test_a_table_that_says_nothing_changes_nothing(scenario, tmp_path, strategy)
 
 
 def test_a_resumed_run_meets_the_same_fates(scenario, tmp_path):
-    from fedsim.run import resume
+    from fedsim.runs.start import resume
 
     class Stop(Exception):
         pass

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from fedsim import doctor
-from fedsim.doctor import Finding, machine, packages, ray_start
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
+from fedsim.cli.doctor import examination, machine, packages, ray_start
+from fedsim.cli.doctor.finding import Finding
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +47,7 @@ def command(*arguments, python=sys.executable, environment=None, limit=None, cwd
 
 @pytest.fixture(scope="module")
 def here():
-    return doctor.examine()
+    return examination.examine()
 
 
 def test_a_machine_that_runs_these_tests_lacks_nothing_needed(here):
@@ -71,7 +71,7 @@ def test_the_report_fits_on_a_screen(here):
 
 def test_nothing_heavy_is_imported_to_look():
     code = (
-        "import sys, fedsim.doctor, fedsim.cli; "
+        "import sys, fedsim.cli.doctor.examination, fedsim.cli; "
         "heavy = {'torch', 'ray', 'flwr', 'numpy', 'datasets'}; print(heavy & set(sys.modules))"
     )
     done = subprocess.run(
@@ -164,19 +164,19 @@ def broken_ray(tmp_path, monkeypatch):
 
 
 def test_an_inline_scenario_does_not_need_ray(broken_ray):
-    report = doctor.examine("quickstart", overrides=["engine.kind=inline"])
+    report = examination.examine("quickstart", overrides=["engine.kind=inline"])
     assert found(report.findings, "ray").state == "note"
     assert "cannot be imported: ImportError: no libray.so" in found(report.findings, "ray").found
     assert found(report.findings, "its engine").found == "inline, in one process"
     assert report.ready
-    report = doctor.examine("quickstart", start_ray=True)
+    report = examination.examine("quickstart", start_ray=True)
     failed = [each.name for each in report.findings if each.state == "failed"]
     assert failed == ["ray", "Ray worker"]
 
 
 def test_a_scenario_that_is_wrong_is_refused_whatever_the_machine_has(broken_ray, tmp_path):
     (tmp_path / "mine.toml").write_text(DIGITS.replace("digits", "digit"))
-    report = doctor.examine(tmp_path / "mine.toml")
+    report = examination.examine(tmp_path / "mine.toml")
     assert report.refused
     refusal = found(report.findings, "scenario").found
     assert "[data] 'digit' is not a data set; did you mean 'digits'?" in refusal
@@ -262,7 +262,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_variable_to_set(monkey
 
 def test_a_disk_that_takes_no_more_bytes_is_noticed(tmp_path):
     code = (
-        "import resource; from pathlib import Path; from fedsim.doctor import machine; "
+        "import resource; from pathlib import Path; from fedsim.cli.doctor import machine; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3, 3)); "
         "print(machine.folder('runs', Path('runs'), remedy='elsewhere'))"
     )
@@ -276,7 +276,7 @@ def test_a_working_folder_that_is_gone_is_no_crash(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     code = (
-        "import os, sys; from pathlib import Path; from fedsim.doctor import machine; "
+        "import os, sys; from pathlib import Path; from fedsim.cli.doctor import machine; "
         "os.rmdir(os.getcwd()); print(machine.folder('runs', Path('runs'), remedy='elsewhere'))"
     )
     done = subprocess.run(
@@ -414,8 +414,8 @@ def held(tmp_path, here):
     """A function that holds a scenario against this machine, without looking at it again."""
 
     def held(text, *overrides):
-        from fedsim.doctor.scenario import look
-        from fedsim.scenario import load
+        from fedsim.cli.doctor.scenario import look
+        from fedsim.scenario.scenario import load
 
         (tmp_path / "mine.toml").write_text(text)
         torch = packages.Imported(True, "", {"built_for": None, "devices": []})
@@ -543,7 +543,7 @@ KERNELS = {
     ],
 )
 def test_kernels_and_the_promise_that_holds_are_told(changed, reason, expected):
-    bits = doctor.kernels.look({"kernels": {**KERNELS, **changed}, "not_portable": reason})
+    bits = examination.kernels.look({"kernels": {**KERNELS, **changed}, "not_portable": reason})
     state, words, remedy = expected
     assert (bits.state, bits.remedy) == (state, remedy)
     assert bits.found.startswith(words)
@@ -552,5 +552,5 @@ def test_kernels_and_the_promise_that_holds_are_told(changed, reason, expected):
 
 def test_kernels_are_unknown_without_torch():
     for facts in (None, {"built_for": None, "devices": []}):
-        finding = doctor.kernels.look(facts)
+        finding = examination.kernels.look(facts)
         assert (finding.state, finding.found) == ("note", "unknown without torch")

@@ -20,14 +20,14 @@ from laws.federations import (
 from torch import nn
 
 from clients.local_sgd import LocalSGD
-from fedsim import tasks
-from fedsim.dropout import SeededDropout, seed_dropout
-from fedsim.executor import CohortExecutor, loop_reason
-from fedsim.layout import Payload, rows_at
-from fedsim.plan import why_loop
-from fedsim.procedure import ClientProcedure, Work
-from fedsim.samples import SampleSpec
-from fedsim.tasks import Classification
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.batching.dropout import SeededDropout, seed_dropout
+from fedsim.client.executor import CohortExecutor, loop_reason
+from fedsim.client.plan import why_loop
+from fedsim.client.procedure import ClientProcedure, Work
+from fedsim.messages.layout import Payload, rows_at
+from fedsim.tasks import named as tasks
+from fedsim.tasks.classification import Classification
 
 KINDS = ["vmap", "loop"]
 PIXELS = math.prod(SHAPE)

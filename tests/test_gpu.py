@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedsim import run
-from fedsim.objectives import margin_penalty
-from fedsim.scenario import load
+from fedsim.client.objectives import margin_penalty
+from fedsim.runs import start as run
+from fedsim.scenario.scenario import load
 from strategies.fedld import principal_gradient_aggregate
 from strategies.fedlex import guidance
 

@@ -3,9 +3,9 @@
 import pytest
 
 import fedsim
-from fedsim import discovery
-from fedsim.idle_keys import idle_keys
-from fedsim.world import build
+from fedsim.runs.world import build
+from fedsim.scenario import discovery
+from fedsim.scenario.idle_keys import idle_keys
 
 GOSSIP = 'strategy={name="gossip", '
 

@@ -2,9 +2,9 @@ import sys
 
 import pytest
 
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.import_paths import folders_of, names_in_source, resolve
 from fedsim.basics.project import enter, opened, plain_path
-from fedsim.errors import ScenarioError
-from fedsim.imports import folders_of, names_in_source, resolve
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.layout import Layout, Payload, TensorSpec, rows_at
+from fedsim.messages.layout import Layout, Payload, TensorSpec, rows_at
 
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 

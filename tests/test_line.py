@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.engine.line import Line, UnspeakableError, WorkerLine, wait
+from fedsim.engine.pipe import Line, UnspeakableError, WorkerLine, wait
 
 LONG = 40.0  # seconds; nothing here takes as long unless it is broken
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch", "pytest", "fedsim.engine.line"])
+_PROCESSES.set_forkserver_preload(["torch", "pytest", "fedsim.engine.pipe"])
 
 
 def run(name, code, up):

@@ -16,9 +16,9 @@ from laws.federations import (
 from oracles import sgd_oracle as oracle
 
 from clients.local_sgd import LocalSGD
-from fedsim.layout import Payload
-from fedsim.procedure import Work
-from fedsim.rng import generator
+from fedsim.basics.rng import generator
+from fedsim.client.procedure import Work
+from fedsim.messages.layout import Payload
 
 OPTIONS = {
     "plain": {},

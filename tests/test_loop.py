@@ -14,19 +14,20 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 
-from fedsim import run, run_folder
+from fedsim.basics.errors import CheckpointError, RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.checkpoint import tensors_sha256
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import CheckpointError, RunError, ScenarioError
-from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
-from fedsim.layout import Payload
-from fedsim.loop import EarlyStop, Policy, RoundLoop, spread
+from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.messages.failures import Failure
-from fedsim.records import model_tensors, named_tensors
-from fedsim.scenario import load
-from fedsim.strategy import FederatedStrategy, Setup
-from fedsim.world import build
+from fedsim.messages.layout import Payload
+from fedsim.messages.records import model_tensors, named_tensors
+from fedsim.runs import folder as run_folder
+from fedsim.runs import start as run
+from fedsim.runs.checkpoint import tensors_sha256
+from fedsim.runs.loop import EarlyStop, Policy, RoundLoop, spread
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import load
+from fedsim.strategy.base import FederatedStrategy, Setup
 
 SMALL = [
     "partition.clients=8",
@@ -96,7 +97,7 @@ def test_local_evaluation_equals_evaluating_each_client_by_itself():
 def test_spread_takes_the_worst_tenth_by_the_metric_s_own_direction():
     from flwr.app import Message, MetricRecord, RecordDict
 
-    from fedsim import flower_internals as internals
+    from fedsim.messages import flower_internals as internals
 
     def message(accuracy, loss, examples=1):
         metadata = internals.instruction_metadata(
@@ -217,9 +218,9 @@ def test_run_folder_names_neither_machine_nor_user(tmp_path, monkeypatch):
 
 
 def test_a_traceback_in_the_log_does_not_name_the_user(tmp_path, monkeypatch):
-    import fedsim.loop
+    import fedsim.runs.loop
 
-    home = str(Path(fedsim.loop.__file__).parent.parent)
+    home = str(Path(fedsim.runs.loop.__file__).parent.parent)
     monkeypatch.setenv("HOME", home)
 
     class Broken:
@@ -466,7 +467,7 @@ def test_strategy_start_ends_when_every_reply_is_refused(caplog):
     from flwr.app import Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
-    from fedsim.records import ArrayRecord
+    from fedsim.messages.records import ArrayRecord
     from strategies import FedAvg
 
     app = ClientApp()

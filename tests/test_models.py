@@ -7,15 +7,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedsim.errors import ScenarioError
-from fedsim.layout import Layout
-from fedsim.models import MODELS
-from fedsim.models.frozen import freeze
-from fedsim.models.pretrained import Pretrained
-from fedsim.models.recurrent import StackedLSTM
-from fedsim.plan import why_loop
-from fedsim.samples import SampleSpec
-from fedsim.tasks import Classification, make_task
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.plan import why_loop
+from fedsim.messages.layout import Layout
+from fedsim.tasks.classification import Classification
+from fedsim.tasks.models.frozen import freeze
+from fedsim.tasks.models.named import MODELS
+from fedsim.tasks.models.pretrained import Pretrained
+from fedsim.tasks.models.recurrent import StackedLSTM
+from fedsim.tasks.named import make_task
 
 DIGITS = (1, 8, 8)
 TEXT = SampleSpec((5,), 12, (), 12)

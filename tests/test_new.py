@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.errors import ScenarioError
-from fedsim.new import create
+from fedsim.basics.errors import ScenarioError
+from fedsim.cli.new.project import create
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}

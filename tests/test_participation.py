@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim import rng
-from fedsim.errors import ScenarioError
-from fedsim.participation import (
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError
+from fedsim.federation.participation.kinds import (
     PARTICIPATION,
     Bernoulli,
     Cyclic,
@@ -18,7 +18,7 @@ from fedsim.participation import (
     Participation,
     Uniform,
 )
-from fedsim.participation_rates import label_rates
+from fedsim.federation.participation.rates import label_rates
 
 COUNTS = np.random.default_rng(3).integers(0, 30, size=(20, 4))  # samples of each class
 

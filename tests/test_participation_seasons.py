@@ -6,10 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedsim.errors import ScenarioError
-from fedsim.factories import check
-from fedsim.participation import Sine, Staircase
-from fedsim.participation_rates import label_rates
+from fedsim.basics.errors import ScenarioError
+from fedsim.federation.participation.kinds import Sine, Staircase
+from fedsim.federation.participation.rates import label_rates
+from fedsim.scenario.signatures import check
 
 CLIENTS, ROUNDS = 20, 4000
 COUNTS = np.random.default_rng(3).integers(0, 30, size=(CLIENTS, 4))
@@ -131,7 +131,7 @@ def test_random_shifts_are_fixed_for_a_run_and_spread_over_the_period():
 
 
 def test_a_season_of_one_level_is_the_bernoulli_rule_bit_for_bit():
-    from fedsim.participation import Bernoulli
+    from fedsim.federation.participation.kinds import Bernoulli
 
     for rate in (0.3, OWN):
         flat, plain = Staircase(rate=rate, levels=[1.0]), Bernoulli(rate=rate)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from fedsim.basics.errors import CheckpointError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
-from fedsim.errors import CheckpointError, ScenarioError
-from fedsim.participation import Trace
-from fedsim.run import _manifest, resume, start
-from fedsim.scenario import load
-from fedsim.world import build
+from fedsim.federation.participation.kinds import Trace
+from fedsim.runs.start import _manifest, resume, start
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import load
 
 CLIENTS = 6
 

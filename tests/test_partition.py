@@ -6,13 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data.drawing import choose, largest_remainders, local_test_counts, stratified_counts
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.rng import generator
+from fedsim.data.federated import Samples
 from fedsim.data.partitions.by_owner import natural
 from fedsim.data.partitions.by_size import iid
 from fedsim.data.partitions.dirichlet import dirichlet, draw_dirichlet
-from fedsim.data.source import Samples
-from fedsim.errors import ScenarioError
-from fedsim.rng import generator
+from fedsim.data.partitions.drawing import (
+    choose,
+    largest_remainders,
+    local_test_counts,
+    stratified_counts,
+)
 
 
 def assign(partition, targets, seed=0):

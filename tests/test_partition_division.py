@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from fedsim import world
-from fedsim.data import DataSet, prepare
-from fedsim.data.skew import FeatureSkew, rotated, rotation_angles, skewed
-from fedsim.data.statistics import label_counts
-from fedsim.errors import ScenarioError
-from fedsim.rng import generator
-from fedsim.samples import SampleSpec
-from fedsim.scenario import load
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.rng import generator
+from fedsim.basics.samples import SampleSpec
+from fedsim.data.partitions.skew import FeatureSkew, rotated, rotation_angles, skewed
+from fedsim.data.partitions.statistics import label_counts
+from fedsim.data.preparation import prepare
+from fedsim.data.sets.user import DataSet
+from fedsim.runs import world
+from fedsim.scenario.scenario import load
 
 DIGITS = {"name": "digits"}
 HOSPITALS = ("Aarhus", "Bari", "Cádiz", "Dresden", "Evora")

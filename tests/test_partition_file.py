@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from fedsim.data import prepare
-from fedsim.data.partition import DROPPED
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.federated import Samples
 from fedsim.data.partitions.from_file import file
-from fedsim.data.source import Samples
-from fedsim.errors import ScenarioError
-from fedsim.scenario import load
+from fedsim.data.partitions.partition import DROPPED
+from fedsim.data.preparation import prepare
+from fedsim.scenario.scenario import load
 
 OWNERS = [2, 0, 0, 1, 2, 2]
 

@@ -12,12 +12,14 @@ import pytest
 from datasets import Dataset
 from flwr_datasets import partitioner as flwr_partitioners
 
-from fedsim import discovery, factories, rng
-from fedsim.data import prepare
-from fedsim.data.partition import DROPPED
-from fedsim.data.partitions import flower, partition_factory
-from fedsim.data.source import Samples
-from fedsim.errors import ScenarioError
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.federated import Samples
+from fedsim.data.partitions import flower
+from fedsim.data.partitions.named import partition_factory
+from fedsim.data.partitions.partition import DROPPED
+from fedsim.data.preparation import prepare
+from fedsim.scenario import discovery, signatures
 
 LABELS = rng.generator(5, "t").integers(0, 6, 700)
 OWNERS = rng.generator(6, "t").integers(0, 23, 700)
@@ -46,9 +48,9 @@ ARGUMENTS = {
 
 def made(name, seed=9, groups=OWNERS, **more):
     factory = partition_factory(f"flower:{name}")
-    takes = factories.keys(factory)
+    takes = signatures.keys(factory)
     clients = {"clients": 6} if "clients" in takes else {}
-    keys = factories.check(factory, {**clients, **ARGUMENTS[name], **more}, where="[partition]")
+    keys = signatures.check(factory, {**clients, **ARGUMENTS[name], **more}, where="[partition]")
     return factory(**keys).assign(Samples(LABELS, groups), seed)
 
 

@@ -12,13 +12,13 @@ from flwr_datasets import partitioner as flwr_partitioners
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import factories
-from fedsim.data.partition import DROPPED
-from fedsim.data.partitions import PARTITIONS, partition_factory
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.rng import generator
+from fedsim.data.federated import Samples
+from fedsim.data.partitions.named import PARTITIONS, partition_factory
+from fedsim.data.partitions.partition import DROPPED
 from fedsim.data.partitions.sizes import law_sizes, law_weights
-from fedsim.data.source import Samples
-from fedsim.errors import ScenarioError
-from fedsim.rng import generator
+from fedsim.scenario import signatures
 
 LAWS = ("equal", "linear", "square", "exponential", "log_normal", "power")
 MODES = ("random", "deterministic", "first-deterministic")
@@ -118,12 +118,12 @@ def test_ten_thousand_clients_take_seconds_and_seeds_differ(kind):
 
 @pytest.mark.parametrize("kind", PARTITIONS)
 def test_every_key_of_every_rule_is_explained_and_the_common_ones_are_everywhere(kind):
-    keys = factories.keys(PARTITIONS[kind])
+    keys = signatures.keys(PARTITIONS[kind])
     assert set(keys) > COMMON
     assert all(key.description for key in keys.values())
     assert next(iter(keys)) == "clients"
     table = {"path": "x"} if kind == "file" else {}
-    assert factories.check(PARTITIONS[kind], table, where="[partition]")["test_fraction"] == 0.0
+    assert signatures.check(PARTITIONS[kind], table, where="[partition]")["test_fraction"] == 0.0
 
 
 # --- sizes -------------------------------------------------------------------------------------

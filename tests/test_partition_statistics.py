@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from test_partition_division import hospitals, mine, numbers
 
-from fedsim.data import prepare
-from fedsim.data.statistics import draw_partition, label_names, partition_statistics
+from fedsim.data.partitions.statistics import draw_partition, label_names, partition_statistics
+from fedsim.data.preparation import prepare
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_every_partition_can_be_drawn(build, tmp_path, loader, partition):
 
 
 def test_the_command_prints_all_that(build, tmp_path, monkeypatch):
-    from fedsim.cli.looking import _partition_outcome
-    from fedsim.scenario import load
+    from fedsim.cli.listing import _partition_outcome
+    from fedsim.scenario.scenario import load
 
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
     file = tmp_path / "mine.toml"

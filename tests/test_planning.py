@@ -10,12 +10,12 @@ import torch
 import typer
 
 from fedsim import cli
-from fedsim.errors import ScenarioError
-from fedsim.planning import Way, chosen, chunk_sizes, measure, with_engine, write
-from fedsim.run import start
-from fedsim.scenario import Scenario, load
-from fedsim.scenario_tables import Engine
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.runs.start import start
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.tables import Engine
+from fedsim.studies.plan_search import Way, chosen, chunk_sizes, measure, with_engine, write
 
 TINY = """# who trains
 rounds = 2

@@ -7,18 +7,19 @@ import pytest
 import torch
 from laws import federations as fed
 
-from fedsim import rng, run
-from fedsim.attacks import backdoor
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.client_app import CohortApp
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.batching.poison import FlippedLabels, Poison, Trigger
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.plan import ExecutionPlan
+from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import ScenarioError
-from fedsim.executor import CohortExecutor
-from fedsim.grids import GridWrapper
-from fedsim.plan import ExecutionPlan
-from fedsim.poison import FlippedLabels, Poison, Trigger
-from fedsim.samples import SampleSpec
-from fedsim.scenario import Scenario
+from fedsim.federation.attacks.kinds import backdoor
+from fedsim.federation.grids.wrapper import GridWrapper
+from fedsim.runs import start as run
+from fedsim.scenario.scenario import Scenario
 
 PICTURE = SampleSpec((1, 4, 4), 10)
 EFFECTS = {"label_flip": FlippedLabels(), "backdoor": Trigger(target=1, size=2, share=0.6)}

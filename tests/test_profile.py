@@ -11,15 +11,15 @@ from laws import federations as fed
 
 from clients.local_sgd import LocalSGD
 from fedsim import cli
+from fedsim.client.executor import ChunkJob, ChunkResult
+from fedsim.client.plan import ExecutionPlan
+from fedsim.engine.grid import ChunkWork, WorkOutcome
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.local import ChunkWork, WorkOutcome
-from fedsim.executor import ChunkJob, ChunkResult
-from fedsim.layout import Payload
-from fedsim.loop import RoundReport
-from fedsim.plan import ExecutionPlan
-from fedsim.profile import Profile, advice, screen
-from fedsim.run import start
-from fedsim.scenario import Scenario
+from fedsim.messages.layout import Payload
+from fedsim.runs.loop import RoundReport
+from fedsim.runs.profile import Profile, advice, screen
+from fedsim.runs.start import start
+from fedsim.scenario.scenario import Scenario
 
 SCENARIO = {
     "rounds": 3,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from fedsim import progress as module
-from fedsim.progress import Progress
+from fedsim.runs import progress as module
+from fedsim.runs.progress import Progress
 
 
 class Clock:

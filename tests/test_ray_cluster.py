@@ -16,13 +16,13 @@ SCRIPT = """
 import functools, hashlib, json, sys
 import ray
 from ray.cluster_utils import Cluster
-import fedsim.engine.ray as engine
+import fedsim.engine.ray.grid as engine
 from fedsim.engine.inline import InlineGrid
-from fedsim.scenario import load
-from fedsim.world import build
+from fedsim.scenario.scenario import load
+from fedsim.runs.world import build
 from flwr.app import ConfigRecord
-from fedsim.records import named_tensors
-from fedsim.checkpoint import tensors_sha256
+from fedsim.messages.records import named_tensors
+from fedsim.runs.checkpoint import tensors_sha256
 
 def train(world, grid, leaves=None):
     arrays = world.arrays
@@ -133,7 +133,7 @@ def test_when_a_node_leaves_during_a_run_the_others_go_on_to_the_same_bits(found
 def test_a_note_of_a_dead_cluster_is_ignored(tmp_path, monkeypatch):
     import ray
 
-    from fedsim.engine.ray import _standing_cluster
+    from fedsim.engine.ray.grid import _standing_cluster
 
     monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda: "127.0.0.1:1")
     assert _standing_cluster() is None

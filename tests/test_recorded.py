@@ -3,11 +3,11 @@
 import pytest
 
 import fedsim
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.errors import ScenarioError
-from fedsim.expectations import Expectation, check_expectations
-from fedsim.scenario import Scenario
-from fedsim.world import build
+from fedsim.runs.world import build
+from fedsim.scenario.expectations import Expectation, check_expectations
+from fedsim.scenario.scenario import Scenario
 
 SPLIT = {"partition": {"kind": "iid", "clients": 4, "test_fraction": 0.3}}
 WORLDS = {

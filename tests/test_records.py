@@ -7,8 +7,8 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedsim.layout import Layout
-from fedsim.records import (
+from fedsim.messages.layout import Layout
+from fedsim.messages.records import (
     ArraysMismatchError,
     array_record,
     first_not_finite,

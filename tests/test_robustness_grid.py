@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import robustness
 from fedsim.aggregators import rules
-from fedsim.attacks import ATTACKS
+from fedsim.federation.attacks.named import ATTACKS
 
 
 def test_every_attack_and_every_rule_is_in_the_grid():

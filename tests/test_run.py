@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import checkpoint
-from fedsim import run as runs
+from fedsim.basics.errors import CheckpointError, RunError, ScenarioError, UnwrittenCheckpointError
 from fedsim.basics.json_files import JsonLines
-from fedsim.data.skew import FeatureSkew, skewed
-from fedsim.errors import CheckpointError, RunError, ScenarioError, UnwrittenCheckpointError
-from fedsim.scenario import Scenario
-from fedsim.world import build
+from fedsim.data.partitions.skew import FeatureSkew, skewed
+from fedsim.runs import checkpoint
+from fedsim.runs import start as runs
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario
 
 GOSSIP = {
     "strategy": {"name": "gossip"},

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import run_folder
+from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json, write_json_atomic
-from fedsim.errors import RunError, ScenarioError
-from fedsim.run_folder import folder_of, open_existing
-from fedsim.scenario import Scenario, load
+from fedsim.runs import folder as run_folder
+from fedsim.runs.folder import folder_of, open_existing
+from fedsim.scenario.scenario import Scenario, load
 
 
 @pytest.fixture(scope="module")

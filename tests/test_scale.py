@@ -8,10 +8,10 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
-from fedsim.run import start
-from fedsim.scenario import load
-from fedsim.world import build
+from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.runs.start import start
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import load
 
 MILLION = 1_000_000
 SHARED = """

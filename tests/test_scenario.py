@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import fedsim
 import strategies
-from fedsim import discovery, factories
-from fedsim.errors import ScenarioError
-from fedsim.expectations import Expectation, check_expectations
-from fedsim.scenario import Scenario, load
-from fedsim.tasks import TaskOptions
+from fedsim.basics.errors import ScenarioError
+from fedsim.scenario import discovery, signatures
+from fedsim.scenario.expectations import Expectation, check_expectations
+from fedsim.scenario.scenario import Scenario, load
+from fedsim.tasks.options import TaskOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -497,7 +497,7 @@ def example(
 
 
 def test_arguments_are_completed_in_the_order_of_the_signature_as_json() -> None:
-    table = factories.check(example, {"sizes": [3], "rate": 1}, where="[x]")
+    table = signatures.check(example, {"sizes": [3], "rate": 1}, where="[x]")
     assert list(table.items()) == [
         ("rate", 1.0),
         ("steps", None),
@@ -509,37 +509,37 @@ def test_arguments_are_completed_in_the_order_of_the_signature_as_json() -> None
 
 
 def test_defaults_are_json_able_too() -> None:
-    assert factories.check(example, {}, where="[x]")["sizes"] == [1, 2]
+    assert signatures.check(example, {}, where="[x]")["sizes"] == [1, 2]
 
 
 def test_null_is_a_value_only_where_none_is_allowed() -> None:
-    assert factories.check(example, {"steps": None}, where="[x]")["steps"] is None
+    assert signatures.check(example, {"steps": None}, where="[x]")["steps"] is None
     with pytest.raises(ScenarioError, match=r"\[x\] rate = null: must be a number"):
-        factories.check(example, {"rate": None}, where="[x]")
+        signatures.check(example, {"rate": None}, where="[x]")
 
 
 def test_every_wrong_argument_is_a_line() -> None:
     with pytest.raises(ScenarioError) as caught:
-        factories.check(example, {"rat": 1, "steps": "3", "mode": "c"}, where="[x]")
+        signatures.check(example, {"rat": 1, "steps": "3", "mode": "c"}, where="[x]")
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_positional_arguments_are_the_callers_and_no_keys() -> None:
     def factory(targets: list[int], *, alpha: float = 1.0, seed: int) -> None: ...
 
-    assert factories.check(factory, {}, where="[x]", skip=("seed",)) == {"alpha": 1.0}
-    assert list(factories.keys(factory, foreign=True)) == ["targets", "alpha", "seed"]
+    assert signatures.check(factory, {}, where="[x]", skip=("seed",)) == {"alpha": 1.0}
+    assert list(signatures.keys(factory, foreign=True)) == ["targets", "alpha", "seed"]
 
 
 def test_required_argument_that_is_missing_is_named() -> None:
     def factory(*, alpha: float) -> None: ...
 
     with pytest.raises(ScenarioError, match=r"\[x\] 'alpha' is missing: give a float"):
-        factories.check(factory, {}, where="[x]")
+        signatures.check(factory, {}, where="[x]")
 
 
 def test_docstring_explains_the_keys() -> None:
-    keys = factories.keys(example)
+    keys = signatures.keys(example)
     assert keys["rate"].description == "How often, in both lines."
     assert keys["steps"].description == "How many: or none."
     assert keys["mode"].description == ""
@@ -549,13 +549,13 @@ def test_docstring_explains_the_keys() -> None:
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_integers_pass_unchanged_where_integers_are_due(value: int) -> None:
-    assert factories.check_value(int, value) == value
+    assert signatures.check_value(int, value) == value
 
 
 @given(st.one_of(st.booleans(), st.floats(), st.text(), st.lists(st.integers())))
 def test_nothing_but_an_integer_is_taken_for_one(value: Any) -> None:
     with pytest.raises(ScenarioError):
-        factories.check_value(int, value)
+        signatures.check_value(int, value)
 
 
 # Discovery.
@@ -567,7 +567,7 @@ def run_python(code: str) -> None:
 
 def test_names_are_found_without_importing_torch() -> None:
     run_python(
-        "import sys; from fedsim import discovery as d\n"
+        "import sys; from fedsim.scenario import discovery as d\n"
         "assert 'fedavg' in d.names('strategies')\n"
         "assert 'local_sgd' in d.names('clients')\n"
         "assert 'quickstart' in d.names('scenarios')\n"
@@ -596,7 +596,7 @@ def test_telemetry_setting_of_the_user_wins() -> None:
 
 
 def test_strategy_is_the_one_class_of_the_module_of_its_name() -> None:
-    from fedsim.strategy import FederatedStrategy
+    from fedsim.strategy.base import FederatedStrategy
 
     for name in discovery.names("strategies"):
         factory = discovery.strategy_factory(name)
@@ -655,8 +655,8 @@ def test_everything_listed_is_described_and_has_defaults_that_pass_its_own_check
         factory = discovery.factory(kind, entry.name)
         if any(key.required for key in entry.keys.values()):
             continue
-        plain = factories.check(factory, {}, where="[x]", skip=skip)
-        assert plain == factories.check(factory, plain, where="[x]", skip=skip)
+        plain = signatures.check(factory, {}, where="[x]", skip=skip)
+        assert plain == signatures.check(factory, plain, where="[x]", skip=skip)
         options = set()
         if kind == "tasks":
             options = {"dtype", *(each.name for each in fields(TaskOptions))}
@@ -672,7 +672,7 @@ def test_scenarios_inside_an_installed_package_are_found(tmp_path: Path) -> None
     shutil.copytree(ROOT / "fedsim", tmp_path / "fedsim", ignore=only_code)
     (tmp_path / "fedsim" / "scenarios").mkdir()
     shutil.copy(ROOT / "scenarios" / "quickstart.toml", tmp_path / "fedsim" / "scenarios")
-    code = "from fedsim import discovery as d; print(d.names('scenarios'), d.__file__)"
+    code = "from fedsim.scenario import discovery as d; print(d.names('scenarios'), d.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", code],
         check=True,

@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation as flowers
 
 import fedsim
-from fedsim.errors import RunError
+from fedsim.basics.errors import RunError
 
 
 def client_app():

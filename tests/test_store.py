@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.checkpoint import Checkpoint, load, save
-from fedsim.engine import store as store_module
-from fedsim.engine.store import ClientStore
-from fedsim.errors import RunError
-from fedsim.run import start
-from fedsim.scenario import load as load_scenario
+from fedsim.basics.errors import RunError
+from fedsim.engine import client_states as store_module
+from fedsim.engine.client_states import ClientStore
+from fedsim.runs.checkpoint import Checkpoint, load, save
+from fedsim.runs.start import start
+from fedsim.scenario.scenario import load as load_scenario
 
 ROW = 22  # bytes of a memory below
 

@@ -9,14 +9,14 @@ from flwr.serverapp import Grid
 from laws import federations as fed
 from torch import Tensor
 
-from fedsim import discovery
 from fedsim.engine.inline import InlineGrid
-from fedsim.grids import SubsetGrid
-from fedsim.layout import Payload
+from fedsim.federation.grids.wrapper import SubsetGrid
 from fedsim.messages.cohort import SETUP
+from fedsim.messages.layout import Payload
+from fedsim.messages.records import array_record, model_tensors
 from fedsim.messages.replies import Replies
-from fedsim.records import array_record, model_tensors
-from fedsim.strategy import (
+from fedsim.scenario import discovery
+from fedsim.strategy.base import (
     FederatedStrategy,
     LinearStrategy,
     NoState,

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from sklearn import metrics as sk
 
 import fedsim
-from fedsim import run as runs
+from fedsim.basics.errors import CheckpointError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
-from fedsim.checkpoint import FOLDER
-from fedsim.errors import CheckpointError, ScenarioError
-from fedsim.loop import EarlyStop, spread
+from fedsim.messages.records import array_record, model_tensors, named_tensors
 from fedsim.messages.replies import Replies
-from fedsim.records import array_record, model_tensors, named_tensors
-from fedsim.scenario import Scenario, load
-from fedsim.strategy import mean_metrics
-from fedsim.world import build
+from fedsim.runs import start as runs
+from fedsim.runs.checkpoint import FOLDER
+from fedsim.runs.loop import EarlyStop, spread
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario, load
+from fedsim.strategy.base import mean_metrics
 
 HOSPITALS = {
     "seed": 2,
@@ -323,7 +323,7 @@ def test_augmentation_moves_training_in_a_run(tmp_path):
 
 
 def saved_model(path, seed=77):
-    task = fedsim.world._task({}, build(scenario()).data)
+    task = fedsim.runs.world._task({}, build(scenario()).data)
     save_file(dict(task.build_model(seed).state_dict()), path)
     return task.build_model(seed)
 

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import nn
 
-from fedsim.errors import ScenarioError
-from fedsim.evaluation import Evaluation
-from fedsim.metrics import auroc
-from fedsim.samples import SampleSpec
-from fedsim.tasks import Classification, NextCharacter, Regression, make_task
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.evaluation import Evaluation
+from fedsim.tasks.classification import Classification, NextCharacter
+from fedsim.tasks.metrics import auroc
+from fedsim.tasks.named import make_task
+from fedsim.tasks.regression import Regression
 
 DIGITS = (1, 8, 8)
 

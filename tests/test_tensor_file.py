@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load
 
-from fedsim.tensor_file import DTYPES, write_tensors
+from fedsim.basics.tensor_file import DTYPES, write_tensors
 
 shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 

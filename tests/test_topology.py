@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedsim import factories
-from fedsim.errors import ScenarioError
-from fedsim.topology import (
+from fedsim.basics.errors import ScenarioError
+from fedsim.federation.topology.picture import draw_topology
+from fedsim.federation.topology.topology import (  # fmt: skip
     TOPOLOGIES,
     complete,
     erdos_renyi,
@@ -24,8 +24,8 @@ from fedsim.topology import (
     spectral_gap,
     star,
     torus,
-)  # fmt: skip
-from fedsim.topology_picture import draw_topology
+)
+from fedsim.scenario import signatures
 
 PLAIN = [kind for kind in TOPOLOGIES if kind != "file"]
 RANDOM = ["regular", "erdos_renyi", "small_world", "barabasi_albert"]
@@ -187,10 +187,10 @@ def test_possible_numbers_of_nodes_are_not_refused(kind):
 
 @pytest.mark.parametrize("kind", TOPOLOGIES)
 def test_the_arguments_are_a_scenario_schema(kind):
-    schema = factories.keys(TOPOLOGIES[kind])
+    schema = signatures.keys(TOPOLOGIES[kind])
     assert all(key.description for key in schema.values())
     given_ = {"path": "graph.txt"} if kind == "file" else {}
-    checked = factories.check(TOPOLOGIES[kind], given_, where="[topology]")
+    checked = signatures.check(TOPOLOGIES[kind], given_, where="[topology]")
     assert checked.keys() == schema.keys()
 
 

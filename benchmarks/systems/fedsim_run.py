@@ -1,6 +1,6 @@
 """fedsim: what `fedsim run` does with a scenario, every default on, from the file to the end.
 
-The scenario is written out and given to `fedsim.run.start`, which is what the command calls; the
+The scenario is written out and given to `fedsim.start`, which is what the command calls; the
 hook after each round is the progress display, told of a round after everything else has been: so a
 turn holds metrics, records and checkpoints. The engine is the workload's: inline, or Ray with
 so many workers.
@@ -24,10 +24,10 @@ import contextlib
 
 import fedsim
 from benchmarks import pool
-from fedsim import checkpoint
-from fedsim.progress import Progress
-from fedsim.run import start
-from fedsim.scenario import load
+from fedsim.runs import checkpoint
+from fedsim.runs.progress import Progress
+from fedsim.runs.start import start
+from fedsim.scenario.scenario import load
 
 FOREVER = 10**9
 CHECKPOINT_EVERY = 10  # the default; the model of a turn that ends on one can be read from it

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregators.bounds import MAJORITY
+from fedsim.aggregators.updates import Updates
 from fedsim.basics.ties import EPSILON
-from fedsim.robust import Updates
 
 _ROUNDING = 32 * EPSILON  # of a value in its distance from a centre
 

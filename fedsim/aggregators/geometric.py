@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedsim.aggregators.coordinatewise import median_of
+from fedsim.aggregators.updates import Directions, Updates, rounding
 from fedsim.basics.ties import EPSILON
-from fedsim.robust import Directions, Updates, rounding
 
 _ITERATIONS, _PATIENCE = 1000, 30
 _SOLVED = 1e-13  # of the gradient's length, which is at most 1 per update

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.aggregators import coordinatewise, geometric, mixing, selection
+from fedsim.aggregators import before as mixing
+from fedsim.aggregators import coordinatewise, geometric, selection
 from fedsim.aggregators.bounds import BULYAN, KRUM, MAJORITY, Bound
+from fedsim.aggregators.updates import Updates
+from fedsim.basics.errors import require_choice
 from fedsim.basics.ties import Jump
-from fedsim.errors import require_choice
-from fedsim.robust import Updates
 
 RuleName = Literal[
     "mean", "coordinate_median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan",

@@ -26,8 +26,8 @@ from torch import Tensor
 from fedsim.aggregators.bounds import BULYAN, KRUM, MAJORITY, Bound
 from fedsim.aggregators.coordinatewise import around_median_of
 from fedsim.aggregators.ties import Distances, by_score, entries
+from fedsim.aggregators.updates import Updates
 from fedsim.basics.ties import Ints, shares
-from fedsim.robust import Updates
 
 
 def multi_krum(updates: Tensor, *, num_byzantine: int, num_selected: int | None = None) -> Tensor:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.updates import NEAR, Updates, rounding
 from fedsim.basics.ties import Ints, Key, ranks
-from fedsim.robust import NEAR, Updates, rounding
 
 
 class Distances(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.rng import derived_seed
+from fedsim.basics.rng import derived_seed
 
 OWN = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
 
 
 def home() -> Path | None:

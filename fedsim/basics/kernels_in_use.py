@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.basics import kernels
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.kernels import Bits
-from fedsim.errors import ScenarioError
 
 _MKL_MODES = {
     1: "off", 2: "AUTO", 3: "COMPATIBLE", 4: "SSE2", 5: "SSE3", 6: "SSSE3", 7: "SSE4_1",

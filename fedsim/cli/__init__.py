@@ -13,14 +13,14 @@ import gc
 import os
 import sys
 
-from fedsim.cli.shared import app
+from fedsim.cli.app import app
 
 # commands register themselves, in the order of `fedsim --help`
 # isort: off
-from fedsim.cli import running  # noqa: F401
-from fedsim.cli import studying  # noqa: F401
-from fedsim.cli import checking  # noqa: F401
-from fedsim.cli import looking  # noqa: F401
+from fedsim.cli import run  # noqa: F401
+from fedsim.cli import compare  # noqa: F401
+from fedsim.cli import check_commands  # noqa: F401
+from fedsim.cli import listing  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from fedsim.basics.generators import put_back
 from fedsim.basics.kept_state import KeptState
-from fedsim.procedure import Work
+from fedsim.client.procedure import Work
 
 
 def ends_with_one(sizes: np.ndarray, work: Work) -> np.ndarray:

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.generators import drawn_from
+from fedsim.basics.rng import derived_seed
+from fedsim.client.batching.dropout import why_not_seeded
 from fedsim.client.differences import apart, changes, first_odd, largest, rows
-from fedsim.dropout import why_not_seeded
-from fedsim.errors import ScenarioError
-from fedsim.evaluation import Evaluation
-from fedsim.executor import Action, ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
-from fedsim.layout import Payload, tensors_of
-from fedsim.plan import TRIED_ONCE, inside, without_a_rule
-from fedsim.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
-from fedsim.rng import derived_seed
+from fedsim.client.evaluation import Evaluation
+from fedsim.client.executor import Action, ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
+from fedsim.client.plan import TRIED_ONCE, inside, without_a_rule
+from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
+from fedsim.messages.layout import Payload, tensors_of
 
 _LOOKED_AT = 256  # clients among which those that are tried are looked for
 _BATCH, _STEPS = 3, 2

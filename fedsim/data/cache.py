@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.source import json_sha256
-from fedsim.errors import RunError
+from fedsim.basics.errors import RunError
+from fedsim.data.federated import json_sha256
 
 _INDEX = "index.json"
-_DRAWN_WITH = ("rng.py", "basics/ties.py")  # by code in this folder
+_DRAWN_WITH = ("basics/rng.py", "basics/ties.py")  # by code in this folder
 _MAPPED_FROM = 64 * 1024  # bytes; mapping less saves nothing, and an empty array cannot be mapped
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fedsim.basics.samples import SampleSpec
 from fedsim.data import cache
-from fedsim.data.source import Arrays, Ints
-from fedsim.samples import SampleSpec
+from fedsim.data.federated import Arrays, Ints
 
 
 class Loaded(NamedTuple):

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from fedsim.basics.errors import RunError
 from fedsim.data import cache
-from fedsim.data.division import divide
-from fedsim.data.loaded import PooledSource, read_spec
-from fedsim.data.partition import Partition
-from fedsim.data.source import (
+from fedsim.data.federated import (
     Arrays,
     ClientIds,
     ClientRows,
@@ -24,7 +22,9 @@ from fedsim.data.source import (
     array_sha256,
     json_sha256,
 )
-from fedsim.errors import RunError
+from fedsim.data.loaded import PooledSource, read_spec
+from fedsim.data.partitions.division import divide
+from fedsim.data.partitions.partition import Partition
 
 
 class PooledData(FederatedData):

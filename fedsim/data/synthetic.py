@@ -27,10 +27,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedsim import rng
-from fedsim.data.drawing import local_test_counts
-from fedsim.data.partition import DEFAULT_CLIENTS, Partition
-from fedsim.data.source import (
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.samples import SampleSpec
+from fedsim.data.federated import (
     Arrays,
     ClientIds,
     ClientRows,
@@ -41,8 +41,8 @@ from fedsim.data.source import (
     json_sha256,
     size_summary,
 )
-from fedsim.errors import ScenarioError
-from fedsim.samples import SampleSpec
+from fedsim.data.partitions.drawing import local_test_counts
+from fedsim.data.partitions.partition import DEFAULT_CLIENTS, Partition
 
 SUMMARISED_CLIENTS = 1000  # whose sizes stand in the manifest
 _MOST = 1e6  # standard deviations: what features in float32 bear

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fedsim.engine.local import ChunkWork, LocalGrid, Runner, Work, WorkOutcome, describe
-from fedsim.layout import Payload, rows_at
+from fedsim.engine.grid import ChunkWork, LocalGrid, Runner, Work, WorkOutcome, describe
+from fedsim.messages.layout import Payload, rows_at
 
 
 class InlineGrid(LocalGrid):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 
-from fedsim import flower_internals as internals
-from fedsim.records import NUM_EXAMPLES, SERVER_ROUND
+from fedsim.messages import flower_internals as internals
+from fedsim.messages.records import NUM_EXAMPLES, SERVER_ROUND
 
 _LINES = 5  # of one kind of message in a round; the others are counted
 _OWN = "; the app is given it as it is: have the client raise, or the strategy leave it out"

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedsim import flower_internals as internals
-from fedsim.layout import Layout
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.layout import Layout
+from fedsim.messages.records import ARRAYS, CONFIG, EXTRA, METRICS, array_record
 from fedsim.messages.replies import Replies
-from fedsim.records import ARRAYS, CONFIG, EXTRA, METRICS, array_record
 
 
 def cohort_bytes(cohort: Cohort) -> int:

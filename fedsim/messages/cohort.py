@@ -19,11 +19,11 @@ from flwr.app import (
     RecordDict,
 )
 
-from fedsim import flower_internals as internals
-from fedsim.errors import RunError
-from fedsim.layout import Layout, Payload
+from fedsim.basics.errors import RunError
+from fedsim.messages import flower_internals as internals
+from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.lazy import LazyMessages
-from fedsim.records import (
+from fedsim.messages.records import (
     ARRAYS,
     CONFIG,
     EXTRA,

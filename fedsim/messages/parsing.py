@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.cohort import Cohort
-from fedsim.records import (
+from fedsim.messages.records import (
     EXTRA,
     NUM_EXAMPLES,
     ArraysMismatchError,

@@ -17,21 +17,14 @@ from flwr.app import (
 )
 from torch import Tensor
 
-from fedsim import flower_internals as internals
-from fedsim.layout import Layout
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import MAX_EXAMPLES, finite_rows
 from fedsim.messages.cohort import DEFAULT_TTL, SETUP, Cohort
 from fedsim.messages.failures import ERROR_CODES, Failure
+from fedsim.messages.layout import Layout
 from fedsim.messages.lazy import LazyMessages, next_message_id
 from fedsim.messages.parsing import Parsed, Refused, parse, usual
-from fedsim.records import (
-    ARRAYS,
-    EXTRA,
-    METRICS,
-    NUM_EXAMPLES,
-    array_record,
-    model_record,
-)
+from fedsim.messages.records import ARRAYS, EXTRA, METRICS, NUM_EXAMPLES, array_record, model_record
 
 
 @dataclass(frozen=True, eq=False)

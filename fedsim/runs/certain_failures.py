@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim import discovery
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.text import names_of
+from fedsim.client.procedure import ClientProcedure, Work
 from fedsim.client.short_batches import ends_with_one, why_not_one
-from fedsim.data import FederatedData
-from fedsim.errors import ScenarioError
-from fedsim.procedure import ClientProcedure, Work
-from fedsim.scenario import Scenario
-from fedsim.tasks import Task
+from fedsim.data.federated import FederatedData
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import Scenario
+from fedsim.tasks.task import Task
 
 _LOOKED_AT = 256  # clients among which one that holds samples is looked for
 

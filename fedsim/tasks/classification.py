@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim import metrics as measures
-from fedsim.errors import ScenarioError, require_different, unknown
-from fedsim.samples import SampleSpec
+from fedsim.basics.errors import ScenarioError, require_different, unknown
+from fedsim.basics.samples import SampleSpec
+from fedsim.tasks import metrics as measures
 from fedsim.tasks.task import Task
 
 ClassMetric = Literal[

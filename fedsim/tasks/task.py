@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedsim import rng
+from fedsim.basics import rng
+from fedsim.basics.errors import FedsimError, ScenarioError, is_too_large
 from fedsim.basics.kept_state import KeptState
-from fedsim.errors import FedsimError, ScenarioError, is_too_large
-from fedsim.layout import tensors_of
-from fedsim.samples import SampleSpec
+from fedsim.basics.samples import SampleSpec
+from fedsim.messages.layout import tensors_of
 
 NUMPY_DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,

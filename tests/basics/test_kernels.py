@@ -7,7 +7,7 @@ import torch
 
 from basics.processes import ended_process, run
 from fedsim.basics import kernels, kernels_in_use
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
 
 SAY = "import json; from fedsim.basics.kernels_in_use import in_use, notes; "
 PORTABLE = """

@@ -5,7 +5,7 @@ import json
 import textwrap
 
 import fedsim
-from fedsim.world import build
+from fedsim.runs.world import build
 
 _number = itertools.count()
 SCENARIO = """

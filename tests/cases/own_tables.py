@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedsim.data import prepare
+from fedsim.data.preparation import prepare
 
 IID = {"kind": "iid", "clients": 2}
 NATURAL = {"kind": "natural"}

@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import NET, project
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.import_paths import code_behind
 from fedsim.basics.json_files import read_json
 from fedsim.basics.project import enter
 from fedsim.basics.sources import behind, changes
 from fedsim.cli import app
-from fedsim.errors import ScenarioError
-from fedsim.imports import code_behind
-from fedsim.studies.cells import cells_of
-from fedsim.studies.code import said_of_code
-from fedsim.studies.given import of_runs
-from fedsim.studies.variants import of_scenarios
+from fedsim.studies.cells.cell import cells_of
+from fedsim.studies.cells.code import said_of_code
+from fedsim.studies.cells.given import of_runs
+from fedsim.studies.cells.variants import of_scenarios
 
 LAYERS = NET.format(units=4)
 LOADER = """
@@ -132,7 +132,7 @@ def test_every_kind_of_thing_that_is_named_counts(tmp_path):
 
 
 def test_what_is_installed_or_fedsims_own_does_not_count(tmp_path):
-    model = "import numpy, torch, fedsim.models, strategies.fedavg, json\n" + LAYERS
+    model = "import numpy, torch, fedsim.tasks.models.named, strategies.fedavg, json\n" + LAYERS
     file = project(tmp_path / "p", model=model)
     assert set(fedsim.load_scenario(file).code.files) == {"model.py"}
     assert fedsim.load_scenario("quickstart").code.sha256 == ""

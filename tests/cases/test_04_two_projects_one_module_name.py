@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import NET, project
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.project import enter
 from fedsim.cli import app
-from fedsim.errors import ScenarioError
-from fedsim.run import execute, make_grid, write_plan
-from fedsim.run_folder import create
-from fedsim.world import build
+from fedsim.runs.folder import create
+from fedsim.runs.start import execute, make_grid, write_plan
+from fedsim.runs.world import build
 
 ROOT = Path(__file__).parents[2]
 

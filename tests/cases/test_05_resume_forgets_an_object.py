@@ -12,11 +12,11 @@ from flwr.serverapp.strategy import FedAvg
 
 import fedsim
 from cases import rememberers, worlds
+from fedsim.basics.errors import CheckpointError
 from fedsim.basics.json_files import JsonLines
-from fedsim.checkpoint import latest
-from fedsim.errors import CheckpointError
-from fedsim.foreign import dump_attributes, load_attributes
-from fedsim.held.strategies import StrategyMemory, try_out
+from fedsim.runs.checkpoint import latest
+from fedsim.strategy.foreign import dump_attributes, load_attributes
+from fedsim.strategy.held.strategies import StrategyMemory, try_out
 
 SHORT = {"rounds": 4, "checkpoint": {"every": 1}}
 

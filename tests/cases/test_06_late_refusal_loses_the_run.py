@@ -7,8 +7,8 @@ import pytest
 
 import fedsim
 from cases import worlds
-from fedsim.checkpoint import latest
-from fedsim.foreign import dump_attributes, load_attributes
+from fedsim.runs.checkpoint import latest
+from fedsim.strategy.foreign import dump_attributes, load_attributes
 
 
 def test_losses_by_node_and_pairs_of_the_history_are_kept(tmp_path):

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import fedsim
 from cases import worlds
+from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
-from fedsim.client_settings import ClientSettings
+from fedsim.engine.client_settings import ClientSettings
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
 from fedsim.messages.cohort import Cohort
-from fedsim.world import build
+from fedsim.runs.world import build
 
 NAME = "cases.test_07_config_that_nobody_reads:"
 

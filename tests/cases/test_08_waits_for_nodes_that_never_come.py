@@ -17,11 +17,11 @@ from flwr.serverapp.strategy import FedAvg
 
 import fedsim
 from cases import worlds
-from fedsim import waiting
-from fedsim.errors import RunError, ScenarioError
-from fedsim.participation import PARTICIPATION
-from fedsim.waiting import Patience, check_minima
-from fedsim.world import build
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.federation.grids import waiting
+from fedsim.federation.grids.waiting import Patience, check_minima
+from fedsim.federation.participation.kinds import PARTICIPATION
+from fedsim.runs.world import build
 
 BERNOULLI = {"participation": {"kind": "bernoulli", "rate": 0.3}}
 pytestmark = pytest.mark.timeout(60)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import fedsim
-from fedsim.data import DataSet, prepare
-from fedsim.data.user import checked
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.preparation import prepare
+from fedsim.data.sets.user import DataSet, checked
 from tests.cases.own_tables import SCENARIO, read, rows, write
 
 second = partial(pytest.param, marks=pytest.mark.slow)  # of a kind

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import project
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.home import cache_root, expanded, home
 from fedsim.basics.project import enter
 from fedsim.cli import app
-from fedsim.doctor import machine
-from fedsim.errors import ScenarioError
+from fedsim.cli.doctor import machine
 
 ROOT = Path(__file__).parents[2]
 NOBODY = """

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cases.own_projects import project
-from fedsim.doctor import machine
-from fedsim.engine import ray as engine
-from fedsim.engine.ray_place import make_folder, place
-from fedsim.errors import RunError
+from fedsim.basics.errors import RunError
+from fedsim.cli.doctor import machine
+from fedsim.engine.ray import grid as engine
+from fedsim.engine.ray.place import make_folder, place
 
 ROOT = Path(__file__).parents[2]
 LONG = "a_folder_of_a_job_of_some_batch_system_with_a_name_that_says_everything"
@@ -68,7 +68,7 @@ def test_the_users_own_folder_for_ray_is_named_when_it_will_not_do(temporary):
 
 def test_without_any_short_folder_the_variable_to_set_is_named(temporary, monkeypatch):
     temporary(LONG)
-    monkeypatch.setattr("fedsim.engine.ray_place._SHORT", ("/proc/1/none",))
+    monkeypatch.setattr("fedsim.engine.ray.place._SHORT", ("/proc/1/none",))
     with pytest.raises(RunError, match="set TMPDIR or RAY_TMPDIR to a short folder"):
         make_folder()
     assert machine.sockets().remedy == (
@@ -146,7 +146,7 @@ def test_runs_from_several_threads_work_whatever_of_the_first_is_collected_late(
     script = """
         import gc, json, threading
         import fedsim
-        from fedsim.engine import ray as engine
+        from fedsim.engine.ray import grid as engine
 
         held, found = [], []
         put = engine.ray.put

@@ -7,11 +7,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fedsim
-from fedsim.data import DataSet
-from fedsim.procedure import Work
-from fedsim.rng import generator
-from fedsim.run import always_failed
-from fedsim.schedule import Schedule
+from fedsim.basics.rng import generator
+from fedsim.client.batching.schedule import Schedule
+from fedsim.client.procedure import Work
+from fedsim.data.sets.user import DataSet
+from fedsim.runs.start import always_failed
 from tests.cases.own_code import Project
 
 CODE = """

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 import fedsim
-from fedsim.data import files as reading
-from fedsim.errors import ScenarioError
-from fedsim.scenario import Scenario
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.reading import files as reading
+from fedsim.scenario.scenario import Scenario
 from tests.cases.own_tables import NATURAL, SCENARIO, read, rows, write
 
 FRAME = pd.DataFrame(rows(), columns=["a", "b", "label"])

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 import fedsim
 from cases.own_projects import project
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.import_paths import of_main
 from fedsim.basics.json_files import read_json
 from fedsim.basics.project import SentProject
 from fedsim.cli import app
-from fedsim.engine.ray_place import in_words
-from fedsim.errors import ScenarioError
-from fedsim.imports import of_main
+from fedsim.engine.ray.place import in_words
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -72,7 +72,7 @@ class Raised(Exception):
         return (
             "\x1b[36mray::WorkerProcess.__init__()\x1b[39m (pid=1, repr=<fedsim.WorkerProcess "
             "object at 0x7f>)\n  File x\n    raise ScenarioError(\n"
-            "fedsim.errors.ScenarioError: [task] model: no <Net object at 0x55aa> here\n\n"
+            "fedsim.basics.errors.ScenarioError: [task] model: no <Net object at 0x55aa> here\n\n"
         )
 
 
@@ -93,7 +93,7 @@ def test_what_main_holds_is_taken_along_by_name(monkeypatch):
 
 
 def test_an_app_that_no_worker_can_be_sent_is_refused_before_ray_starts():
-    from fedsim.engine import ray as engine
+    from fedsim.engine.ray import grid as engine
 
     class Holding(ClientApp):
         def __init__(self):

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fedsim.data import DataSet
-from fedsim.data.user import checked
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.sets.user import DataSet, checked
 
 NAMES = ["no", "yes", "maybe", "no", "yes", "maybe"]
 FEATURES = np.random.default_rng(0).normal(size=(6, 2))

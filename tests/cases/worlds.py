@@ -3,8 +3,8 @@
 import contextlib
 
 import fedsim
-from fedsim.loop import RoundLoop
-from fedsim.scenario import Scenario
+from fedsim.runs.loop import RoundLoop
+from fedsim.scenario.scenario import Scenario
 
 DOCUMENT = {
     "seed": 1,

@@ -8,11 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim.basics import kernels_in_use
-from fedsim.checking import command
-from fedsim.checking.measure import Measurer
-from fedsim.checking.recording import place_of, read
-from fedsim.cli import app
-from fedsim.studies.pool import Pool
+from fedsim.cli import app, check
+from fedsim.studies.cells.pool import Pool
+from fedsim.studies.golden.measure import Measurer
+from fedsim.studies.golden.recording import place_of, read
 
 STRATEGY = """
 from pathlib import Path
@@ -62,7 +61,7 @@ def modules(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         with Measurer(workers=1) as shared:
-            patch.setattr(command, "Measurer", lambda: contextlib.nullcontext(shared))
+            patch.setattr(check, "Measurer", lambda: contextlib.nullcontext(shared))
             yield folder
     sys.modules.pop(MODULE, None)
 

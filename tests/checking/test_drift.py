@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fedsim.checking.drift import drifts
-from fedsim.checking.recording import MetricTrace, Recording
+from fedsim.studies.golden.drift import drifts
+from fedsim.studies.golden.recording import MetricTrace, Recording
 
 HERE = {"instruction_set": "x86_64 AVX512", "torch": "2.13.0", "threads": 1}
 OLD = Recording(

@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def run(folder, *arguments):
     # the entry point may not be installed yet where tests run from a checkout
-    given = [] if _installed() else ["-p", "fedsim.pytest_plugin"]
+    given = [] if _installed() else ["-p", "fedsim.studies.golden.pytest_plugin"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *given, "-p", "no:cacheprovider", *arguments],
         cwd=folder,
@@ -40,7 +40,10 @@ def run(folder, *arguments):
 def _installed():
     from importlib.metadata import entry_points
 
-    return any(each.value == "fedsim.pytest_plugin" for each in entry_points(group="pytest11"))
+    return any(
+        each.value == "fedsim.studies.golden.pytest_plugin"
+        for each in entry_points(group="pytest11")
+    )
 
 
 def test_each_scenario_of_a_folder_is_a_test_and_no_other_file_is(folder):
@@ -68,7 +71,7 @@ def test_pytest_starts_without_torch_and_collects_nothing_where_told(folder):
         "print('heavy:', sorted({'torch', 'flwr', 'ray', 'pydantic'} & set(sys.modules))); "
         "sys.exit(code)"
     )
-    given = [] if _installed() else ["-p", "fedsim.pytest_plugin"]
+    given = [] if _installed() else ["-p", "fedsim.studies.golden.pytest_plugin"]
     for more, collected in ([], "4 tests collected"), (["-o", "fedsim_collect=false"], "no tests"):
         ended = subprocess.run(
             [sys.executable, "-c", code, *given, "-p", "no:cacheprovider", *more],

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fedsim.data import DataSet
+from fedsim.data.sets.user import DataSet
 
 
 def blobs(*, samples: int = 60, shift: float = 2.0, calls: str = "") -> DataSet:

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from fedsim.data import prepare
+from fedsim.data.preparation import prepare
 
 IID = {"kind": "iid", "clients": 4}
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.tables import IID, load, pictures, png, write
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
 
 NATURAL = {"kind": "natural"}
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data.tables import IID, load, pictures, png, write
-from fedsim.data.characters import CHARACTERS, UNKNOWN
-from fedsim.errors import RunError, ScenarioError
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.data.reading.characters import CHARACTERS, UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")

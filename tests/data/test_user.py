@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data.tables import IID, load
-from fedsim import discovery, scenario
-from fedsim.errors import RunError, ScenarioError
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.scenario import discovery, scenario
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,8 @@ from flwr.common.config import parse_config_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedsim.deployment import (
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.deployment.processes import (
     Addresses,
     Deployment,
     _toml,
@@ -19,7 +20,6 @@ from fedsim.deployment import (
     merge,
     read_services,
 )
-from fedsim.errors import RunError, ScenarioError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,7 +201,7 @@ def test_leaving_ends_every_process_and_its_children(tmp_path):
 
 
 def test_a_process_that_does_not_listen_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsim.deployment._GRACE_S", 0.2)
+    monkeypatch.setattr("fedsim.deployment.processes._GRACE_S", 0.2)
     deaf = service("trap '' TERM; touch up; while true; do sleep 0.1; done")
     with Deployment(compose(tmp_path, a=deaf), folder=tmp_path) as deployment:
         pid = deployment.pids["a"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.deployment import Deployment
-from fedsim.errors import RunError
+from fedsim.basics.errors import RunError
+from fedsim.deployment.processes import Deployment
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 

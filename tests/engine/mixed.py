@@ -1,6 +1,6 @@
 """A grid some of whose workers are told that they do not see the driver's memory."""
 
-from fedsim.engine.ray import RayGrid
+from fedsim.engine.ray.grid import RayGrid
 
 
 class MixedGrid(RayGrid):

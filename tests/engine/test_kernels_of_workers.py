@@ -6,7 +6,7 @@ from faults.worlds import small_world
 from torch.backends.cpu import get_cpu_capability
 
 from fedsim.basics import kernels, kernels_in_use
-from fedsim.errors import RunError
+from fedsim.basics.errors import RunError
 
 needs_avx2 = pytest.mark.skipif(
     kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"
@@ -14,7 +14,7 @@ needs_avx2 = pytest.mark.skipif(
 RUNS = """
 import json, tempfile, pathlib, fedsim, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # before any scenario pins
-from fedsim.engine import ray as engine
+from fedsim.engine.ray import grid as engine
 env = engine._runtime_env
 def run(rounds, bits, kind, planted):
     scenario = fedsim.load_scenario("quickstart", [f"rounds={rounds}", "engine.workers=2",
@@ -51,7 +51,7 @@ def portable():
 def test_a_worker_with_other_kernels_is_refused_under_portable_bits_and_told_of_under_fast(
     ray_cluster, tmp_path, monkeypatch
 ):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     monkeypatch.setattr(kernels, "apart", lambda: {"ATEN_CPU_CAPABILITY": NOT_OURS})
     with RayGrid(small_world(tmp_path).app, 24, workers=2) as grid:

@@ -7,7 +7,7 @@ from faults.worlds import finish, small_world
 
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.line import Line
+from fedsim.engine.pipe import Line
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_near_and_a_far_worker_both_train_and_give_the_bits_of_one_process(
 def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_through_a_pipe(
     world, mixed, tmp_path, monkeypatch
 ):
-    import fedsim.engine.ray as engine
+    import fedsim.engine.ray.grid as engine
 
     put, said = [], []
     store, say = engine.ray.put, Line.send
@@ -64,7 +64,7 @@ def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_throug
 def test_a_near_worker_is_told_what_is_shared_where_the_system_gives_no_memory(
     world, mixed, undisturbed, tmp_path, monkeypatch
 ):
-    import fedsim.engine.ray as engine
+    import fedsim.engine.ray.grid as engine
 
     def none_left(size):
         raise OSError("no memory")

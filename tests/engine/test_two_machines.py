@@ -19,8 +19,8 @@ import ray
 from engine import two_machines as two
 from faults.worlds import SCENARIO
 import fedsim
-import fedsim.engine.ray as engine
-from fedsim.run_folder import JsonLines
+import fedsim.engine.ray.grid as engine
+from fedsim.runs.folder import JsonLines
 
 folder = sys.argv[1]
 with open(f"{folder}/small.toml", "w") as file:

@@ -56,10 +56,10 @@ def arm(point: str, turn: int) -> None:
     asked to end" it gets SIGTERM.
     """
     import fedsim.basics.json_files
+    import fedsim.client.executor
     import fedsim.data.synthetic
-    import fedsim.executor
-    import fedsim.run
-    import fedsim.world
+    import fedsim.runs.start
+    import fedsim.runs.world
     import strategies.fedavg
 
     countdown = _Countdown(turn)
@@ -70,19 +70,23 @@ def arm(point: str, turn: int) -> None:
     always = when(lambda *args, **kwargs: True)
     match point:
         case "the data are prepared":
-            _around(fedsim.world, "prepare", always)
+            _around(fedsim.runs.world, "prepare", always)
         case "the run folder is being made":
             _around(Path, "rename", when(lambda source, _: (source / "scenario.json").exists()))
         case "the run folder is there":
-            _around(fedsim.run, "write_json_atomic", when(lambda path, _: path.name == "plan.json"))
+            _around(
+                fedsim.runs.start,
+                "write_json_atomic",
+                when(lambda path, _: path.name == "plan.json"),
+            )
         case "clients train":
-            _around(fedsim.executor.CohortExecutor, "train", always)
+            _around(fedsim.client.executor.CohortExecutor, "train", always)
         case "replies are aggregated":
             _around(strategies.fedavg.FedAvg, "apply", always)
         case "the model is evaluated":
-            _around(fedsim.executor.CohortExecutor, "evaluate_arrays", always)
+            _around(fedsim.client.executor.CohortExecutor, "evaluate_arrays", always)
         case "clients evaluate":
-            _around(fedsim.executor.CohortExecutor, "evaluate", always)
+            _around(fedsim.client.executor.CohortExecutor, "evaluate", always)
         case "half a line of metrics is written":
             _tear_lines(countdown)
         case "metrics are written":
@@ -110,10 +114,12 @@ def arm(point: str, turn: int) -> None:
             _around(Path, "rename", when(lambda _, target: target.name == "params.safetensors"))
         case "the summary is written":
             _around(
-                fedsim.run, "write_json_atomic", when(lambda path, _: path.name == "summary.json")
+                fedsim.runs.start,
+                "write_json_atomic",
+                when(lambda path, _: path.name == "summary.json"),
             )
         case "it is asked to end":
-            _around(fedsim.executor.CohortExecutor, "train", _asking_at(turn))
+            _around(fedsim.client.executor.CohortExecutor, "train", _asking_at(turn))
         case "a client raises":
             _around(fedsim.data.synthetic.SyntheticData, "clients", _raising_for(turn))
         case _:
@@ -237,8 +243,8 @@ def _import_everything() -> None:
         "clients.local_sgd",
         "fedsim.cli",
         "fedsim.engine.inline",
-        "fedsim.progress",
-        "fedsim.run",
+        "fedsim.runs.progress",
+        "fedsim.runs.start",
         "safetensors.torch",
         "strategies.fedavg",
     ):

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from faults.worlds import CULPRIT, Misshapen, finish, is_alive, small_world
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.loop import Policy
+from fedsim.runs.loop import Policy
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def dropped_out_once(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster, world):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     with RayGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         yield grid
@@ -151,7 +151,7 @@ def test_a_client_that_returns_wrong_shapes_in_every_round_counts_as_dropped_out
     world, ray_cluster, tmp_path
 ):
     """Of a vectorised chunk all replies have one shape; ordinary clients answer as they like."""
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     app, half = Misshapen(world.app, CULPRIT), {"num_cpus": 0.5}
     with RayGrid(app, 24, workers=1, client_resources=half) as grid:

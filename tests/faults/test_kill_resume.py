@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from faults.killer import COMMAND, Killer
-from fedsim import rng
+from fedsim.basics import rng
 from fedsim.basics.json_files import JsonLines, read_json
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import json, sys
 from pathlib import Path
 from faults.worlds import CULPRIT, Trouble, finish, small_world
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.ray import RayGrid
+from fedsim.engine.ray.grid import RayGrid
 
 folder, limit = Path(sys.argv[1]), float(sys.argv[2])
 trouble = Trouble(folder)

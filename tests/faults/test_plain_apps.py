@@ -7,15 +7,15 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from faults.plain_app import app
-from fedsim import flower_internals as internals
 from fedsim.engine.inline import InlineGrid
+from fedsim.messages import flower_internals as internals
 
 CLIENTS = 12
 
 
 @pytest.fixture(scope="module")
 def ray_grid(ray_cluster):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     with RayGrid(app, CLIENTS, workers=2) as grid:
         yield grid

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from faults.worlds import CULPRIT, finish, small_world
+from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.loop import Policy
 from fedsim.messages.failures import Failure
+from fedsim.runs.loop import Policy
 
 RETRY = ("engine.on_failure=retry",)
 
@@ -91,7 +91,7 @@ def test_a_client_is_asked_again_as_often_as_the_scenario_says(trouble, tmp_path
 def test_a_client_that_raises_on_ray_and_then_succeeds_has_the_undisturbed_bits(
     ray_cluster, trouble, tmp_path
 ):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     world = small_world(tmp_path, trouble=trouble, sets=RETRY)
     for name in ("inline", "ray"):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from faults.worlds import CULPRIT, SlowBuild, Unreadable, is_alive, small_world
-from fedsim.client_app import CohortApp
+from fedsim.basics.errors import RunError
+from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.layout import Payload
 from fedsim.messages.cohort import Cohort
-from fedsim.records import model_tensors
+from fedsim.messages.layout import Payload
+from fedsim.messages.records import model_tensors
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def world(tmp_path_factory, trouble):
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster, world):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     resources = {"num_cpus": 0.5}
     with RayGrid(world.app, 24, workers=2, client_resources=resources) as grid:
@@ -86,7 +86,7 @@ def test_a_client_that_hangs_is_named_and_the_rest_of_its_chunk_is_done(world, g
 
 @pytest.mark.slow
 def test_a_worker_that_is_slow_to_make_its_executor_does_not_blame_its_clients(ray_cluster, world):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     app = CohortApp(SlowBuild(world.app._build_executor, 4.0), world.plan)
     resources = {"num_cpus": 0.5}
@@ -178,7 +178,7 @@ def test_a_cohort_that_is_pushed_is_pulled_reply_by_reply(world):
 
 @pytest.mark.slow
 def test_a_cluster_without_room_is_named_within_the_start_up_limit(ray_cluster, world):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     cpus = ray_cluster.cluster_resources()["CPU"]
     small = {"num_cpus": 0.5}
@@ -194,7 +194,7 @@ def test_a_cluster_without_room_is_named_within_the_start_up_limit(ray_cluster, 
 
 
 def test_a_worker_larger_than_every_machine_is_refused_at_once(ray_cluster, world):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     with pytest.raises(RunError, match="no node with room for one worker of 1000 CPUs"):
         RayGrid(world.app, 24, client_resources={"num_cpus": 1000})
@@ -204,7 +204,7 @@ def test_a_worker_larger_than_every_machine_is_refused_at_once(ray_cluster, worl
 def test_an_application_that_cannot_be_unpickled_is_named_as_a_worker_that_did_not_start(
     ray_cluster, world
 ):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     broken = dataclasses.replace(world.plan, reason=Unreadable())
     with (

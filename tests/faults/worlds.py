@@ -22,14 +22,14 @@ from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 from laws.dropping import DropOutGrid
 
-from fedsim import run_folder
 from fedsim.basics.json_files import JsonLines
-from fedsim.data.source import ClientRows, FederatedData
-from fedsim.engine.local import LocalGrid
-from fedsim.executor import CohortExecutor
-from fedsim.run import RunResult, execute
-from fedsim.scenario import load
-from fedsim.world import World, build, make_app
+from fedsim.client.executor import CohortExecutor
+from fedsim.data.federated import ClientRows, FederatedData
+from fedsim.engine.grid import LocalGrid
+from fedsim.runs import folder as run_folder
+from fedsim.runs.start import RunResult, execute
+from fedsim.runs.world import World, build, make_app
+from fedsim.scenario.scenario import load
 
 SCENARIO = """
 seed = 5

@@ -1,6 +1,6 @@
 """A client procedure that moves nothing and has no hyperparameters."""
 
-from fedsim.procedure import ClientProcedure, Work
+from fedsim.client.procedure import ClientProcedure, Work
 
 
 class Still(ClientProcedure):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedsim import discovery, run
-from fedsim.errors import ScenarioError
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.runs import start as run
+from fedsim.runs.world import build
+from fedsim.scenario import discovery
 from flower_world.worlds import ARGUMENTS, WRAPPERS, flower, records, scenario, train
 
 SHIPPED = [

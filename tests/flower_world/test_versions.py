@@ -5,10 +5,10 @@ from importlib.metadata import version
 import pytest
 from flwr.clientapp import ClientApp
 
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
 from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.world import build
+from fedsim.runs.world import build
 from flower_world.worlds import scenario
 
 MAJOR, MINOR = version("flwr").split(".")[:2]

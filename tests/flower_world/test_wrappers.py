@@ -8,14 +8,14 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from laws.dropping import DropOutGrid
 
-from fedsim import flower_internals as internals
-from fedsim import run
+from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError, ScenarioError
 from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.grids import GridWrapper
-from fedsim.records import model_tensors
-from fedsim.world import build
+from fedsim.federation.grids.wrapper import GridWrapper
+from fedsim.messages import flower_internals as internals
+from fedsim.messages.records import model_tensors
+from fedsim.runs import start as run
+from fedsim.runs.world import build
 from flower_world.worlds import WRAPPERS, clipped, flower, ours, records, scenario, train
 
 SERVER, CLIENT = (f"DifferentialPrivacy{side}SideFixedClipping" for side in ("Server", "Client"))
@@ -109,7 +109,7 @@ def test_a_node_and_the_engine_clip_to_the_same_bits():
 
 
 def test_workers_clip_to_the_bits_of_the_engine_in_this_process(ray_cluster):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     grids = []
 

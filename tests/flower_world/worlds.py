@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from fedsim import discovery
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
-from fedsim.grids import AdmissionGrid, ParticipationGrid
-from fedsim.loop import RoundLoop
-from fedsim.records import model_tensors
-from fedsim.scenario import Scenario
-from fedsim.world import build
+from fedsim.federation.grids.wrapper import AdmissionGrid, ParticipationGrid
+from fedsim.messages.records import model_tensors
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.world import build
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import Scenario
 
 # Arguments without a default, and those without which a strategy is plain averaging.
 ARGUMENTS = {

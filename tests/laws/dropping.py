@@ -6,9 +6,9 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.grids import GridWrapper, sent_round, without
-from fedsim.layout import Layout
+from fedsim.federation.grids.wrapper import GridWrapper, sent_round, without
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.layout import Layout
 
 
 class DropOutGrid(GridWrapper):

@@ -13,20 +13,21 @@ import optimisations
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fedsim import discovery, tasks
-from fedsim.chains import chain_of
-from fedsim.client_app import CohortApp
-from fedsim.data import reopen
-from fedsim.data.source import Arrays, ClientRows, DataRecipe, FederatedData
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.chains.chain import chain_of
+from fedsim.client.executor import ChunkJob, CohortExecutor, loop_reason
+from fedsim.client.plan import ExecutionPlan
+from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
+from fedsim.data.preparation import reopen
+from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.executor import ChunkJob, CohortExecutor, loop_reason
-from fedsim.grids import AdmissionGrid, ByteCountingGrid, ParticipationGrid
-from fedsim.layout import Layout, Payload
-from fedsim.loop import RoundLoop
-from fedsim.participation import Participation
-from fedsim.plan import ExecutionPlan
-from fedsim.records import array_record
-from fedsim.samples import SampleSpec
+from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.federation.participation.kinds import Participation
+from fedsim.messages.layout import Layout, Payload
+from fedsim.messages.records import array_record
+from fedsim.runs.loop import RoundLoop
+from fedsim.scenario import discovery
+from fedsim.tasks import named as tasks
 
 SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
 SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11

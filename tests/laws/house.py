@@ -54,8 +54,8 @@ def module_of(file: str) -> str:
     """The name under which a file is imported.
 
     Example:
-        >>> module_of("fedsim/data/__init__.py"), module_of("fedsim/run.py")
-        ('fedsim.data', 'fedsim.run')
+        >>> module_of("fedsim/data/__init__.py"), module_of("fedsim/runs/start.py")
+        ('fedsim.data', 'fedsim.runs.start')
     """
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 
-from fedsim.flower_internals import FIRST_NODE_ID
-from fedsim.grids import GridWrapper
+from fedsim.federation.grids.wrapper import GridWrapper
+from fedsim.messages.flower_internals import FIRST_NODE_ID
 
 
 class OneFederation(GridWrapper):

@@ -8,7 +8,7 @@ import pytest
 
 import clients
 import strategies
-from fedsim import discovery
+from fedsim.scenario import discovery
 from laws import federations as fed
 
 STRATEGY = '''
@@ -47,7 +47,7 @@ PROCEDURE = '''
 
 from typing import final
 
-from fedsim.procedure import ClientProcedure, Work
+from fedsim.client.procedure import ClientProcedure, Work
 
 
 @final

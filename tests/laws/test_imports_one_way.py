@@ -59,14 +59,16 @@ def importers(package):
 @pytest.mark.parametrize("package", ["strategies", "clients"])
 def test_the_core_knows_strategies_and_procedures_by_name_only(package):
     inside = {name for name in FILES if name.startswith(f"{package}/")}
-    assert importers(package) - inside <= {"fedsim/discovery.py"}
+    assert importers(package) - inside <= {"fedsim/scenario/discovery.py"}
 
 
 def test_no_strategy_or_procedure_is_named_in_the_machinery():
-    from fedsim import discovery
+    from fedsim.scenario import discovery
 
     known = {*discovery.names("strategies"), *discovery.names("clients")}
-    defaults = {"fedsim/scenario_checks.py"}  # says what a scenario means that leaves the name out
+    defaults = {
+        "fedsim/scenario/validation.py"
+    }  # says what a scenario means that leaves the name out
     rules = "fedsim/aggregators/"  # a rule is called as the strategy that is nothing else
     for name, path in FILES.items():
         if name.startswith("fedsim/") and name not in defaults and not name.startswith(rules):
@@ -84,7 +86,7 @@ def test_strategies_and_procedures_do_not_lean_on_each_other_or_on_the_engine():
 
 
 def test_ray_is_imported_in_one_file():
-    assert importers("ray") == {"fedsim/engine/ray.py"}
+    assert importers("ray") == {"fedsim/engine/ray/grid.py"}
 
 
 def test_flowers_internals_are_imported_in_one_file():
@@ -96,7 +98,7 @@ def test_flowers_internals_are_imported_in_one_file():
         and m not in FLOWERS_PUBLIC_MODULES
         and m.rpartition(".")[0] not in ("flwr",)
     }
-    assert inside == {"fedsim/flower_internals.py"}
+    assert inside == {"fedsim/messages/flower_internals.py"}
 
 
 def test_flowers_private_names_are_used_in_one_file():
@@ -107,7 +109,7 @@ def test_flowers_private_names_are_used_in_one_file():
             word = getattr(node, "attr", getattr(node, "id", getattr(node, "value", None)))
             if isinstance(word, str) and word in private:
                 users.add(name)
-    assert users == {"fedsim/flower_internals.py"}
+    assert users == {"fedsim/messages/flower_internals.py"}
 
 
 @pytest.mark.parametrize("module", TORCH_ALONE)
@@ -136,8 +138,8 @@ sys.meta_path.insert(0, Refusing())
 from typing import NamedTuple
 import numpy as np
 import torch
-from fedsim.executor import ChunkJob, CohortExecutor
-from fedsim.layout import Layout, Payload
+from fedsim.client.executor import ChunkJob, CohortExecutor
+from fedsim.messages.layout import Layout, Payload
 from clients.local_sgd import LocalSGD
 
 class Rows(NamedTuple):
@@ -205,7 +207,7 @@ def test_no_file_of_the_product_is_ignored_by_git():
     [
         ("import ray.exceptions", "ray.exceptions"),
         ("from flwr.proto import x", "flwr.proto"),
-        ("from fedsim import strategy", "fedsim.strategy"),
+        ("from fedsim.strategy import base", "fedsim.strategy.base"),
         ("import importlib\nimportlib.import_module('flwr.proto')", "flwr.proto"),
         ("def f(n):\n    import_module(f'strategies.{n}')", "strategies"),
     ],

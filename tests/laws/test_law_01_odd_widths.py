@@ -9,9 +9,9 @@ import itertools
 import numpy as np
 import pytest
 
-from fedsim import tasks
-from fedsim.executor import CohortExecutor
-from fedsim.samples import SampleSpec
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.executor import CohortExecutor
+from fedsim.tasks import named as tasks
 from laws.federations import SEED, InMemoryData, job, make_procedure, result_bits
 
 WIDTHS = (9, 15, 17, 30)

@@ -4,7 +4,7 @@ import numpy as np
 import optimisations
 import pytest
 
-from fedsim.engine.ray import RayGrid
+from fedsim.engine.ray.grid import RayGrid
 from laws import federations as fed
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.client_app import CohortApp
+from fedsim.client.plan import ExecutionPlan
+from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.plan import ExecutionPlan
 from laws import federations as fed
 from laws.federations import (
     MODELS,
@@ -126,7 +126,7 @@ def inline():
 
 @pytest.fixture(scope="module")
 def two_workers(ray_cluster):
-    from fedsim.engine.ray import RayGrid
+    from fedsim.engine.ray.grid import RayGrid
 
     with RayGrid(ManyFederations(), CLIENTS * len(CASES), workers=2) as grid:
         assert len(grid.worker_pids) == 2  # both have started

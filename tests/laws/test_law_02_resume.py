@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 import fedsim
-from fedsim import run as runs
+from fedsim.basics.errors import CheckpointError, RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.errors import CheckpointError, RunError, ScenarioError
-from fedsim.scenario import Scenario
+from fedsim.runs import start as runs
+from fedsim.scenario.scenario import Scenario
 from laws import federations as fed
 
 ROUNDS = 4
@@ -186,7 +186,7 @@ def test_a_run_that_is_interrupted_again_and_again_still_ends_as_it_should(undis
 
 def test_a_run_whose_client_state_is_lost_is_another_run(undisturbed, tmp_path):
     """The control: were clients' memories not in the checkpoint, the tests above would notice."""
-    from fedsim import checkpoint
+    from fedsim.runs import checkpoint
 
     name = "momentum that clients keep"
     folder = tmp_path / "run"

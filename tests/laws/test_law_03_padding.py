@@ -13,11 +13,11 @@ import torch
 from oracles import sgd_oracle as oracle
 
 from clients.local_sgd import LocalSGD
-from fedsim.executor import CohortExecutor
-from fedsim.layout import Payload
-from fedsim.procedure import GUIDANCE
-from fedsim.rng import generator
-from fedsim.tasks import make_task
+from fedsim.basics.rng import generator
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.procedure import GUIDANCE
+from fedsim.messages.layout import Payload
+from fedsim.tasks.named import make_task
 from laws import federations as fed
 from laws.federations import SEED, InMemoryData, initial_payload, job, result_bits
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsim import discovery
+from fedsim.scenario import discovery
 from laws import federations as fed
 from laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
 

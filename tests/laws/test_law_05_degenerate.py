@@ -7,8 +7,8 @@ tolerance of 0 asks for the same bits, in float32; any other is the largest diff
 import numpy as np
 import pytest
 
-from fedsim import discovery
 from fedsim.engine.inline import InlineGrid
+from fedsim.scenario import discovery
 from laws import federations as fed
 
 ROUNDS = 3

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim import checkpoint
-from fedsim.checkpoint import Checkpoint
+from fedsim.engine.client_states import ClientStore
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.store import ClientStore
-from fedsim.layout import Payload
+from fedsim.messages.layout import Payload
 from fedsim.messages.replies import Replies
-from fedsim.strategy import restore_fields
+from fedsim.runs import checkpoint
+from fedsim.runs.checkpoint import Checkpoint
+from fedsim.strategy.base import restore_fields
 from laws import federations as fed
 
 CASES = [(model, *procedure[1:]) for model in fed.MODELS for procedure in fed.procedures()]

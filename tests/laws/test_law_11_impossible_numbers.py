@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedsim import discovery
+from fedsim.scenario import discovery
 
 FRACTIONS = [
     (name, key)

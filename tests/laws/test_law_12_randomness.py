@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.executor import CohortExecutor
-from fedsim.participation import PARTICIPATION
-from fedsim.procedure import ClientProcedure, Work
-from fedsim.rng import derived_seed, generator
+from fedsim.basics.rng import derived_seed, generator
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.procedure import ClientProcedure, Work
+from fedsim.federation.participation.kinds import PARTICIPATION
 from laws import federations as fed
 
 STEPS, BATCH, HIDDEN = 6, 8, 15  # the last as in `federations`

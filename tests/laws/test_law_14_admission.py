@@ -10,16 +10,16 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsim import flower_internals as internals
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.grids import AdmissionGrid, GridWrapper
-from fedsim.layout import Layout, Payload
-from fedsim.loop import Policy
+from fedsim.federation.grids.wrapper import AdmissionGrid, GridWrapper
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.layout import Layout, Payload
+from fedsim.messages.records import array_record
 from fedsim.messages.replies import Replies
-from fedsim.records import array_record
+from fedsim.runs.loop import Policy
 from laws import federations as fed
 from laws.dropping import DropOutGrid
 

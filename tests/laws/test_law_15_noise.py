@@ -7,9 +7,9 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.records import array_record, named_tensors
+from fedsim.messages.records import array_record, named_tensors
 from laws import federations as fed
 
 

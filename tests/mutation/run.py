@@ -86,7 +86,7 @@ def scenarios_of(strategy: str) -> list[Path]:
 
 def wrong_scenario(files: Sequence[Path]) -> str | None:
     """Return the first scenario that `fedsim check` is not content with, and what became of it."""
-    from fedsim.checking.command import HELD, run_check
+    from fedsim.cli.check import HELD, run_check
 
     for file in files:
         answer = run_check([str(file)], tier=None, overrides=(), say=lambda _: None)
@@ -196,7 +196,7 @@ def prepare() -> None:
     import torch
 
     import fedsim.engine.inline
-    import fedsim.run  # noqa: F401
+    import fedsim.runs.start  # noqa: F401
 
     torch.set_num_threads(1)
     if early := [name for name in sys.modules if name.startswith("strategies.")]:

@@ -11,7 +11,7 @@ from property.kinds import KINDS
 
 from fedsim import aggregators
 from fedsim.aggregators import Recipe, Round
-from fedsim.robust import Updates
+from fedsim.aggregators.updates import Updates
 from oracles import robust_oracle as oracle
 
 DIM = 9

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.aggregators import Recipe, Round, centred_clipping
-from fedsim.flower_internals import ensure_identity
-from fedsim.records import array_record
-from fedsim.robust import Updates
+from fedsim.aggregators.updates import Updates
+from fedsim.messages.flower_internals import ensure_identity
+from fedsim.messages.records import array_record
 
 DIM = 9
 seeds = st.integers(0, 2**32)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.participation import Cyclic, Markov
+from fedsim.federation.participation.kinds import Cyclic, Markov
 from oracles import fedau_oracle as oracle
 from strategies.fedau import advance, no_history, participation_weights
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from oracles import fedld_oracle as oracle
 from strategies.fedld import FedLD, margin_penalty, principal_gradient_aggregate

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from oracles import fedlex_oracle as oracle
 from oracles import sgd_oracle

@@ -9,11 +9,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fedsim import rng
-from fedsim.averaging import plain_average, rescale, variance
-from fedsim.layout import Layout
+from fedsim.aggregators.averaging import plain_average, rescale, variance
+from fedsim.basics import rng
+from fedsim.federation.topology.topology import TOPOLOGIES, from_edges
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.topology import TOPOLOGIES, from_edges
 from oracles import gossip_oracle as oracle
 from strategies.gossip import GossipAveraging, variance_corrected_average
 from strategies.variance_corrected_gossip import VarianceCorrectedGossip

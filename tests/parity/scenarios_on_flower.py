@@ -13,15 +13,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from fedsim import discovery
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.grids import AdmissionGrid, GridWrapper, ParticipationGrid
-from fedsim.loop import RoundLoop
+from fedsim.federation.grids.wrapper import AdmissionGrid, GridWrapper, ParticipationGrid
 from fedsim.messages.cohort import Cohort
-from fedsim.records import model_tensors
-from fedsim.scenario import load
-from fedsim.world import World, build
+from fedsim.messages.records import model_tensors
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.world import World, build
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import load
 
 MODELS = ("logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm")
 OPTIMIZERS = {"sgd": "local_lr=0.05", "adam": 'optimizer="adam", local_lr=0.002'}

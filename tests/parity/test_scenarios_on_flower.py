@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim import discovery
+from fedsim.scenario import discovery
 
 pytestmark = (
     pytest.mark.slow

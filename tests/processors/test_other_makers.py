@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fedsim.basics import kernels, kernels_in_use
-from fedsim.checking.recording import place_of, read
-from fedsim.checking.selection import tier_of
+from fedsim.studies.golden.recording import place_of, read
+from fedsim.studies.golden.selection import tier_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = shutil.which("qemu-x86_64")

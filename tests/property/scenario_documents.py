@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from hypothesis import strategies as st
 
-from fedsim import discovery, factories, scenario_tables
-from fedsim.expectations import METRIC_PHASES
+from fedsim.scenario import discovery, signatures, tables
+from fedsim.scenario.expectations import METRIC_PHASES
 
 # table: (kind of thing in discovery, key that names one, whether a scenario must have the table)
 FACTORY_TABLES = {
@@ -29,9 +29,9 @@ FACTORY_TABLES = {
     "attack": ("attacks", "kind"),
     "topology": ("topologies", "kind"),
 }
-FIXED_TABLES = {**scenario_tables.FIXED_TABLES, **scenario_tables.OPTIONAL_FIXED}
+FIXED_TABLES = {**tables.FIXED_TABLES, **tables.OPTIONAL_FIXED}
 MUST_HAVE = ("data", "partition")
-HEAD = tuple(scenario_tables.Head.model_fields)
+HEAD = tuple(tables.Head.model_fields)
 
 Document = dict[str, Any]
 
@@ -258,7 +258,7 @@ def unusable_value(draw: st.DrawFn, document: Document) -> Wrong:
     value = draw(st.sampled_from(UNUSABLE))
     return Wrong(
         _set(document, table, key, value),
-        (_where(table) + key, factories.show(value)),
+        (_where(table) + key, signatures.show(value)),
     )
 
 
@@ -274,7 +274,7 @@ def table_of_no_table(draw: st.DrawFn, document: Document) -> Wrong:
     value = draw(st.sampled_from([value for value in ODD if not isinstance(value, dict)]))
     return Wrong(
         {table: value, **{k: v for k, v in document.items() if k != table}},
-        (f"[{table}] = {factories.show(value)}: must be a table",),
+        (f"[{table}] = {signatures.show(value)}: must be a table",),
     )
 
 

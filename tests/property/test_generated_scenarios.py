@@ -9,10 +9,11 @@ import typer
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from fedsim import cli, discovery
-from fedsim.errors import RunError, ScenarioError
-from fedsim.scenario import Scenario, load
-from fedsim.world import build
+from fedsim import cli
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.runs.world import build
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import Scenario, load
 from property.scenario_documents import (
     ALL_TABLES,
     FACTORY_TABLES,
@@ -189,7 +190,7 @@ WORDS = [
 def test_command_lines_end_with_a_known_exit_code_and_no_traceback(
     file, arguments, capfd, monkeypatch
 ):
-    monkeypatch.setattr("fedsim.run.start", lambda *_, **__: pytest.skip("would run"))
+    monkeypatch.setattr("fedsim.runs.start.start", lambda *_, **__: pytest.skip("would run"))
     command = typer.main.get_command(cli.app)
     with pytest.raises(SystemExit) as ended:
         command.main(list(arguments), prog_name="fedsim")

@@ -16,7 +16,7 @@ import torch
 
 from fedsim.aggregators import BeforeName, Recipe, Round, rules
 from fedsim.aggregators.recipe import degree, jumps
-from fedsim.robust import Updates
+from fedsim.aggregators.updates import Updates
 from property.kinds import KINDS
 from strategies.fedld import FedLD, principal_gradient_aggregate
 from strategies.flag import FlagAggregator, flag_aggregate

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim import discovery
-from fedsim.checking.recording import place_of
 from fedsim.cli import app
-from fedsim.scenario import load
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import load
+from fedsim.studies.golden.recording import place_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")

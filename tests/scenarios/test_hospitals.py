@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
-from fedsim import run
 from fedsim.basics.json_files import JsonLines
-from fedsim.data import prepare
-from fedsim.scenario import load
+from fedsim.data.preparation import prepare
+from fedsim.runs import start as run
+from fedsim.scenario.scenario import load
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import pytest
 from data.tables import pictures, write
 from flower_world.worlds import ARGUMENTS
 
-from fedsim import discovery, run
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
-from fedsim.errors import ScenarioError
-from fedsim.scenario import Scenario
+from fedsim.runs import start as run
+from fedsim.scenario import discovery
+from fedsim.scenario.scenario import Scenario
 
 CLIENTS, SAMPLES = 4, 80
 FROM_THE_NET = {"hub"}

@@ -7,12 +7,12 @@ from laws import federations as fed
 from oracles import fedau_oracle as oracle
 from oracles import sgd_oracle
 
-from fedsim.discovery import make_strategy
 from fedsim.engine.inline import InlineGrid
-from fedsim.factories import check_value
-from fedsim.layout import Layout
 from fedsim.messages.failures import Failure
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
+from fedsim.scenario.discovery import make_strategy
+from fedsim.scenario.signatures import check_value
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg

@@ -5,9 +5,9 @@ from laws import federations as fed
 from oracles import sgd_oracle as oracle
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.strategy import NoState
+from fedsim.strategy.base import NoState
 from strategies.fedavg import FedAvg
 
 LAYOUT = Layout.from_named({"w": torch.zeros(3, dtype=torch.float64)})

@@ -8,7 +8,7 @@ from laws import federations as fed
 from oracles import flag_oracle as oracle
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from strategies.flag import FlagAggregator, Momentum, flag_aggregate
 from strategies.unit_mean import UnitMean

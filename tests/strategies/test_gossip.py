@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 from laws import federations as fed
 from oracles.test_gossip_oracle import EDGES, LAYOUT, NODES, SEED, built, play, replies
 
-from fedsim import checkpoint, factories
-from fedsim.checkpoint import Checkpoint
+from fedsim.basics.errors import ScenarioError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import ScenarioError
-from fedsim.layout import Layout
-from fedsim.strategy import restore_fields
-from fedsim.topology import TOPOLOGIES, complete, from_edges, mixing_matrix, spectral_gap
+from fedsim.federation.topology.topology import (
+    TOPOLOGIES,
+    complete,
+    from_edges,
+    mixing_matrix,
+    spectral_gap,
+)
+from fedsim.messages.layout import Layout
+from fedsim.runs import checkpoint
+from fedsim.runs.checkpoint import Checkpoint
+from fedsim.scenario import signatures
+from fedsim.strategy.base import restore_fields
 from strategies.fedavg import FedAvg
 from strategies.gossip import GossipAveraging
 from strategies.variance_corrected_gossip import VarianceCorrectedGossip
@@ -384,10 +391,10 @@ def test_a_run_with_partial_participation_goes_through(cls, protocol):
 
 @BOTH
 def test_the_arguments_are_a_scenario_schema(cls):
-    schema = factories.keys(cls, skip=("topology",))
+    schema = signatures.keys(cls, skip=("topology",))
     assert all(key.description and not key.required for key in schema.values())
     assert schema["interval"].default == (8, 12)
-    checked = factories.check(cls, {"interval": [1, 4]}, where="[strategy]", skip=("topology",))
+    checked = signatures.check(cls, {"interval": [1, 4]}, where="[strategy]", skip=("topology",))
     assert checked["interval"] == [1, 4]
     assert isinstance(cls(**checked), cls)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracles import fedau_oracle as oracle
 
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU

@@ -6,12 +6,12 @@ import torch
 from laws import federations as fed
 from oracles import robust_oracle as oracle
 
-from fedsim import run
 from fedsim.basics.json_files import JsonLines
-from fedsim.layout import Layout
+from fedsim.federation.topology.topology import complete, ring, small_world
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.scenario import Scenario
-from fedsim.topology import complete, ring, small_world
+from fedsim.runs import start as run
+from fedsim.scenario.scenario import Scenario
 from strategies.gossip import GossipAveraging
 
 NODES, DIM = 7, 6

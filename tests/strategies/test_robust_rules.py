@@ -9,11 +9,11 @@ from laws import federations as fed
 from oracles import robust_oracle as oracle
 
 from fedsim.aggregators import rules
+from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.errors import RunError
-from fedsim.layout import Layout
+from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.strategy import NoState
+from fedsim.strategy.base import NoState
 from strategies.coordinate_median import CoordinateMedian
 from strategies.multi_krum import MultiKrum
 from strategies.robust import Robust

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim import run
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
-from fedsim.scenario import load
+from fedsim.runs import start as run
+from fedsim.scenario.scenario import load
 from studies.worlds import write
 
 ROOT = Path(__file__).parents[2]

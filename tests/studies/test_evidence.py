@@ -8,12 +8,12 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
-from fedsim.errors import ScenarioError
-from fedsim.studies import evidence_file
-from fedsim.studies.evidence import judged
-from fedsim.studies.statistics import Paired
+from fedsim.studies.comparison.intervals import Paired
+from fedsim.studies.evidence import file as evidence_file
+from fedsim.studies.evidence.evidence import judged
 from studies.worlds import write
 
 STUDY = """

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedsim.errors import ScenarioError
-from fedsim.studies.grids import Grid, check, draw, on_edge, widened
-from fedsim.studies.variants import Axis
+from fedsim.basics.errors import ScenarioError
+from fedsim.studies.cells.variants import Axis
+from fedsim.studies.tuning.points import Grid, check, draw, on_edge, widened
 
 
 def test_a_grid_is_every_combination():

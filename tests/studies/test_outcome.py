@@ -4,8 +4,15 @@ import math
 
 import pytest
 
-from fedsim.errors import ScenarioError
-from fedsim.studies.outcome import NEVER, Cost, Target, outcome_of, parse_target, require_recorded
+from fedsim.basics.errors import ScenarioError
+from fedsim.studies.cells.outcome import (
+    NEVER,
+    Cost,
+    Target,
+    outcome_of,
+    parse_target,
+    require_recorded,
+)
 
 
 def records(values, metric="test/accuracy", every=1):

@@ -9,10 +9,10 @@ import pytest
 
 from fedsim.basics import kernels_in_use
 from fedsim.basics.json_files import read_json
-from fedsim.studies.cells import CELLS, cells_of, of_other_versions
-from fedsim.studies.machine import ASSUMED, has_room, usable_processors
-from fedsim.studies.pool import Pool
-from fedsim.studies.variants import of_scenarios
+from fedsim.studies.cells.cell import CELLS, cells_of, of_other_versions
+from fedsim.studies.cells.machine import ASSUMED, has_room, usable_processors
+from fedsim.studies.cells.pool import Pool
+from fedsim.studies.cells.variants import of_scenarios
 from studies.worlds import write
 
 needs_avx2 = pytest.mark.skipif(

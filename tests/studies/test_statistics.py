@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.studies.statistics import EXACT, mean_interval, median, paired, sign_flip
+from fedsim.studies.comparison.intervals import EXACT, mean_interval, median, paired, sign_flip
 
 
 def counted(differences):

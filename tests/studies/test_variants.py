@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.errors import ScenarioError
-from fedsim.studies.cells import cells_of, in_one_process
-from fedsim.studies.variants import fingerprint, of_scenarios, parse_axis, parse_seeds
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.runs.world import build
+from fedsim.studies.cells.cell import cells_of, in_one_process
+from fedsim.studies.cells.variants import fingerprint, of_scenarios, parse_axis, parse_seeds
 from studies.worlds import write
 
 

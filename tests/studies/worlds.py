@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data import DataSet
+from fedsim.data.sets.user import DataSet
 
 TINY = """
 seed = 3

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedsim.data import DataSet
+from fedsim.data.sets.user import DataSet
 
 SIZES = (10, 6, 7, 4)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedsim.basics.generators import put_back, seed_all
-from fedsim.rng import derived_seed, generator
+from fedsim.basics.rng import derived_seed, generator
 from tests.zoo import models
 
 SEEDED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

@@ -18,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
-from fedsim.strategy import FederatedStrategy, LinearStrategy
+from fedsim.strategy.base import FederatedStrategy, LinearStrategy
 
 CALLS = {"rounds": 0}
 scale = 1.0

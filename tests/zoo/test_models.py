@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.errors import ScenarioError
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.runs.world import build
 from tests.laws.federations import job
 from tests.zoo import models
 from tests.zoo.trained import check, scenario

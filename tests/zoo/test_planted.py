@@ -37,7 +37,7 @@ def found(draws, condition):
 
 
 def a_stale_study(patch):
-    patch.setattr("fedsim.scenario.code_behind", lambda *_: NO_CODE)
+    patch.setattr("fedsim.scenario.scenario.code_behind", lambda *_: NO_CODE)
 
 
 def a_leak_between_clients(patch):
@@ -56,7 +56,7 @@ def a_dropped_attribute(patch):
 def a_wrong_probe(patch):
     patch.setattr(trial, "_why_in_turn", lambda *_: None)
     patch.setattr(trial._Trial, "why_not_together", lambda *_: None)
-    patch.setattr("fedsim.plan.why_loop", lambda *_: None)
+    patch.setattr("fedsim.client.plan.why_loop", lambda *_: None)
 
 
 def an_unseeded_generator(patch):

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsim
-from fedsim.errors import ScenarioError
-from fedsim.world import build
+from fedsim.basics.errors import ScenarioError
+from fedsim.runs.world import build
 from tests.cases.own_tables import read
 from tests.zoo import tables
 from tests.zoo.composed import PARTS

@@ -2,8 +2,8 @@
 
 import torch
 
-from fedsim.scenario import Scenario
-from fedsim.world import build
+from fedsim.runs.world import build
+from fedsim.scenario.scenario import Scenario
 from tests.laws.federations import job
 from tests.zoo import plain
 

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from fedsim.client_app import CohortApp
-from fedsim.plan import ExecutionPlan
-from fedsim.world import build
+from fedsim.client.plan import ExecutionPlan
+from fedsim.engine.client_app import CohortApp
+from fedsim.runs.world import build
 from tests.laws.many import OneFederation
 from tests.zoo import models
 from tests.zoo.data import SIZES

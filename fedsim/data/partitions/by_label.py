@@ -5,9 +5,11 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim import rng
-from fedsim.data.drawing import hand_out
-from fedsim.data.partition import (
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError, require_choice
+from fedsim.data.federated import Ints, Samples
+from fedsim.data.partitions.drawing import hand_out
+from fedsim.data.partitions.partition import (
     Assignment,
     PartitionRule,
     check_clients,
@@ -15,8 +17,6 @@ from fedsim.data.partition import (
     owners_of,
     partition_rule,
 )
-from fedsim.data.source import Ints, Samples
-from fedsim.errors import ScenarioError, require_choice
 
 Mode = Literal["random", "deterministic", "first-deterministic"]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsim import rng
-from fedsim.data.partition import DROPPED, Assignment, PartitionRule, partition_rule
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.federated import Ints, Samples
+from fedsim.data.partitions.partition import DROPPED, Assignment, PartitionRule, partition_rule
 from fedsim.data.partitions.sizes import Law, check_law, law_sizes, law_weights
-from fedsim.data.source import Ints, Samples
-from fedsim.errors import ScenarioError
 
 
 @partition_rule(clients="optional")

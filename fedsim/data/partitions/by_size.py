@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 
-from fedsim import rng
-from fedsim.data.partition import (
+from fedsim.basics import rng
+from fedsim.data.federated import Samples
+from fedsim.data.partitions.partition import (
     Assignment,
     PartitionRule,
     check_clients,
@@ -14,7 +15,6 @@ from fedsim.data.partition import (
     partition_rule,
 )
 from fedsim.data.partitions.sizes import Law, check_law, law_sizes, law_weights
-from fedsim.data.source import Samples
 
 
 @partition_rule()

@@ -5,10 +5,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from fedsim import rng
+from fedsim.basics import rng
 from fedsim.basics.ties import whole
-from fedsim.data.drawing import choose, cut_largest, hand_out
-from fedsim.data.partition import (
+from fedsim.data.federated import Ints, Samples
+from fedsim.data.partitions.drawing import choose, cut_largest, hand_out
+from fedsim.data.partitions.partition import (
     Assignment,
     PartitionRule,
     check_clients,
@@ -17,7 +18,6 @@ from fedsim.data.partition import (
     partition_rule,
 )
 from fedsim.data.partitions.sizes import Law, check_law, law_sizes, law_weights
-from fedsim.data.source import Ints, Samples
 
 REDRAWS = 10  # of a partition that misses min_size, before samples are moved
 

@@ -19,8 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsim import rng
-from fedsim.data.partition import (
+from fedsim.basics import rng
+from fedsim.basics.errors import ScenarioError, unknown
+from fedsim.basics.import_paths import names_in_source
+from fedsim.data.federated import Samples
+from fedsim.data.partitions.partition import (
     DROPPED,
     Assignment,
     Partition,
@@ -28,9 +31,6 @@ from fedsim.data.partition import (
     check_clients,
     partition_rule,
 )
-from fedsim.data.source import Samples
-from fedsim.errors import ScenarioError, unknown
-from fedsim.imports import names_in_source
 
 PREFIX = "flower:"
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.partition import DROPPED, Assignment, PartitionRule, partition_rule
-from fedsim.data.source import Ints, Samples
-from fedsim.errors import ScenarioError, nearest
+from fedsim.basics.errors import ScenarioError, nearest
+from fedsim.data.federated import Ints, Samples
+from fedsim.data.partitions.partition import DROPPED, Assignment, PartitionRule, partition_rule
 
 COLUMNS = ("sample", "client")
 SUFFIXES = (".csv", ".json", ".parquet")

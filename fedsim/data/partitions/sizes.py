@@ -5,10 +5,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.drawing import cut_largest, largest_remainders
-from fedsim.data.partition import check_number
-from fedsim.data.source import Ints
-from fedsim.errors import ScenarioError, require_choice
+from fedsim.basics.errors import ScenarioError, require_choice
+from fedsim.data.federated import Ints
+from fedsim.data.partitions.drawing import cut_largest, largest_remainders
+from fedsim.data.partitions.partition import check_number
 
 Law = Literal["equal", "linear", "square", "exponential", "log_normal", "power"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.mapping import Columns, Roles
-from fedsim.data.origins import Split
-from fedsim.data.values import is_float, is_whole, to_float64
+from fedsim.data.reading.mapping import Columns, Roles
+from fedsim.data.reading.origins import Split
+from fedsim.data.reading.values import is_float, is_whole, to_float64
 
 _LISTED = 20  # columns or classes that a line names
 _FEWEST_ROWS = 5  # fewer rise by chance

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
 
 _HEAD = 1 << 16  # bytes that are looked at
 _FEWEST_LINES = 2

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.data.checks import Unfit, as_array, as_plain, count_classes
+from fedsim.data.reading.checks import Unfit, as_array, as_plain, count_classes
 
 Values = npt.NDArray[Any]
 

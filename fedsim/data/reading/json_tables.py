@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim.data.origins import Split, library
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.reading.origins import Split, library
 
 OWNER = "user"  # the column that LEAF's owners become
 Files = Mapping[str, Sequence[tuple[str, Path]]]  # by split, with what messages call them

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.data.origins import Split
-from fedsim.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError
+from fedsim.data.reading.origins import Split
 
 Owner = Literal["file", "folder"]
 

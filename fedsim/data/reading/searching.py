@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedsim.basics.errors import ScenarioError
 from fedsim.data.reading.chosen import listed
 from fedsim.data.reading.what_it_is import by_suffix
-from fedsim.errors import ScenarioError
 
 # by format
 SUFFIXES: dict[str, tuple[str, ...]] = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.data.origins import library
+from fedsim.data.reading.origins import library
 
 _ROWS = 100_000  # that are held at a time
 

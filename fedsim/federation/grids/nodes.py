@@ -8,10 +8,10 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim import flower_internals as internals
-from fedsim.client_app import FLOWER, PARTITION, PARTITION_ID
-from fedsim.errors import RunError
-from fedsim.grids import GridWrapper
+from fedsim.basics.errors import RunError
+from fedsim.engine.client_app import FLOWER, PARTITION, PARTITION_ID
+from fedsim.federation.grids.wrapper import GridWrapper
+from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.replies import Replies
 

@@ -1,0 +1,1 @@
+"""`fedsim doctor`: what this machine has and lacks."""

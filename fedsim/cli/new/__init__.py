@@ -1,0 +1,1 @@
+"""`fedsim new`: a project to begin with."""

@@ -1,0 +1,1 @@
+"""Chains of known layers, both passes written out for all clients of a chunk."""

@@ -1,0 +1,69 @@
+"""Steps of gradient descent, taken as soon as their gradient is known. Needs torch alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.client.procedure import Descent, Named
+
+# (what is changed in place, its factor, the gradient's factor)
+_Adding = Callable[[Tensor, float, float], None]
+
+
+class Stepping(NamedTuple):
+    """Takes steps in place, of one client or of several, one row each.
+
+    A gradient that is a product is never laid down: the step is taken inside of the product. With a
+    guidance of 1 the numbers are those without one, bit for bit, and with 0 nothing moves.
+
+    Attributes:
+        descent: What a step does.
+        moments: By name, like the tensors; they go on in place. Empty without momentum.
+        guidance: The factors by name, like the tensors; empty where none act.
+    """
+
+    descent: Descent
+    moments: Named
+    guidance: Named
+
+    def of(self, name: str, tensor: Tensor, gradient: Tensor) -> None:
+        """Take the step of one tensor."""
+        self._take(name, tensor, partial(_add, gradient))
+
+    def of_product(self, name: str, tensor: Tensor, one: Tensor, other: Tensor) -> None:
+        """Take the step of one tensor whose gradient is the product of two others."""
+        self._take(name, tensor, partial(_add_product, one, other))
+
+    def _take(self, name: str, tensor: Tensor, add: _Adding) -> None:
+        eta, decay, momentum, guides_step, _ = self.descent
+        factors = self.guidance.get(name)
+        if not momentum:
+            # eta * G * gradient, whichever of the two G is said to act on
+            before = None if factors is None else tensor.clone()
+            add(tensor, 1 - eta * decay, -eta)
+            if before is not None and factors is not None:
+                torch.lerp(before, tensor, factors, out=tensor)
+            return
+        moment = self.moments[name]
+        before = None if factors is None or guides_step else moment * momentum
+        add(moment, momentum, 1.0)
+        if decay:
+            moment.add_(tensor, alpha=decay)
+        if before is not None and factors is not None:
+            torch.lerp(before, moment, factors, out=moment)
+        taken = moment if factors is None or not guides_step else moment * factors
+        tensor.sub_(taken, alpha=eta)
+
+
+def _add(gradient: Tensor, changed: Tensor, kept: float, share: float) -> None:
+    if kept != 1:
+        changed.mul_(kept)
+    changed.add_(gradient, alpha=share)
+
+
+def _add_product(one: Tensor, other: Tensor, changed: Tensor, kept: float, share: float) -> None:
+    product = changed.addmm_ if changed.dim() == 2 else changed.baddbmm_
+    product(one, other, beta=kept, alpha=share)

@@ -1,0 +1,1 @@
+"""Data sets: named, of a format, or made by a user's function."""

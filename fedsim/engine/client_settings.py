@@ -1,0 +1,166 @@
+"""What a strategy tells its clients in the config: keys of `[client]` are obeyed, others named."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import Message
+
+from fedsim.basics.errors import RunError, ScenarioError, nearest, printable
+from fedsim.client.clipping import CLIPPING_NORM
+from fedsim.client.procedure import ClientProcedure
+from fedsim.messages.cohort import Cohort
+from fedsim.messages.records import SERVER_ROUND, WORK
+from fedsim.scenario import discovery, signatures
+
+_READ = {SERVER_ROUND, WORK, CLIPPING_NORM}
+# Flower's own name of a setting, and names that people give: what they mean
+_SENT_BY_FLOWER = {"proximal-mu": "proximal"}
+_MEANT = {
+    "lr": "local_lr", "learning_rate": "local_lr", "eta": "local_lr", "epochs": "local_epochs",
+    "num_epochs": "local_epochs", "steps": "local_steps", "num_steps": "local_steps",
+    "mu": "proximal", "proximal_mu": "proximal", "batch": "batch_size", "wd": "weight_decay",
+}  # fmt: skip
+
+
+class ClientSettings:
+    """The keys of a scenario's `[client]` table, and what a round's config makes of them.
+
+    Args:
+        table: The validated table.
+    """
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._table = dict(table)
+        self.name = str(table["name"])
+        self._procedure: Any = discovery.procedure_factory(self.name)
+
+    @functools.cached_property
+    def keys(self) -> dict[str, signatures.Key]:
+        """The procedure's keys by name."""
+        return discovery.schema("clients", self.name)
+
+    def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keys of `[client]` that a config gives another value, with these values.
+
+        Raises:
+            ScenarioError: If a value is of another type than the key's.
+        """
+        found: dict[str, Any] = {}
+        for sent, value in config.items():
+            key = self._key(sent)
+            if key is None:
+                continue
+            try:
+                given = signatures.check_value(self.keys[key].annotation, value)
+            except ScenarioError as error:
+                raise ScenarioError(f"'{sent}'{error}") from None
+            if given != self._table.get(key) or type(given) is not type(self._table.get(key)):
+                found[key] = given
+        return found
+
+    def procedure(self, overrides: Mapping[str, Any]) -> ClientProcedure:
+        """Return the procedure with some keys at other values.
+
+        Raises:
+            ValueError: If a value is impossible.
+        """
+        return discovery.make_procedure({**self._table, **overrides})
+
+    def unread(self, config: Mapping[str, Any]) -> list[str]:
+        """Return the entries of a config that no client reads."""
+        return [key for key in config if key not in _READ and self._key(key) is None]
+
+    def idle(self, overrides: Mapping[str, Any]) -> list[str]:
+        """Return why some of the keys have no effect beside others, in words."""
+        table = {**self._table, **overrides}
+        return [
+            f"'{key}' is without effect with {why}"
+            for idle in getattr(self._procedure, "idle", ())
+            if (why := idle.beside(table))
+            for key in idle.keys
+            if key in overrides
+        ]
+
+    def meant(self, key: str) -> str | None:
+        """Return the key of `[client]` that looks most like a config's entry, or None."""
+        plain = key.replace("-", "_").lower()
+        known = _MEANT.get(plain)
+        if known in self.keys:
+            return known
+        inside = [name for name in self.keys if plain in name.split("_")]
+        return nearest(plain, self.keys) or next(iter(inside), None)
+
+    def _key(self, sent: str) -> str | None:
+        key = _SENT_BY_FLOWER.get(sent, sent.replace("-", "_"))
+        return key if key in self.keys else None
+
+
+class SettingsWatch:
+    """Looks at what a strategy sends before it is sent.
+
+    Args:
+        settings: What clients read.
+        strategy: The strategy's name, for messages.
+        tell: Tells the user.
+    """
+
+    def __init__(
+        self, settings: ClientSettings, strategy: str, tell: Callable[[str], None]
+    ) -> None:
+        self._settings, self._strategy, self._tell = settings, strategy, tell
+        self._told: set[str] = set()
+
+    def look(self, server_round: int, messages: Sequence[Message], *, training: bool) -> None:
+        """Name what nobody reads, once for each entry.
+
+        Args:
+            server_round: The round.
+            messages: A cohort or messages.
+            training: Whether clients are to train, else to evaluate: then no entry is obeyed, and
+                one that is a key of `[client]` is no mistake.
+
+        Raises:
+            RunError: If a key of `[client]` has a value that it cannot have.
+        """
+        settings = self._settings
+        for config in _configs(messages):
+            for key in settings.unread(config):
+                self._say(key, server_round, self._unread(key, config[key]))
+            if not training:
+                continue
+            try:
+                overrides = settings.overrides(config)
+                if overrides:
+                    settings.procedure(overrides)
+            except ValueError as error:
+                raise RunError(
+                    f"round {server_round}: {self._strategy} sends its clients {error}"
+                ) from error
+            for why in settings.idle(overrides):
+                self._say(why, server_round, why)
+
+    def _unread(self, key: str, value: Any) -> str:
+        guess = self._settings.meant(key)
+        hint = f"; did you mean '{guess}'?" if guess else ""
+        keys = ", ".join(self._settings.keys)
+        return (
+            f"'{printable(key)}' = {signatures.show(value)}, which {self._settings.name} does not "
+            f"read{hint} (it obeys the keys of [client]: {keys})"
+        )
+
+    def _say(self, what: str, server_round: int, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._tell(f"round {server_round}: {self._strategy} sends its clients {text}")
+
+
+def _configs(messages: Sequence[Message]) -> Iterable[Mapping[str, Any]]:
+    """The different configs of a round's instructions."""
+    if isinstance(messages, Cohort):
+        return [{**messages.config, **own} for own in messages.own or ({},)]
+    seen: dict[int, Mapping[str, Any]] = {}
+    for message in messages:
+        for record in message.content.config_records.values():
+            seen.setdefault(id(record), record)
+    return list(seen.values())

@@ -1,0 +1,1 @@
+"""Virtual clients on workers that Ray starts; the only room that imports ray."""

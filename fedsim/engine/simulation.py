@@ -1,0 +1,196 @@
+"""`run_simulation`: a drop-in for Flower's, on fedsim's engine."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from types import NoneType
+from typing import Any
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedsim.basics import kernels, kernels_in_use
+from fedsim.basics.errors import unknown
+from fedsim.engine.grid import LocalGrid
+from fedsim.engine.plain_replies import ReplyWatch
+from fedsim.messages import flower_internals as internals
+
+_log = logging.getLogger("fedsim")
+_BACKENDS = ("ray", "inline")
+_CONFIG_KEYS = ("init_args", "client_resources", "actor")
+_RESOURCE_KEYS = ("num_cpus", "num_gpus")
+_WAITS = (
+    "the server waits for {wanted} clients (min_available_clients), and num_supernodes = "
+    "{present}: no more will come; ask for no more, or give run_simulation more supernodes"
+)
+_FLOWER_RESOURCES = {"num_cpus": 2.0, "num_gpus": 0.0}
+
+
+def run_simulation(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_supernodes: int,
+    backend_name: str = "ray",
+    backend_config: Mapping[str, Any] | None = None,
+    enable_tf_gpu_growth: bool = False,
+    verbose_logging: bool = False,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    client_timeout_s: float | None = None,
+) -> Context:
+    """Run an unmodified Flower ServerApp and ClientApp on virtual clients.
+
+    Takes the arguments of `flwr.simulation.run_simulation`, and differs in what it gives: node ids
+    are partition + 2, the same in every run; replies come in client order; a worker that dies is
+    replaced and the client is named; torch in the workers and the driver's kernels use one thread;
+    what the ServerApp raises is raised here. What is not honoured is logged by name.
+
+    Args:
+        server_app: Runs here, with the engine as its grid.
+        client_app: Runs in the workers.
+        num_supernodes: How many virtual clients there are.
+        backend_name: "ray", or "inline" for this process.
+        backend_config: `init_args` for `ray.init`, `client_resources` with `num_cpus` (2 by
+            default, as in Flower) and `num_gpus` of one worker; fractions are allowed. `actor`
+            concerns TensorFlow alone and does nothing here.
+        enable_tf_gpu_growth: Taken for compatibility; set TF_FORCE_GPU_ALLOW_GROWTH instead.
+        verbose_logging: Whether DEBUG messages are logged.
+        run_config: The run's configuration: the table `[tool.flwr.app.config]` of an app's
+            pyproject.toml as it stands (tables in it are flattened to dotted keys, as Flower does).
+        workers: At most so many workers.
+        client_timeout_s: Seconds a client may take; None waits for ever.
+
+    Returns:
+        The ServerApp's context, with whatever it put into `context.state`.
+
+    Raises:
+        ValueError: If the configuration has an unknown key or value.
+        RunError: If the engine cannot start.
+    """
+    config = dict(backend_config or {})
+    resources = _check(backend_name, config)
+    settings: dict[str, Any] = {"run_config": _flattened(run_config or {})}
+    idle = {
+        "enable_tf_gpu_growth": enable_tf_gpu_growth,
+        "backend_config['actor']": config.get("actor"),
+    }
+    if backend_name == "ray":
+        settings |= {
+            "workers": workers,
+            "client_timeout_s": client_timeout_s,
+            "client_resources": resources,
+            "init_args": config.get("init_args"),
+        }
+    else:
+        idle |= {
+            "backend_config['init_args']": config.get("init_args"),
+            "backend_config['client_resources']": config.get("client_resources"),
+            "workers": workers is not None,
+            "client_timeout_s": client_timeout_s is not None,
+        }
+    for name, given in idle.items():
+        if given:
+            _log.warning("%s does nothing here: %s", name, _why_idle(name))
+    if verbose_logging:
+        logging.getLogger("flwr").setLevel(logging.DEBUG)
+        _log.setLevel(logging.DEBUG)
+    context = Context(
+        run_id=1,
+        node_id=internals.SERVER_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(settings["run_config"]),
+    )
+    for note in kernels_in_use.notes(kernels.pinned()):
+        _log.warning("%s", note)
+    with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
+        internals.ensure_identity()
+        watch = grid.reply_watch = ReplyWatch(lambda line: _log.warning("%s", line))
+        try:
+            with internals.no_endless_waiting(num_supernodes, _WAITS):
+                server_app(grid, context)
+        finally:
+            watch.flush()
+            for incident in grid.incidents:
+                if incident not in watch.said:
+                    _log.warning("%s", incident)
+    return context
+
+
+@contextlib.contextmanager
+def pinned_threads() -> Iterator[None]:
+    """One thread for this process's kernels: more change bits and slow the workers down."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _grid(name: str, app: ClientApp, clients: int, settings: dict[str, Any]) -> LocalGrid:
+    if name == "inline":
+        from fedsim.engine.inline import InlineGrid
+
+        return InlineGrid(app, clients, **settings)
+    from fedsim.engine.ray.grid import RayGrid
+
+    return RayGrid(app, clients, **settings)
+
+
+def _check(backend_name: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """Refuse a backend that cannot be; return what one worker takes."""
+    if backend_name not in _BACKENDS:
+        raise ValueError(f"backend_name: {unknown(backend_name, 'a backend', _BACKENDS)}")
+    for key in config:
+        if key not in _CONFIG_KEYS:
+            raise ValueError(
+                f"backend_config: {unknown(key, 'a key of backend_config', _CONFIG_KEYS)}"
+            )
+        if not isinstance(config[key], Mapping | NoneType):
+            raise ValueError(f"backend_config['{key}'] = {config[key]!r}: must be a mapping")
+    resources = {**_FLOWER_RESOURCES, **dict(config.get("client_resources") or {})}
+    where = "backend_config['client_resources']"
+    for key, value in resources.items():
+        if key not in _RESOURCE_KEYS:
+            raise ValueError(
+                f"{where}: {unknown(key, 'a key of client_resources', _RESOURCE_KEYS)}"
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise ValueError(f"{where}['{key}'] = {value!r}: must be a number >= 0")
+    if not any(resources.values()):
+        raise ValueError(f"{where}: a worker takes no CPU and no GPU; give one of them above 0")
+    return resources
+
+
+def _why_idle(name: str) -> str:
+    if name in ("enable_tf_gpu_growth", "backend_config['actor']"):
+        return "set the environment variable TF_FORCE_GPU_ALLOW_GROWTH=true instead"
+    return "backend_name = 'inline' runs the clients one after another in this process"
+
+
+def _flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The table with `{"a": {"b": 1}}` as `{"a.b": 1}`.
+
+    Raises:
+        ValueError: If a value is none that Flower's configuration has.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            flat[f"{prefix}{key}"] = value
+        else:
+            raise ValueError(
+                f"run_config['{prefix}{key}'] = {value!r}: must be true, false, a number or text"
+            )
+    return flat

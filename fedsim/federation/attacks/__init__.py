@@ -1,0 +1,1 @@
+"""Who attacks, and with what."""

@@ -1,0 +1,1 @@
+"""A scenario: one TOML file, read, checked, named and hashed."""

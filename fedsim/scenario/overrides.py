@@ -1,0 +1,73 @@
+"""`--set table.key=value`: assignments to a scenario's document."""
+
+import tomllib
+from collections.abc import Iterable
+from typing import Any
+
+from fedsim.basics.errors import ScenarioError, printable
+
+
+def apply(document: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Assign each override to its key of the document, in place.
+
+    Args:
+        document: The scenario's tables.
+        overrides: Assignments such as "engine.kind=inline"; values are TOML, bare words strings.
+
+    Raises:
+        ScenarioError: If one is no assignment.
+    """
+    for override in overrides:
+        left, separator, right = override.partition("=")
+        parts = _key_parts(left)
+        if not separator or not all(parts):
+            raise ScenarioError(
+                f"--set {printable(override)}: must be table.key=value, such as engine.kind=inline"
+            )
+        value = _override_value(override, right.strip())
+        table = document
+        for depth, part in enumerate(parts[:-1], start=1):
+            # A table that is optional and was left out reads back as null from a run folder.
+            if table.get(part) is None:
+                table[part] = {}
+            table = table[part]
+            if not isinstance(table, dict):
+                name = ".".join(parts[:depth])
+                raise ScenarioError(
+                    f"--set {printable(override)}: '{name}' is a value and has no keys"
+                )
+        table[parts[-1]] = value
+
+
+def key_of(override: str) -> list[str]:
+    """Return the parts of the key that an assignment is for.
+
+    Example:
+        >>> key_of("engine.kind=inline")
+        ['engine', 'kind']
+    """
+    return _key_parts(override.partition("=")[0])
+
+
+def _key_parts(text: str) -> list[str]:
+    """Split a dotted key as TOML does; metric names need no quotes."""
+    try:
+        node: Any = tomllib.loads(f"{text} = 0")
+    except tomllib.TOMLDecodeError:
+        return [part.strip().strip("\"'") for part in text.split(".")]
+    parts = []
+    while isinstance(node, dict):
+        key, node = next(iter(node.items()))
+        parts.append(key)
+    return parts
+
+
+def _override_value(override: str, text: str) -> Any:
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            words = printable(f"--set {override}: the value is invalid TOML: {error}")
+            raise ScenarioError(words) from None
+        return text
+    return document["value"] if len(document) == 1 else text

@@ -1,0 +1,165 @@
+"""Which metrics a run of a scenario records, so that nothing waits for one that never comes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.basics.errors import ScenarioError, nearest, unknown
+from fedsim.basics.import_paths import is_import_path
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.batching.poison import Trigger
+from fedsim.client.evaluation import Evaluation
+from fedsim.federation.attacks.attack import Attack
+from fedsim.messages.failures import CAUSES
+from fedsim.messages.layout import tensors_of
+from fedsim.runs.loop import RoundReport
+from fedsim.scenario.expectations import BY_CAUSE, failed_by
+from fedsim.scenario.scenario import Scenario
+from fedsim.tasks.task import Task
+
+_SPREAD = ("mean", "worst_decile", "variance", "undefined")  # `local_metrics.spread`'s
+_EXTREMES = ("min", "max")  # of the nodes' own models
+_PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
+
+
+def check_watched(scenario: Scenario, task: Task, model: nn.Module, attack: Attack | None) -> None:
+    """Refuse a claim, or a metric to stop at, that no round of the scenario records.
+
+    What the server and the clients' procedures report is known once they have: see `WatchHook`.
+
+    Args:
+        scenario: The scenario.
+        task: Its task.
+        model: A model of the task.
+        attack: The scenario's attack.
+
+    Raises:
+        ScenarioError: With one line per metric, naming the nearest that is recorded.
+    """
+    if lines := unrecorded(scenario, list(_watched(scenario)), task, model, attack):
+        raise ScenarioError("\n".join(f"{scenario.origin}: {line}" for line in lines))
+
+
+def unrecorded(
+    scenario: Scenario,
+    watched: Sequence[tuple[str, str]],
+    task: Task,
+    model: nn.Module,
+    attack: Attack | None,
+) -> list[str]:
+    """Return a line for each metric that no round of a scenario records, with the nearest that is.
+
+    Args:
+        scenario: The scenario.
+        watched: (who waits for it, the metric).
+        task: The scenario's task.
+        model: A model of the task.
+        attack: The scenario's attack.
+    """
+    lines: list[str] = []
+    if not watched:
+        return lines
+    names = _recorded(scenario, _measured(task, model), attack)
+    for where, metric in watched:
+        phase = metric.partition("/")[0]
+        known = names.get(phase)
+        if known is not None and metric not in known:
+            what = unknown(metric, f"a metric that {phase} records here", known)
+            lines.append(f"{where} {what}")
+    return lines
+
+
+@dataclass(frozen=True)
+class WatchHook:
+    """Says after the first evaluated round which metrics somebody waits for and are not there.
+
+    Attributes:
+        scenario: The scenario.
+        say: Called with a line for each.
+    """
+
+    scenario: Scenario
+    say: Callable[[str], None]
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Look at what the first evaluated round has recorded."""
+        first = min(self.scenario.evaluation.every, self.scenario.rounds)
+        if report.server_round != first:
+            return
+        for where, metric in _watched(self.scenario):
+            if metric not in report.metrics and not metric.startswith(BY_CAUSE):
+                phase = metric.partition("/")[0]
+                beside = sorted(name for name in report.metrics if name.startswith(f"{phase}/"))
+                guess = nearest(metric, beside)
+                hint = f"did you mean '{guess}'? " if guess else ""
+                self.say(
+                    f"{where} '{metric}': round {first} recorded none; {hint}recorded of "
+                    f"{phase}/: {', '.join(beside) or 'nothing'}"
+                )
+
+
+def _watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    yield from (("[expect]", metric) for metric in scenario.expect)
+    if (stop := scenario.evaluation.stop) is not None:
+        yield "[evaluation] stop.metric", stop.metric
+
+
+def _recorded(
+    scenario: Scenario, measured: list[str], attack: Attack | None
+) -> dict[str, list[str]]:
+    """The names by phase; a phase whose names are not known beforehand is left out."""
+    clients = ["selected", "replied", "absent", "failed", *map(failed_by, CAUSES)]
+    if scenario.devices is not None:
+        clients += ["late", "partial"]
+    if scenario.engine.on_failure == "retry":
+        clients.append("retried")
+    if attack is not None:
+        clients += ["byzantine", "byzantine_beyond_f"]
+    traffic = ["downlink_bytes", "uplink_bytes"]
+    if scenario.evaluation.clients:
+        traffic += [f"evaluate_{name}" for name in traffic]
+    found = {
+        "test": [*measured, *(["attack_success"] if _shows_success(attack, measured) else [])],
+        "pooled": measured,
+        "nodes": [*measured, *_with(measured, _EXTREMES)],
+        "clients": clients,
+        "comm": traffic,
+        "time": [f"{name}_s" for name in _PHASES_OF_TIME],
+    }
+    if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
+        found["local"] = [*measured, *_with(measured, _SPREAD)]
+    return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _shows_success(attack: Attack | None, measured: list[str]) -> bool:
+    """Whether the success of a backdoor is measured, which takes the accuracy."""
+    return attack is not None and isinstance(attack.effect, Trigger) and "accuracy" in measured
+
+
+def _with(names: list[str], endings: tuple[str, ...]) -> list[str]:
+    return [f"{name}_{ending}" for name in names for ending in endings]
+
+
+def _measured(task: Task, model: nn.Module) -> list[str]:
+    """The task's metrics, which have the same names whatever the samples: here, of none."""
+    features, targets = _nothing(task.spec, task.dtype)
+    state = tensors_of(model)
+    rows = torch.zeros(0, dtype=torch.int64)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            evaluation = Evaluation(model.eval(), task, batch=1)
+            return list(evaluation.one(state, (features, targets), rows))
+    finally:
+        model.train(was_training)
+
+
+def _nothing(spec: SampleSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Features and targets of no sample."""
+    kind = torch.int64 if spec.vocabulary else dtype
+    features = torch.zeros((0, *spec.feature_shape), dtype=kind)
+    if spec.has_classes:
+        return features, torch.zeros(0, dtype=torch.int64)
+    return features, torch.zeros((0, *spec.target_shape), dtype=dtype)

@@ -1,0 +1,206 @@
+"""The tables of a scenario: those with fixed keys as models, and which tables name a factory."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedsim.basics.kernels import Bits
+
+FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
+OPTIONAL_TABLES = ("attack", "topology")  # factory tables that a scenario may leave out
+# tables that name a file or folder, and under which key
+WITH_PATHS = {
+    "task": "weights",
+    "data": "path",
+    "partition": "path",
+    "participation": "path",
+    "topology": "path",
+}
+
+_FASTEST = 8.0  # standard deviations beyond which no client is ever seen
+
+
+class Table(BaseModel):
+    """A table with fixed keys, of these types and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ClientResources(Table):
+    """What one worker takes of the machine, as Flower's `client_resources`."""
+
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_are_taken(self) -> Self:
+        if not self.num_cpus and not self.num_gpus:
+            raise ValueError("takes no CPU and no GPU: give num_cpus or num_gpus above 0")
+        return self
+
+
+class Engine(Table):
+    """`[engine]`: where and how clients are computed."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    workers: int | None = Field(default=None, ge=1)
+    chunk_size: int | None = None
+    executor: Literal["auto", "batched", "vmap", "loop"] = "auto"
+    threads: int = Field(default=1, ge=1, le=1024)
+    bits: Bits = "fast"
+    device: Literal["cpu", "cuda"] = "cpu"
+    deterministic: bool = True
+    client_resources: ClientResources = ClientResources()
+    address: str | None = None
+    client_timeout_s: float | None = Field(default=None, gt=0)
+    round_timeout_s: float | None = Field(default=None, gt=0)
+    startup_timeout_s: float = Field(default=120.0, gt=0)
+    silence_timeout_s: float = Field(default=60.0, gt=0)
+    state_limit_mb: float | None = Field(default=None, gt=0)
+    on_failure: Literal["skip", "retry", "stop"] = "skip"
+    retries: int = Field(default=2, ge=1)
+    min_replies: int = Field(default=1, ge=1)
+    quorum: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _retries_happen(self) -> Self:
+        if self.on_failure != "retry" and self.retries != 2:
+            raise ValueError(
+                f"retries = {self.retries} changes nothing with on_failure = '{self.on_failure}': "
+                "leave it out, or say on_failure = 'retry'"
+            )
+        return self
+
+
+class Devices(Table):
+    """`[devices]`: what happens to selected clients in a round, see `fedsim.federation.devices`.
+
+    Whoever drops out or is late does not answer: it counts as absent, not as failed. Whoever does a
+    part of its work is still weighed by all the samples that it holds.
+
+    Attributes:
+        drop_out: Probability that a selected client drops out in mid-round.
+        partial: Probability that a client does only a part of its local work.
+        min_work: The smallest such share; shares are uniform in [min_work, 1].
+        speed_sigma: Spread of the clients' fixed speeds, log-normal around the median's 1.
+        jitter_sigma: Spread of a client's speed from round to round, log-normal.
+        deadline: When the round ends, in units of the median client's time for its whole work.
+        late: Whether a client that is not done by then is discarded or does the share that fits.
+        over_select: So many times the cohort's size are selected, and the first to finish kept.
+    """
+
+    drop_out: float = Field(default=0.0, ge=0, lt=1)
+    partial: float = Field(default=0.0, ge=0, le=1)
+    min_work: float = Field(default=0.1, gt=0, le=1)
+    speed_sigma: float = Field(default=0.0, ge=0, le=10)
+    jitter_sigma: float = Field(default=0.0, ge=0, le=10)
+    deadline: float | None = Field(default=None, gt=0)
+    late: Literal["drop", "partial"] = "drop"
+    over_select: float = Field(default=1.0, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _speeds_matter(self) -> Self:
+        if self.deadline is None and self.over_select == 1:
+            for name in ("speed_sigma", "jitter_sigma"):
+                if sigma := getattr(self, name):
+                    raise ValueError(
+                        f"{name} = {sigma:g} changes nothing without a 'deadline' or an "
+                        "'over_select' above 1: give one of them"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_matter(self) -> Self:
+        if self.min_work != 0.1 and not self.partial:
+            raise ValueError(
+                f"min_work = {self.min_work:g} changes nothing with partial = 0: say how often "
+                "clients do a part of their work, or leave it out"
+            )
+        if self.late == "partial" and self.deadline is None:
+            raise ValueError("late = 'partial' changes nothing without a 'deadline': give one")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_done(self) -> Self:
+        if self.deadline is None or self.late == "partial":
+            return self
+        spread = math.hypot(self.speed_sigma, self.jitter_sigma)
+        soonest = (self.min_work if self.partial else 1.0) * math.exp(-_FASTEST * spread)
+        if self.deadline < soonest:
+            raise ValueError(
+                f"deadline = {self.deadline:g}: no client is ever done by then; the soonest takes "
+                f"{soonest:.3g} (the median client takes 1 for its whole work); give at least that"
+            )
+        return self
+
+
+class Stop(Table):
+    """`[evaluation.stop]`: when a run ends before its last round."""
+
+    metric: str = "test/accuracy"
+    target: float | None = None
+    patience: int | None = Field(default=None, ge=1)
+    mode: Literal["max", "min"] = "max"
+
+    @model_validator(mode="after")
+    def _has_a_reason(self) -> Self:
+        if self.target is None and self.patience is None:
+            raise ValueError("needs a 'target', a 'patience' or both")
+        return self
+
+
+class EvaluationTable(Table):
+    """`[evaluation]`: what is measured, and how often."""
+
+    every: int = Field(default=1, ge=1)
+    clients: int = Field(default=0, ge=0)
+    per_client: bool = False
+    pooled: bool = False
+    batch_size: int = Field(default=1000, ge=1)
+    stop: Stop | None = None
+
+
+class CheckpointTable(Table):
+    """`[checkpoint]`: how often a run can be resumed from, and how many such points are kept."""
+
+    every: int = Field(default=10, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class Output(Table):
+    """`[output]`: what is written besides `metrics.jsonl`."""
+
+    tensorboard: bool = False
+
+
+class Head(Table):
+    """The keys outside every table.
+
+    Attributes:
+        title: One line for people.
+        source: What it reproduces.
+        seed: The seed of every draw.
+        rounds: The number of rounds.
+        tier: When tests run it.
+        modules: The folder of what is named by import path, several as in PYTHONPATH; "" looks
+            beside the scenario's file and on `sys.path`.
+    """
+
+    title: str = ""
+    source: str = ""
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=10, ge=1)
+    tier: Literal["fast", "slow", "gpu", "deploy"] = "fast"
+    modules: str = ""
+
+
+OPTIONAL_FIXED: dict[str, type[Table]] = {"devices": Devices}  # a scenario may leave them out
+FIXED_TABLES: dict[str, type[Table]] = {
+    "engine": Engine,
+    "evaluation": EvaluationTable,
+    "checkpoint": CheckpointTable,
+    "output": Output,
+}
+# tables within tables
+NESTED: dict[str, type[BaseModel]] = {"client_resources": ClientResources, "stop": Stop}

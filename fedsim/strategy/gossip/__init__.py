@@ -1,0 +1,1 @@
+"""Averaging among nodes, without a server's model."""

@@ -1,0 +1,1 @@
+"""Runs held beside each other: intervals, tables, pictures."""

@@ -1,0 +1,1 @@
+"""Declared studies and the page that they make."""

@@ -1,0 +1,1 @@
+"""The search for values of a scenario's keys."""
