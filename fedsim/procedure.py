@@ -1,26 +1,31 @@
-"""The former place of `fedsim.client`: it warns, and gives what was here."""
+"""The former place of `fedsim.client`: what is imported from here still is, with a warning."""
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
-from fedsim.client.procedure import (
-    GUIDANCE,
-    Batch,
-    Carry,
-    ClientProcedure,
-    Descent,
-    Gradient,
-    Named,
-    Objective,
-    Work,
-)
+import fedsim.client
 
-__all__ = [
-    "GUIDANCE", "Batch", "Carry", "ClientProcedure", "Descent", "Gradient", "Named", "Objective",
-    "Work",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from fedsim.client import (  # noqa: F401
+        GUIDANCE,
+        Batch,
+        Carry,
+        ClientProcedure,
+        Descent,
+        Gradient,
+        LastBatch,
+        Named,
+        Objective,
+        Work,
+    )
 
-warnings.warn(
-    "fedsim.procedure is called fedsim.client now: from fedsim.client import ClientProcedure",
-    DeprecationWarning,
-    stacklevel=2,
-)
+
+def __getattr__(name: str) -> Any:
+    """Return what `fedsim.client` exports under this name."""
+    found = getattr(fedsim.client, name)
+    warnings.warn(
+        f"fedsim.procedure is called fedsim.client now: from fedsim.client import {name}",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return found
