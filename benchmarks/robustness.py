@@ -20,8 +20,8 @@ import torch
 from fedsim.aggregators import Recipe
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
+from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid
 from fedsim.messages.records import model_tensors
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.start import triggered_samples

@@ -14,13 +14,10 @@ from fedsim.federation.attacks import named as attacks
 from fedsim.federation.attacks.attack import Attack, Seen
 from fedsim.federation.attacks.kinds import alie_z
 from fedsim.federation.attacks.named import ATTACKS
+from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid, attacked
-from fedsim.federation.grids.wrapper import (
-    AdmissionGrid,
-    ByteCountingGrid,
-    GridWrapper,
-    failures_of,
-)
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.wrapper import GridWrapper, failures_of
 from fedsim.messages.cohort import SETUP, Cohort
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.replies import Replies

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import ByteCountingGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import finite_rows
 from fedsim.messages.byte_counts import cohort_bytes, replies_bytes

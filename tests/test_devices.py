@@ -14,8 +14,11 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.client.batching.schedule import steps_of
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.devices import AbsenceGrid, DeviceGrid, DeviceModel
-from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid
+from fedsim.federation.devices import DeviceModel, Devices
+from fedsim.federation.grids.absence import AbsenceGrid
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.devices import DeviceGrid
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.records import WORK, model_record
@@ -23,7 +26,6 @@ from fedsim.runs.folder import create
 from fedsim.runs.start import execute, make_grid
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario, load
-from fedsim.scenario.tables import Devices
 
 EVERYBODY = np.arange(8_000)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.machine import control_group_memory, processor_quota
 from fedsim.cli.doctor import examination, machine, packages, ray_start
 from fedsim.cli.doctor.finding import Finding
 
@@ -313,7 +314,7 @@ def test_the_tightest_quota_of_nested_control_groups_counts(tree):
             "sys/fs/cgroup/outer/inner/cpu.max": "max 100000\n",
         }
     )
-    assert machine.processor_quota(root) == 0.5
+    assert processor_quota(root) == 0.5
     finding = machine.processors(root)
     assert finding.state == "note"
     assert "a quota allows 0.5 at a time" in finding.found
@@ -332,13 +333,13 @@ def test_quotas_and_limits_of_the_first_version_are_read_too(tree):
             "sys/fs/cgroup/memory/job/memory.usage_in_bytes": str(2**30),
         }
     )
-    assert machine.processor_quota(root) == 1.5
-    assert machine.control_group_memory(root) == (3 * 2**30, 2**30)
+    assert processor_quota(root) == 1.5
+    assert control_group_memory(root) == (3 * 2**30, 2**30)
 
 
 def test_no_quota_is_no_limit(tree):
     root = tree({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n", **MEMINFO})
-    assert machine.processor_quota(root) is None
+    assert processor_quota(root) is None
     (root / "proc/cpuinfo").write_text("vendor_id : Maker\ncpu family : 1\nmodel : 2\n")
     assert machine.processors(root).state == "ok"
     assert machine.processors(root).found.endswith(", Maker family 1 model 2")

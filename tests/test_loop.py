@@ -17,7 +17,9 @@ from flwr.app import ConfigRecord
 from fedsim.basics.errors import CheckpointError, RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Payload
 from fedsim.messages.records import model_tensors, named_tensors

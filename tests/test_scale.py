@@ -8,7 +8,9 @@ import pytest
 from flwr.app import ConfigRecord
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.runs.start import start
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import load

@@ -10,7 +10,7 @@ from laws import federations as fed
 from torch import Tensor
 
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import SubsetGrid
+from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.messages.cohort import SETUP
 from fedsim.messages.layout import Payload
 from fedsim.messages.records import array_record, model_tensors

@@ -1,6 +1,7 @@
 """The errors that fedsim raises for its users, and the words that they are made of."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
@@ -147,3 +148,14 @@ def require_positive(name: str, value: float) -> None:
     """
     if not 0 < value < math.inf:
         raise ValueError(f"{name} = {value!r}: must be > 0 and finite")
+
+
+def show(value: Any) -> str:
+    """Write a value as the scenario file has it, as far as one line allows.
+
+    Example:
+        >>> show("0.1"), show(True), show([1, 2])
+        ('"0.1"', 'true', '[1, 2]')
+    """
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fedsim.scenario import signatures
+from fedsim.basics.errors import show
 
 Beside = Callable[[Mapping[str, Any]], str | None]
 
@@ -22,7 +22,7 @@ class Idle(NamedTuple):
 
 def at(key: str, value: Any) -> Beside:
     """Without effect when a key has this value."""
-    return lambda table: f"{key} = {signatures.show(value)}" if table[key] == value else None
+    return lambda table: f"{key} = {show(value)}" if table[key] == value else None
 
 
 def given(key: str) -> Beside:

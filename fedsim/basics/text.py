@@ -17,3 +17,19 @@ def names_of(clients: Sequence[Any], total: int) -> str:
     if len(clients) > _NAMED:
         return f"clients {shown}, ... ({len(clients)} of {total})"
     return f"client{'s' if len(clients) > 1 else ''} {shown}"
+
+
+def in_bytes(count: float) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> in_bytes(512), in_bytes(3 * 2**20), in_bytes(23.5 * 2**30)
+        ('512 B', '3.0 MiB', '23.5 GiB')
+    """
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"

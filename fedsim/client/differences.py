@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedsim.basics.tensors import tensors_of
 from fedsim.client.executor import ChunkResult, CohortExecutor
-from fedsim.messages.layout import tensors_of
 
 # by name: what changed, `[clients, ...]`, and the error that rounding makes
 Changes = Mapping[str, tuple[Tensor, float]]

@@ -19,13 +19,14 @@ from torch import Tensor
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.generators import drawn_from
 from fedsim.basics.rng import derived_seed
+from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.dropout import why_not_seeded
 from fedsim.client.differences import apart, changes, first_odd, largest, rows
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.executor import Action, ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
 from fedsim.client.plan import TRIED_ONCE, inside, without_a_rule
 from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
-from fedsim.messages.layout import Payload, tensors_of
+from fedsim.messages.layout import Payload
 
 _LOOKED_AT = 256  # clients among which those that are tried are looked for
 _BATCH, _STEPS = 3, 2

@@ -23,9 +23,12 @@ from fedsim.messages.cohort import SETUP, share_of_work
 from fedsim.messages.layout import Layout, Payload, Rows
 from fedsim.messages.records import (
     ARRAYS,
+    CLIENT_STATE,
     EXTRA,
     METRICS,
     NUM_EXAMPLES,
+    PARTITION,
+    PARTITION_ID,
     SERVER_ROUND,
     array_record,
     model_record,
@@ -34,9 +37,6 @@ from fedsim.messages.records import (
     only_arrays,
 )
 
-CLIENT_STATE = "client-state"
-PARTITION = "partition"
-PARTITION_ID = "partition-id"
 FLOWER = "flwr"
 
 

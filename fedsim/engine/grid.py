@@ -30,11 +30,11 @@ from fedsim.engine.chunks import deal
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.client_states import ClientStore
 from fedsim.engine.plain_replies import ReplyWatch
-from fedsim.federation.grids.waiting import simulation_patience
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import SETUP, Cohort
 from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Payload, Rows
+from fedsim.messages.patience import simulation_patience
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")

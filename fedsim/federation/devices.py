@@ -5,28 +5,83 @@ that is, whatever clocks say. Everything follows from (seed, round, client); whi
 first also from who was selected.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.rng import generator
 from fedsim.basics.ties import ROUNDING, exceeds, ranks
-from fedsim.federation.grids.wrapper import GridWrapper, Observed, sent_again, sent_round, without
-from fedsim.messages import flower_internals as internals
-from fedsim.messages.cohort import Cohort, settings_of
-from fedsim.messages.failures import Failure
-from fedsim.messages.layout import Layout
-from fedsim.messages.records import CONFIG, WORK
-from fedsim.messages.replies import Replies
-from fedsim.scenario.tables import Devices
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+_FASTEST = 8.0  # standard deviations beyond which no client is ever seen
+
+
+class Devices(BaseModel):
+    """`[devices]`: what happens to selected clients in a round.
+
+    Whoever drops out or is late does not answer: it counts as absent, not as failed. Whoever does a
+    part of its work is still weighed by all the samples that it holds.
+
+    Attributes:
+        drop_out: Probability that a selected client drops out in mid-round.
+        partial: Probability that a client does only a part of its local work.
+        min_work: The smallest such share; shares are uniform in [min_work, 1].
+        speed_sigma: Spread of the clients' fixed speeds, log-normal around the median's 1.
+        jitter_sigma: Spread of a client's speed from round to round, log-normal.
+        deadline: When the round ends, in units of the median client's time for its whole work.
+        late: Whether a client that is not done by then is discarded or does the share that fits.
+        over_select: So many times the cohort's size are selected, and the first to finish kept.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    drop_out: float = Field(default=0.0, ge=0, lt=1)
+    partial: float = Field(default=0.0, ge=0, le=1)
+    min_work: float = Field(default=0.1, gt=0, le=1)
+    speed_sigma: float = Field(default=0.0, ge=0, le=10)
+    jitter_sigma: float = Field(default=0.0, ge=0, le=10)
+    deadline: float | None = Field(default=None, gt=0)
+    late: Literal["drop", "partial"] = "drop"
+    over_select: float = Field(default=1.0, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _speeds_matter(self) -> Self:
+        if self.deadline is None and self.over_select == 1:
+            for name in ("speed_sigma", "jitter_sigma"):
+                if sigma := getattr(self, name):
+                    raise ValueError(
+                        f"{name} = {sigma:g} changes nothing without a 'deadline' or an "
+                        "'over_select' above 1: give one of them"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_matter(self) -> Self:
+        if self.min_work != 0.1 and not self.partial:
+            raise ValueError(
+                f"min_work = {self.min_work:g} changes nothing with partial = 0: say how often "
+                "clients do a part of their work, or leave it out"
+            )
+        if self.late == "partial" and self.deadline is None:
+            raise ValueError("late = 'partial' changes nothing without a 'deadline': give one")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_is_done(self) -> Self:
+        if self.deadline is None or self.late == "partial":
+            return self
+        spread = math.hypot(self.speed_sigma, self.jitter_sigma)
+        soonest = (self.min_work if self.partial else 1.0) * math.exp(-_FASTEST * spread)
+        if self.deadline < soonest:
+            raise ValueError(
+                f"deadline = {self.deadline:g}: no client is ever done by then; the soonest takes "
+                f"{soonest:.3g} (the median client takes 1 for its whole work); give at least that"
+            )
+        return self
 
 
 class Fates(NamedTuple):
@@ -109,126 +164,3 @@ class DeviceModel:
             order = finishers[np.lexsort((tie[finishers], first))]
             late[order[self.keep :]] = True
         return Fates(work, time, dropped, late)
-
-
-class DeviceGrid(GridWrapper):
-    """Tells clients how much of their local work they do, and says who was late.
-
-    Stands outside the Grid that counts bytes, for what it tells is sent.
-
-    Args:
-        inner: The Grid around which this one stands; it returns admitted `Replies`.
-        model: The devices.
-    """
-
-    def __init__(self, inner: Grid, model: DeviceModel) -> None:
-        super().__init__(inner)
-        self.model = model
-        self._observed = self._nothing()
-
-    def begin_round(self, server_round: int) -> None:
-        """Forget what was observed in the round before."""
-        self._observed = self._nothing()
-        super().begin_round(server_round)
-
-    def observed(self) -> Observed:
-        """Return how many were late and did a part, and who."""
-        return self._observed.joined(super().observed())
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions with each client's share of work."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        server_round = sent_round(batch)
-        if server_round is None:
-            return self.inner.send_and_receive(batch, timeout=timeout)
-        ids = _clients(batch)
-        fates = self.model.fates(server_round, ids)
-        self._observed = _observation(ids, fates)
-        if (fates.work < 1).any():
-            if isinstance(batch, Cohort):
-                batch = batch.altered(work=fates.work)
-            else:
-                batch = [_told(m, float(w)) for m, w in zip(batch, fates.work, strict=True)]
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if not isinstance(replies, Replies) or not fates.late.any():
-            return replies
-        late = dict(zip(ids[fates.late].tolist(), fates.time[fates.late].tolist(), strict=True))
-        failures = tuple(
-            self._late(failure, late[failure.client_id])
-            if failure.cause == "absent" and failure.client_id in late
-            else failure
-            for failure in replies.failures
-        )
-        return replace(replies, failures=failures)
-
-    def _late(self, failure: Failure, time: float) -> Failure:
-        deadline = self.model.devices.deadline
-        if deadline is not None and time > deadline:
-            why = f"was late: takes {time:.3g} units of time, [devices] deadline = {deadline:g}"
-        else:
-            why = f"was late: {self.model.keep} others came before it"
-        return failure._replace(reason=why)
-
-    def _nothing(self) -> Observed:
-        return _observation(np.zeros(0, dtype=np.int64), None)
-
-
-class AbsenceGrid(GridWrapper):
-    """Lets clients drop out as their devices say, after the instruction has been sent.
-
-    Stands inside the Grid that counts bytes, close to the clients.
-
-    Args:
-        inner: The Grid around which this one stands.
-        model: The devices.
-        layout: The model's layout, when `inner` is an engine that trains in chunks.
-    """
-
-    def __init__(self, inner: Grid, model: DeviceModel, layout: Layout | None) -> None:
-        super().__init__(inner)
-        self.model, self.layout = model, layout
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions to those who do not drop out."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        server_round = sent_round(batch)
-        if server_round is not None:
-            ids = _clients(batch)
-            gone = ids[self.model.fates(server_round, ids).gone]
-            batch = without(batch, gone, self.layout)
-        return self.inner.send_and_receive(batch, timeout=timeout)
-
-
-def _clients(batch: Sequence[Message]) -> npt.NDArray[np.int64]:
-    if isinstance(batch, Cohort):
-        return batch.client_ids
-    nodes = [internals.client_of(m.metadata.dst_node_id) for m in batch]
-    return np.array(nodes, dtype=np.int64)
-
-
-def _told(message: Message, work: float) -> Message:
-    """The message with the share of work in its settings; those of others stay as they are."""
-    if work >= 1:
-        return message
-    records = message.content.config_records
-    name = next(iter(records), CONFIG)
-    content = RecordDict(dict(message.content))
-    content[name] = ConfigRecord({**settings_of(message.content), WORK: work})
-    return sent_again(message, content)
-
-
-def _observation(ids: npt.NDArray[np.int64], fates: Fates | None) -> Observed:
-    """What metrics and the record of participation say of a round's devices."""
-    late: list[int] = []
-    work: dict[str, float] = {}
-    if fates is not None:
-        late = sorted(ids[fates.late].tolist())
-        part = ~fates.gone & (fates.work < 1)
-        shares = sorted(zip(ids[part].tolist(), fates.work[part].tolist(), strict=True))
-        work = {str(client): share for client, share in shares}
-    metrics = {"clients/late": len(late), "clients/partial": len(work)}
-    return Observed(metrics, {"late": late, "work": work})

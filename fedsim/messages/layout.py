@@ -178,12 +178,6 @@ def rows_at(rows: Tensor, places: Sequence[int]) -> Rows:
     return [rows[place] for place in places]
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a module's tensors by name: its `state_dict` without extra state of other kinds."""
-    state = model.state_dict()
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def _is_alias(tensor: Tensor, parameters: Mapping[str, Tensor]) -> bool:
     return any(tensor is parameter for parameter in parameters.values())
 

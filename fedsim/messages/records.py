@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    MetricRecord,
+    RecordDict,
+)
 from torch import Tensor
 
 from fedsim.messages.layout import Layout
@@ -198,3 +203,12 @@ def only_metrics(content: RecordDict) -> MetricRecord | None:
     if METRICS in records:
         return records[METRICS]
     return next(iter(records.values())) if len(records) == 1 else None
+
+
+CLIENT_STATE = "client-state"
+
+
+PARTITION = "partition"
+
+
+PARTITION_ID = "partition-id"

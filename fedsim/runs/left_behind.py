@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.basics.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError, show
 from fedsim.basics.import_paths import import_paths
 from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.basics.sources import Code, changes
 from fedsim.runs.folder import SCENARIO_FILE, RunFolder
 from fedsim.scenario.overrides import apply, key_of
 from fedsim.scenario.scenario import Scenario, code_in, without_user
-from fedsim.scenario.signatures import show
 from fedsim.scenario.tables import WITH_PATHS
 
 CODE_FILE = "code.json"

@@ -24,15 +24,10 @@ from fedsim.basics.generators import seeded
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.ties import exceeds
 from fedsim.client.executor import SettingsError
-from fedsim.engine.client_settings import SettingsWatch
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met
-from fedsim.federation.grids.wrapper import (
-    ByteCountingGrid,
-    GridWrapper,
-    Observed,
-    SubsetGrid,
-    failures_of,
-)
+from fedsim.federation.grids.wrapper import GridWrapper, Observed, failures_of
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import MessagesError
 from fedsim.messages.failures import Failure
@@ -45,6 +40,7 @@ from fedsim.messages.records import (
 )
 from fedsim.messages.replies import Replies
 from fedsim.runs.client_metrics import client_metrics, spread
+from fedsim.runs.client_settings import SettingsWatch
 from fedsim.scenario.expectations import failed_by
 from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.foreign import nested

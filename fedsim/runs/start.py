@@ -24,13 +24,15 @@ from fedsim.basics.json_files import JsonLines, read_json, taking, write_json_at
 from fedsim.basics.kernels_in_use import decisive
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
-from fedsim.engine.client_settings import ClientSettings, SettingsWatch
 from fedsim.engine.grid import LocalGrid
 from fedsim.engine.simulation import pinned_threads
-from fedsim.federation.devices import AbsenceGrid, DeviceGrid
+from fedsim.federation.grids.absence import AbsenceGrid
+from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.devices import DeviceGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.federation.grids.retries import RetryGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
 from fedsim.federation.topology.picture import draw_topology
 from fedsim.federation.topology.topology import Topology, edges_sha256, graph_statistics
 from fedsim.messages.failures import Failure
@@ -38,6 +40,7 @@ from fedsim.messages.records import array_record, model_tensors, named_tensors
 from fedsim.runs import checkpoint as checkpoints
 from fedsim.runs import folder as run_folder
 from fedsim.runs.checkpoint import Checkpoint
+from fedsim.runs.client_settings import ClientSettings, SettingsWatch
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.left_behind import keep_places, take_up, where_it_was_run, write_code
 from fedsim.runs.loop import EarlyStop, Hook, Policy, RoundLoop, RoundReport

@@ -19,6 +19,7 @@ from fedsim.basics.import_paths import of_main
 from fedsim.basics.project import SentProject
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.sources import NO_CODE, Code
+from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.augmentation import augmentation_of
 from fedsim.client.batching.poison import Poison
 from fedsim.client.executor import CohortExecutor, ExecutorKind
@@ -29,15 +30,15 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.partitions.statistics import label_counts
 from fedsim.data.preparation import prepare
 from fedsim.engine.client_app import CohortApp
-from fedsim.engine.client_settings import ClientSettings
 from fedsim.federation.attacks.attack import Attack
 from fedsim.federation.devices import DeviceModel
 from fedsim.federation.grids.waiting import check_minima
 from fedsim.federation.participation.kinds import Participation
 from fedsim.federation.topology.topology import Topology
-from fedsim.messages.layout import Layout, tensors_of
+from fedsim.messages.layout import Layout
 from fedsim.messages.records import array_record
 from fedsim.runs.certain_failures import check_last_batches
+from fedsim.runs.client_settings import ClientSettings
 from fedsim.scenario import discovery
 from fedsim.scenario.idle_keys import idle_keys
 from fedsim.scenario.recorded_metrics import check_watched

@@ -7,6 +7,7 @@ strategy or procedure declares its own in `idle`.
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.basics.errors import show
 from fedsim.basics.idle import Idle
 from fedsim.basics.import_paths import is_import_path
 from fedsim.client.procedure import GUIDANCE
@@ -43,9 +44,7 @@ def _found(name: str, table: Mapping[str, Any], factory: Any, declared: Any) -> 
         why = idle.beside(table)
         for key in idle.keys if why else ():
             default = signatures.keys(factory)[key].default if key in table else None
-            if key in table and signatures.show(table[key]) != signatures.show(default):
-                text = (
-                    f"[{name}] {key} = {signatures.show(table[key])}: is without effect with {why}"
-                )
+            if key in table and show(table[key]) != show(default):
+                text = f"[{name}] {key} = {show(table[key])}: is without effect with {why}"
                 lines.setdefault(key, text)
     return list(lines.values())

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from fedsim.basics.errors import ScenarioError, nearest, unknown
 from fedsim.basics.import_paths import is_import_path
 from fedsim.basics.samples import SampleSpec
+from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.poison import Trigger
 from fedsim.client.evaluation import Evaluation
 from fedsim.federation.attacks.attack import Attack
 from fedsim.messages.failures import CAUSES
-from fedsim.messages.layout import tensors_of
 from fedsim.runs.loop import RoundReport
 from fedsim.scenario.expectations import BY_CAUSE, failed_by
 from fedsim.scenario.scenario import Scenario

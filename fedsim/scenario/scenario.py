@@ -20,6 +20,7 @@ from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is_import_path
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
+from fedsim.federation.devices import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.expectations import Expectation
 from fedsim.scenario.overrides import apply
@@ -30,7 +31,6 @@ from fedsim.scenario.tables import (
     OPTIONAL_TABLES,
     WITH_PATHS,
     CheckpointTable,
-    Devices,
     Engine,
     EvaluationTable,
     Head,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
-from fedsim.basics.errors import ScenarioError, nearest, printable, unknown
+from fedsim.basics.errors import ScenarioError, nearest, show, unknown
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -220,17 +220,6 @@ def reason(detail: ErrorDetails) -> str:
         guess = nearest(str(detail["input"]), allowed)
         return f"{message}; did you mean '{guess}'?" if guess else message
     return message[:1].lower() + message[1:]
-
-
-def show(value: Any) -> str:
-    """Write a value as the scenario file has it, as far as one line allows.
-
-    Example:
-        >>> show("0.1"), show(True), show([1, 2])
-        ('"0.1"', 'true', '[1, 2]')
-    """
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def find_unusable(value: Any) -> str | None:

@@ -1,11 +1,11 @@
 """The tables of a scenario: those with fixed keys as models, and which tables name a factory."""
 
-import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.kernels import Bits
+from fedsim.federation.devices import Devices
 
 FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
 OPTIONAL_TABLES = ("attack", "topology")  # factory tables that a scenario may leave out
@@ -17,8 +17,6 @@ WITH_PATHS = {
     "participation": "path",
     "topology": "path",
 }
-
-_FASTEST = 8.0  # standard deviations beyond which no client is ever seen
 
 
 class Table(BaseModel):
@@ -69,68 +67,6 @@ class Engine(Table):
             raise ValueError(
                 f"retries = {self.retries} changes nothing with on_failure = '{self.on_failure}': "
                 "leave it out, or say on_failure = 'retry'"
-            )
-        return self
-
-
-class Devices(Table):
-    """`[devices]`: what happens to selected clients in a round, see `fedsim.federation.devices`.
-
-    Whoever drops out or is late does not answer: it counts as absent, not as failed. Whoever does a
-    part of its work is still weighed by all the samples that it holds.
-
-    Attributes:
-        drop_out: Probability that a selected client drops out in mid-round.
-        partial: Probability that a client does only a part of its local work.
-        min_work: The smallest such share; shares are uniform in [min_work, 1].
-        speed_sigma: Spread of the clients' fixed speeds, log-normal around the median's 1.
-        jitter_sigma: Spread of a client's speed from round to round, log-normal.
-        deadline: When the round ends, in units of the median client's time for its whole work.
-        late: Whether a client that is not done by then is discarded or does the share that fits.
-        over_select: So many times the cohort's size are selected, and the first to finish kept.
-    """
-
-    drop_out: float = Field(default=0.0, ge=0, lt=1)
-    partial: float = Field(default=0.0, ge=0, le=1)
-    min_work: float = Field(default=0.1, gt=0, le=1)
-    speed_sigma: float = Field(default=0.0, ge=0, le=10)
-    jitter_sigma: float = Field(default=0.0, ge=0, le=10)
-    deadline: float | None = Field(default=None, gt=0)
-    late: Literal["drop", "partial"] = "drop"
-    over_select: float = Field(default=1.0, ge=1, le=100)
-
-    @model_validator(mode="after")
-    def _speeds_matter(self) -> Self:
-        if self.deadline is None and self.over_select == 1:
-            for name in ("speed_sigma", "jitter_sigma"):
-                if sigma := getattr(self, name):
-                    raise ValueError(
-                        f"{name} = {sigma:g} changes nothing without a 'deadline' or an "
-                        "'over_select' above 1: give one of them"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _shares_matter(self) -> Self:
-        if self.min_work != 0.1 and not self.partial:
-            raise ValueError(
-                f"min_work = {self.min_work:g} changes nothing with partial = 0: say how often "
-                "clients do a part of their work, or leave it out"
-            )
-        if self.late == "partial" and self.deadline is None:
-            raise ValueError("late = 'partial' changes nothing without a 'deadline': give one")
-        return self
-
-    @model_validator(mode="after")
-    def _somebody_is_done(self) -> Self:
-        if self.deadline is None or self.late == "partial":
-            return self
-        spread = math.hypot(self.speed_sigma, self.jitter_sigma)
-        soonest = (self.min_work if self.partial else 1.0) * math.exp(-_FASTEST * spread)
-        if self.deadline < soonest:
-            raise ValueError(
-                f"deadline = {self.deadline:g}: no client is ever done by then; the soonest takes "
-                f"{soonest:.3g} (the median client takes 1 for its whole work); give at least that"
             )
         return self
 
@@ -195,7 +131,7 @@ class Head(Table):
     modules: str = ""
 
 
-OPTIONAL_FIXED: dict[str, type[Table]] = {"devices": Devices}  # a scenario may leave them out
+OPTIONAL_FIXED: dict[str, type[BaseModel]] = {"devices": Devices}  # a scenario may leave them out
 FIXED_TABLES: dict[str, type[Table]] = {
     "engine": Engine,
     "evaluation": EvaluationTable,

@@ -17,9 +17,11 @@ from fedsim.basics.errors import (
     largest_number,
     nearest,
     printable,
+    show,
     unknown,
 )
 from fedsim.basics.import_paths import is_import_path
+from fedsim.federation.devices import Devices
 from fedsim.scenario import discovery, signatures
 from fedsim.scenario.expectations import METRIC_PHASES, Expectation
 from fedsim.scenario.tables import (
@@ -29,7 +31,6 @@ from fedsim.scenario.tables import (
     OPTIONAL_FIXED,
     OPTIONAL_TABLES,
     WITH_PATHS,
-    Devices,
     EvaluationTable,
     Head,
 )
@@ -64,7 +65,7 @@ class _ScenarioProblems:
                 words = f"{largest_number(self.tables)}: is too large: {words}"
             self.add(words if words.startswith("[") else f"{where}{words}")
         except OSError as error:  # such as a name that is too long for a file
-            self.add(f"{where}path = {signatures.show(error.filename)}: {error.strerror}")
+            self.add(f"{where}path = {show(error.filename)}: {error.strerror}")
         return None
 
     def raise_any(self) -> None:
@@ -97,7 +98,7 @@ def validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) 
             what = "a table of a scenario" if isinstance(value, dict) else "a key of a scenario"
             problems.add(unknown(key, what, allowed))
         elif key not in Head.model_fields and not isinstance(value, dict):
-            problems.add(f"[{key}] = {signatures.show(value)}: must be a table")
+            problems.add(f"[{key}] = {show(value)}: must be a table")
 
     given = {key: document[key] for key in Head.model_fields if key in document}
     head = _fixed(problems, Head, given, where="")
@@ -139,7 +140,7 @@ def _fixed(
 ) -> Any | None:
     if bad := signatures.find_unusable(table):
         name = next(key for key, value in table.items() if signatures.find_unusable(value))
-        problems.add(f"{where}{name} = {signatures.show(table[name])}: {bad}")
+        problems.add(f"{where}{name} = {show(table[name])}: {bad}")
         return None
     try:
         return model.model_validate(dict(table))
@@ -168,7 +169,7 @@ def _finding(model: type[BaseModel], detail: ErrorDetails, where: str) -> str:
         return words
     if detail["type"] == "value_error":
         return f"{place} {words}"
-    return f"{place} = {signatures.show(detail['input'])}: {words}"
+    return f"{place} = {show(detail['input'])}: {words}"
 
 
 def _expectations(problems: _ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Expectation]:
@@ -177,9 +178,7 @@ def _expectations(problems: _ScenarioProblems, table: Mapping[str, Any]) -> dict
         where = f'[expect] "{metric}" '
         _check_metric(problems, metric, where="[expect]")
         if not isinstance(claim, dict):
-            problems.add(
-                f"{where}= {signatures.show(claim)}: must be a table such as {{ min = 0.9 }}"
-            )
+            problems.add(f"{where}= {show(claim)}: must be a table such as {{ min = 0.9 }}")
             continue
         found = _fixed(problems, Expectation, claim, where=where)
         if found is not None:
@@ -227,7 +226,7 @@ def _factory_tables(
     if "topology" in tables and strategy is not None and not needs:
         kind = tables["topology"].get("kind", "ring")
         problems.add(
-            f"[topology] kind = {signatures.show(kind)}: [strategy] name "
+            f"[topology] kind = {show(kind)}: [strategy] name "
             f'= "{strategy["name"]}" has a server and no graph; leave the table out'
         )
     return made
@@ -248,7 +247,7 @@ def _obeying(
             return None
         if given.get(key, value) != value:
             problems.add(
-                f"[client] {key} = {signatures.show(given[key])}: must be {signatures.show(value)} "
+                f"[client] {key} = {show(given[key])}: must be {show(value)} "
                 f"as {name} has it; leave it out"
             )
             return None
@@ -290,7 +289,7 @@ def _named(
                 problems.add(f"{where} {unknown(key, f'a key of [{name}]', [selector])}")
         return None
     if not isinstance(choice, str):
-        problems.add(f"{where} {selector} = {signatures.show(choice)}: must be a string")
+        problems.add(f"{where} {selector} = {show(choice)}: must be a string")
         return None
     factory = problems.attempt(lambda: discovery.factory(kind, choice), where=f"{where} ")
     if factory is None:
@@ -339,7 +338,7 @@ def _task(problems: _ScenarioProblems, table: Mapping[str, Any]) -> dict[str, An
         fixed[key] = given.pop(key, default)
         named = key == "kind" and isinstance(fixed[key], str) and is_import_path(fixed[key])
         if fixed[key] not in allowed and not named:
-            shown = signatures.show(fixed[key]).strip('"')
+            shown = show(fixed[key]).strip('"')
             problems.add(f"[task] {key}: {unknown(shown, f'a {key} of a task', allowed)}")
             fixed[key] = default
     keys = problems.attempt(lambda: task_keys.keys(fixed["kind"]), where="[task] ") or {}

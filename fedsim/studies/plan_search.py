@@ -24,7 +24,7 @@ from fedsim.basics.home import expanded
 from fedsim.engine.grid import LocalGrid
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.simulation import pinned_threads
-from fedsim.federation.grids.wrapper import ParticipationGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.runs.loop import Policy, RoundLoop
 from fedsim.runs.start import wrapped_grid
 from fedsim.runs.world import World, build, make_app

@@ -12,7 +12,7 @@ from fedsim.basics import rng
 from fedsim.basics.errors import FedsimError, ScenarioError, is_too_large
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.samples import SampleSpec
-from fedsim.messages.layout import tensors_of
+from fedsim.basics.tensors import tensors_of
 
 NUMPY_DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,

@@ -13,9 +13,9 @@ import fedsim
 from cases import worlds
 from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
-from fedsim.engine.client_settings import ClientSettings
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.cohort import Cohort
+from fedsim.runs.client_settings import ClientSettings
 from fedsim.runs.world import build
 
 NAME = "cases.test_07_config_that_nobody_reads:"

@@ -18,9 +18,9 @@ from flwr.serverapp.strategy import FedAvg
 import fedsim
 from cases import worlds
 from fedsim.basics.errors import RunError, ScenarioError
-from fedsim.federation.grids import waiting
-from fedsim.federation.grids.waiting import Patience, check_minima
+from fedsim.federation.grids.waiting import check_minima
 from fedsim.federation.participation.kinds import PARTICIPATION
+from fedsim.messages.patience import Patience
 from fedsim.runs.world import build
 
 BERNOULLI = {"participation": {"kind": "bernoulli", "rate": 0.3}}
@@ -127,7 +127,7 @@ def test_looking_ahead_leaves_a_chain_s_memory_as_it_was():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(waiting, "_LONG_S", 0.2)
+    monkeypatch.setattr("fedsim.messages.patience._LONG_S", 0.2)
 
 
 @pytest.mark.usefixtures("impatient")

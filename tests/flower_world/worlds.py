@@ -4,7 +4,8 @@ import numpy as np
 
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, ParticipationGrid
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.messages.records import model_tensors
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.world import build

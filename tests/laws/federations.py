@@ -21,7 +21,9 @@ from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.data.preparation import reopen
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, ByteCountingGrid, ParticipationGrid
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.federation.participation.kinds import Participation
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record

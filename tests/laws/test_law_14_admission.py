@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, GridWrapper
+from fedsim.federation.grids.admission import AdmissionGrid
+from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.cohort import Cohort

@@ -14,8 +14,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedsim.engine.inline import InlineGrid
+from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.federation.grids.wrapper import AdmissionGrid, GridWrapper, ParticipationGrid
+from fedsim.federation.grids.participation import ParticipationGrid
+from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.records import model_tensors
 from fedsim.runs.loop import RoundLoop

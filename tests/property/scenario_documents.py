@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from hypothesis import strategies as st
 
-from fedsim.scenario import discovery, signatures, tables
+from fedsim.basics.errors import show
+from fedsim.scenario import discovery, tables
 from fedsim.scenario.expectations import METRIC_PHASES
 
 # table: (kind of thing in discovery, key that names one, whether a scenario must have the table)
@@ -258,7 +259,7 @@ def unusable_value(draw: st.DrawFn, document: Document) -> Wrong:
     value = draw(st.sampled_from(UNUSABLE))
     return Wrong(
         _set(document, table, key, value),
-        (_where(table) + key, signatures.show(value)),
+        (_where(table) + key, show(value)),
     )
 
 
@@ -274,7 +275,7 @@ def table_of_no_table(draw: st.DrawFn, document: Document) -> Wrong:
     value = draw(st.sampled_from([value for value in ODD if not isinstance(value, dict)]))
     return Wrong(
         {table: value, **{k: v for k, v in document.items() if k != table}},
-        (f"[{table}] = {signatures.show(value)}: must be a table",),
+        (f"[{table}] = {show(value)}: must be a table",),
     )
 
 

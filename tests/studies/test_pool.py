@@ -9,8 +9,9 @@ import pytest
 
 from fedsim.basics import kernels_in_use
 from fedsim.basics.json_files import read_json
+from fedsim.basics.machine import usable_processors
 from fedsim.studies.cells.cell import CELLS, cells_of, of_other_versions
-from fedsim.studies.cells.machine import ASSUMED, has_room, usable_processors
+from fedsim.studies.cells.machine import ASSUMED, has_room
 from fedsim.studies.cells.pool import Pool
 from fedsim.studies.cells.variants import of_scenarios
 from studies.worlds import write

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import fedsim
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.text import in_bytes
 from fedsim.cli.doctor import kernels, machine, packages, ray_start
-from fedsim.cli.doctor.finding import Finding, State, in_bytes
+from fedsim.cli.doctor.finding import Finding, State
 
 __all__ = ["Finding", "Report", "State", "examine", "in_bytes"]
 

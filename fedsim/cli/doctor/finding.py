@@ -23,19 +23,3 @@ class Finding(NamedTuple):
     found: str
     remedy: str = ""
     lesser: bool = False
-
-
-def in_bytes(count: float) -> str:
-    """Write a number of bytes for people.
-
-    Example:
-        >>> in_bytes(512), in_bytes(3 * 2**20), in_bytes(23.5 * 2**30)
-        ('512 B', '3.0 MiB', '23.5 GiB')
-    """
-    if count < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        count /= 1024
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} TiB"

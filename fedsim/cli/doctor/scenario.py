@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.basics.home import cache_root
-from fedsim.cli.doctor.finding import Finding, in_bytes
+from fedsim.basics.text import in_bytes
+from fedsim.cli.doctor.finding import Finding
 from fedsim.cli.doctor.packages import Packages
 
 if TYPE_CHECKING:

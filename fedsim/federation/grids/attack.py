@@ -1,6 +1,6 @@
 """The Grid that lets Byzantine clients attack, and records who did."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +9,8 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim.federation.attacks.attack import Attack, Forge, Seen, Sees
-from fedsim.federation.grids.wrapper import GridWrapper, Observed, sent_round
+from fedsim.federation.grids.wrapper import GridWrapper, Observed, clients_of, sent_round
 from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
-from fedsim.messages.flower_internals import client_of
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 
@@ -62,7 +61,7 @@ class AttackGrid(GridWrapper):
         server_round = sent_round(batch)
         byzantine = self.attack.byzantine_clients(self.num_clients, self.seed, server_round)
         if self.attack.forge is None:
-            self._attacked |= set(byzantine.tolist()) & set(_clients(batch))
+            self._attacked |= set(byzantine.tolist()) & set(clients_of(batch).tolist())
             return replies
         if not isinstance(replies, Replies):
             sent = batch if isinstance(batch, Cohort) else Cohort.from_messages(batch, self.layout)
@@ -71,13 +70,6 @@ class AttackGrid(GridWrapper):
             replies = Replies.from_messages(replies, sent)
         self._attacked |= set(byzantine.tolist()) & set(replies.client_ids.tolist())
         return attacked(replies, self.attack.forge, byzantine, self.seed, self.attack.sees)
-
-
-def _clients(batch: Sequence[Message]) -> list[int]:
-    if isinstance(batch, Cohort):
-        ids: list[int] = batch.client_ids.tolist()
-        return ids
-    return [client_of(message.metadata.dst_node_id) for message in batch]
 
 
 def attacked(

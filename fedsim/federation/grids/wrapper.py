@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim.federation.participation.kinds import Participation
 from fedsim.messages import flower_internals as internals
-from fedsim.messages.byte_counts import cohort_bytes, replies_bytes, sum_of_bytes
-from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
+from fedsim.messages.cohort import Cohort
 from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import SERVER_ROUND
@@ -109,129 +108,6 @@ class GridWrapper(Grid):
         return self.inner.send_and_receive(messages, timeout=timeout)
 
 
-class ParticipationGrid(GridWrapper):
-    """Offers the round's participants as its nodes.
-
-    Under `strategy.start`, which names no rounds, a round ends with the replies to its training.
-
-    Args:
-        inner: The Grid with all clients.
-        participation: Who takes part when.
-        seed: The scenario's seed.
-    """
-
-    def __init__(self, inner: Grid, participation: Participation, *, seed: int) -> None:
-        super().__init__(inner)
-        self.participation, self.seed = participation, seed
-        self.server_round = 1
-
-    def begin_round(self, server_round: int) -> None:
-        """Set the round whose participants are offered."""
-        self.server_round = server_round
-        super().begin_round(server_round)
-
-    def participants(self) -> np.ndarray:
-        """Return the round's participants, int64 client ids in ascending order."""
-        return self.participation.participants(
-            self.server_round, num_clients=self.num_clients, seed=self.seed
-        )
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the round's participants."""
-        return [internals.node_of(client) for client in self.participants().tolist()]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions; after training the next round's participants are offered."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        sent = sent_round(batch)
-        if sent is not None:
-            self.server_round = sent + 1
-        return replies
-
-
-class SubsetGrid(GridWrapper):
-    """Offers some clients only.
-
-    Args:
-        inner: The Grid with all clients.
-        client_ids: The clients offered.
-    """
-
-    def __init__(self, inner: Grid, client_ids: np.ndarray) -> None:
-        super().__init__(inner)
-        self.client_ids = np.sort(client_ids)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of these clients."""
-        return [internals.node_of(client) for client in self.client_ids.tolist()]
-
-
-class AdmissionGrid(GridWrapper):
-    """Lets a reply pass only with the expected names, shapes and dtypes, finite, counted, and once.
-
-    Args:
-        inner: The Grid around which this one stands.
-        layout: The model's layout.
-    """
-
-    def __init__(self, inner: Grid, layout: Layout) -> None:
-        super().__init__(inner)
-        self.layout = layout
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions and return the admitted replies, with everybody else named."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if isinstance(replies, Replies):
-            return replies.admit()
-        sent = batch if isinstance(batch, Cohort) else Cohort.from_messages(batch, self.layout)
-        if sent is None:
-            if not batch:
-                return replies
-            raise MessagesError(why_no_cohort(batch))
-        return Replies.from_messages(replies, sent).admit()
-
-
-class ByteCountingGrid(GridWrapper):
-    """Counts the bytes of instructions and replies as Flower messages, without building them.
-
-    Args:
-        inner: The Grid around which this one stands.
-    """
-
-    def __init__(self, inner: Grid) -> None:
-        super().__init__(inner)
-        self.downlink_bytes = 0
-        self.uplink_bytes = 0
-
-    def take(self) -> tuple[int, int]:
-        """Return (downlink, uplink) bytes since the last call."""
-        counted = self.downlink_bytes, self.uplink_bytes
-        self.downlink_bytes = self.uplink_bytes = 0
-        return counted
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions and return the replies, counting both."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        self.downlink_bytes += (
-            cohort_bytes(batch) if isinstance(batch, Cohort) else sum_of_bytes(batch)
-        )
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if isinstance(replies, Replies):
-            self.uplink_bytes += replies_bytes(replies)
-        else:
-            replies = list(replies)
-            self.uplink_bytes += sum_of_bytes(replies)
-        return replies
-
-
 def without(
     batch: Cohort | list[Message], gone: np.ndarray, layout: Layout | None
 ) -> Cohort | list[Message]:
@@ -266,3 +142,11 @@ def sent_round(batch: Sequence[Message]) -> int | None:
     config = next(iter(batch[0].content.config_records.values()), ConfigRecord())
     value = config.get(SERVER_ROUND)
     return int(value) if isinstance(value, int) else None
+
+
+def clients_of(batch: Sequence[Message]) -> npt.NDArray[np.int64]:
+    """Return the clients that messages are for, int64 `[K]`, in their order."""
+    if isinstance(batch, Cohort):
+        return batch.client_ids
+    nodes = [internals.client_of(m.metadata.dst_node_id) for m in batch]
+    return np.array(nodes, dtype=np.int64)

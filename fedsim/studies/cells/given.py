@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsim.basics.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError, show
 from fedsim.basics.sources import NO_CODE
 from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, open_existing, resuming
 from fedsim.runs.left_behind import code_of
 from fedsim.scenario.scenario import Scenario
-from fedsim.scenario.signatures import show
 from fedsim.studies.cells.variants import Variant, fingerprint
 
 RUN_AXIS = "run"

@@ -1,19 +1,11 @@
 """How many processes this machine has room for."""
 
-import os
 from pathlib import Path
 
-from fedsim.cli.doctor.machine import available_memory, processor_quota
+from fedsim.basics.machine import available_memory
 
 ASSUMED = 2**30  # bytes of a process that has not said yet what it needs
 _SPARE = 1.25  # so much more than the largest process seen must be free for another
-
-
-def usable_processors(root: Path = Path("/")) -> int:
-    """Return how many processors this process may use, quotas of control groups included."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = processor_quota(root)
-    return max(1, min(count or 1, int(quota) if quota is not None else count or 1))
 
 
 def has_room(largest: int, starting: int, *, root: Path = Path("/")) -> bool:

@@ -15,10 +15,11 @@ from typing import IO, Any, Protocol, Self
 
 from fedsim.basics.json_files import taking
 from fedsim.basics.kernels import Bits, environment
+from fedsim.basics.machine import usable_processors
 from fedsim.basics.project import plain_path
 from fedsim.runs.folder import LOG_FILE
 from fedsim.studies.cells.cell import Cell
-from fedsim.studies.cells.machine import has_room, usable_processors
+from fedsim.studies.cells.machine import has_room
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "

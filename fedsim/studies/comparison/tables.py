@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.cli.doctor.finding import in_bytes
+from fedsim.basics.text import in_bytes
 from fedsim.runs.progress import duration
 from fedsim.studies.cells.outcome import NEVER, Cost
 from fedsim.studies.comparison.compare import Comparison

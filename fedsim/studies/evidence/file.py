@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedsim.basics.errors import ScenarioError, nearest, unknown
+from fedsim.basics.errors import ScenarioError, nearest, show, unknown
 from fedsim.scenario import discovery
 from fedsim.scenario.scenario import Scenario
-from fedsim.scenario.signatures import reason, show
+from fedsim.scenario.signatures import reason
 from fedsim.studies.cells.outcome import check_metric
 from fedsim.studies.cells.variants import (
     Variant,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.basics.home import expanded
-from fedsim.messages.layout import tensors_of
+from fedsim.basics.tensors import tensors_of
 
 _log = logging.getLogger("fedsim")
 

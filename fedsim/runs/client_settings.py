@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedsim.basics.errors import RunError, ScenarioError, nearest, printable
+from fedsim.basics.errors import RunError, ScenarioError, nearest, printable, show
 from fedsim.client.clipping import CLIPPING_NORM
 from fedsim.client.procedure import ClientProcedure
 from fedsim.messages.cohort import Cohort
@@ -145,7 +145,7 @@ class SettingsWatch:
         hint = f"; did you mean '{guess}'?" if guess else ""
         keys = ", ".join(self._settings.keys)
         return (
-            f"'{printable(key)}' = {signatures.show(value)}, which {self._settings.name} does not "
+            f"'{printable(key)}' = {show(value)}, which {self._settings.name} does not "
             f"read{hint} (it obeys the keys of [client]: {keys})"
         )
 
