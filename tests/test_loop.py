@@ -29,7 +29,8 @@ from fedsim.runs.checkpoint import tensors_sha256
 from fedsim.runs.loop import EarlyStop, Policy, RoundLoop, spread
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import load
-from fedsim.strategy.base import FederatedStrategy, Setup
+from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.declarations import Setup
 
 SMALL = [
     "partition.clients=8",

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.aggregators.geometric import unit_mean_of
+from fedsim.aggregators.sums import weighted_sum
 from fedsim.aggregators.updates import Directions, Updates, finite
-from fedsim.strategy.base import weighted_sum
 from strategies.coordinate_median import coordinate_median
 from strategies.fedld import principal_gradient_aggregate
 from strategies.flag import flag_aggregate

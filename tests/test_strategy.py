@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from laws import federations as fed
 from torch import Tensor
 
+from fedsim.aggregators.sums import average_buffers, mean_metrics
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.messages.cohort import SETUP
@@ -16,16 +17,10 @@ from fedsim.messages.layout import Payload
 from fedsim.messages.records import array_record, model_tensors
 from fedsim.messages.replies import Replies
 from fedsim.scenario import discovery
-from fedsim.strategy.base import (
-    FederatedStrategy,
-    LinearStrategy,
-    NoState,
-    Setup,
-    average_buffers,
-    federation_size,
-    mean_metrics,
-    restore_fields,
-)
+from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.declarations import NoState, Setup
+from fedsim.strategy.linear import LinearStrategy
+from fedsim.strategy.session import federation_size, restore_fields
 
 
 class Memory(NamedTuple):

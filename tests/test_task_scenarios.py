@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sklearn import metrics as sk
 
 import fedsim
+from fedsim.aggregators.sums import mean_metrics
 from fedsim.basics.errors import CheckpointError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.messages.records import array_record, model_tensors, named_tensors
@@ -21,7 +22,6 @@ from fedsim.runs.checkpoint import FOLDER
 from fedsim.runs.loop import EarlyStop, spread
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario, load
-from fedsim.strategy.base import mean_metrics
 
 HOSPITALS = {
     "seed": 2,

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.sums import weighted_sum
 from fedsim.basics.errors import require_choice
-from fedsim.strategy.base import weighted_sum
 
 Target = Literal["received", "all"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedsim.aggregators.sums import weighted_sum
 from fedsim.basics.ties import EPSILON
-from fedsim.strategy.base import weighted_sum
 
 _COLUMNS = 2**13  # of a block; fixed, for it decides in which order inner products are summed
 NEAR = 1e-6  # of the squared lengths: a squared distance below has lost 6 digits to them

@@ -5,15 +5,10 @@ from typing import TYPE_CHECKING
 from fedsim.basics.faces import lazy
 
 if TYPE_CHECKING:
-    from fedsim.strategy.base import (
-        Degenerate,
-        FederatedStrategy,
-        LinearStrategy,
-        NoState,
-        Setup,
-        State,
-        weighted_sum,
-    )
+    from fedsim.aggregators.sums import weighted_sum
+    from fedsim.strategy.base import FederatedStrategy
+    from fedsim.strategy.declarations import Degenerate, NoState, Setup, State
+    from fedsim.strategy.linear import LinearStrategy
 
 __all__ = [
     "Degenerate",
@@ -28,12 +23,12 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "Degenerate": "fedsim.strategy.base",
+        "Degenerate": "fedsim.strategy.declarations",
         "FederatedStrategy": "fedsim.strategy.base",
-        "LinearStrategy": "fedsim.strategy.base",
-        "NoState": "fedsim.strategy.base",
-        "Setup": "fedsim.strategy.base",
-        "State": "fedsim.strategy.base",
-        "weighted_sum": "fedsim.strategy.base",
+        "LinearStrategy": "fedsim.strategy.linear",
+        "NoState": "fedsim.strategy.declarations",
+        "Setup": "fedsim.strategy.declarations",
+        "State": "fedsim.strategy.declarations",
+        "weighted_sum": "fedsim.aggregators.sums",
     },
 )

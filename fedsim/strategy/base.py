@@ -16,11 +16,9 @@ else.
 
 import abc
 import logging
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,118 +27,19 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedsim.basics.errors import RunError
-from fedsim.messages.cohort import SETUP, Cohort
-from fedsim.messages.flower_internals import FIRST_NODE_ID
+from fedsim.aggregators.sums import average_buffers, mean_buffers, mean_metrics
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import (
-    NUM_EXAMPLES,
     kept_model_record,
     model_record,
     model_tensors,
     named_tensors,
 )
 from fedsim.messages.replies import Replies
+from fedsim.strategy.declarations import Degenerate, Setup, State
+from fedsim.strategy.session import CallSession, federation_size, restore_fields
 
 _log = logging.getLogger("fedsim")
-State = Any  # a NamedTuple of tensors, integers and floats
-_COLUMNS = 2**16  # of a block of the weighted sum
-
-
-class NoState(NamedTuple):
-    """The State of a strategy that remembers nothing."""
-
-
-class Degenerate(NamedTuple):
-    """A setting in which a strategy becomes another one (law 5).
-
-    Attributes:
-        settings: The hyperparameters of the setting.
-        becomes: The other strategy's scenario name.
-        with_settings: The other strategy's hyperparameters.
-        given: What must hold besides; "first round" holds for one round only.
-        tolerance: The largest difference in float64; 0 asks for the same bits.
-    """
-
-    settings: Mapping[str, Any]
-    becomes: str
-    with_settings: Mapping[str, Any]
-    given: Literal[
-        "everyone takes part", "identical clients", "identical models", "first round"
-    ] = "everyone takes part"
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A set-up exchange before round 1.
-
-    Attributes:
-        clients: int64, who takes part.
-        shared: What they receive besides the model.
-    """
-
-    clients: np.ndarray
-    shared: Payload
-
-
-@dataclass
-class _CallSession:
-    """What the base class keeps between Flower's calls; cleared when round 1 is configured."""
-
-    layout: Layout
-    num_clients: int
-    state: State
-    nodes: dict[int, int]
-    participants: np.ndarray | None = None
-    params: Tensor | None = None
-    buffers: Mapping[str, Tensor] | None = None
-    sent: Cohort | None = None
-    setup: Replies | None = None
-
-
-def weighted_sum(weights: Tensor, rows: Tensor, reference: Tensor | None = None) -> Tensor:
-    """Return sum_k weights[k] * (rows[k] - reference[k]) in float64, added in client order.
-
-    The only weighted sum of the code base: float64 accumulation in a fixed order, one rounding
-    later by the caller. It goes over the columns in blocks that stay in the processor's cache,
-    which changes no bit.
-
-    Args:
-        weights: float64 `[K]`; a row whose weight is zero is not looked at.
-        rows: `[K, dim]`.
-        reference: `[dim]`, or `[K, dim]` when each client started from its own; None for zero.
-
-    Returns:
-        float64 `[dim]`.
-    """
-    dim = rows.shape[1]
-    total = torch.zeros(dim, dtype=torch.float64, device=rows.device)
-    counted = [(place, weight) for place, weight in enumerate(weights.tolist()) if weight]
-    size = dim if rows.is_cuda else min(dim, _COLUMNS)  # a GPU has no use for small kernels
-    many = max(1, _COLUMNS // max(1, size))  # rows whose difference is taken at once
-    memory = torch.empty(many * size, dtype=torch.float64, device=rows.device)
-    for first in range(0, dim, max(1, size)):
-        span = slice(first, min(first + size, dim))
-        part = total[span]
-        shared = None if reference is None or reference.dim() > 1 else reference[span].double()
-        for top in range(0, len(counted), many):
-            places = [place for place, _ in counted[top : top + many]]
-            block = _consecutive(rows, places)[:, span]
-            apart = memory[: block.numel()].view(block.shape).copy_(block)
-            if reference is not None:
-                start = _consecutive(reference, places)[:, span] if shared is None else shared
-                apart.sub_(start)
-            for row, (_, weight) in zip(apart.unbind(0), counted[top:], strict=False):
-                part.add_(row, alpha=weight)
-    return total
-
-
-def _consecutive(rows: Tensor, places: Sequence[int]) -> Tensor:
-    """Return some rows, as a view where they follow one another."""
-    if places[-1] - places[0] == len(places) - 1:
-        return rows[places[0] : places[-1] + 1]
-    return rows[list(places)]
 
 
 class FederatedStrategy(Strategy, abc.ABC):
@@ -161,7 +60,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ()
 
-    _session: _CallSession | None = None
+    _session: CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None
     _restored: Mapping[str, Any] | None = None
     _layout: Layout | None = None
@@ -170,8 +69,6 @@ class FederatedStrategy(Strategy, abc.ABC):
     _starts: Callable[[int], Tensor] | None = None
     _byzantine: Callable[[int | None], Collection[int]] | None = None
     _setup_timeout_s: float | None = None
-
-    # --- what a strategy implements -------------------------------------------------------
 
     @abc.abstractmethod
     def init(self, params: Tensor, clients: int) -> State:
@@ -243,8 +140,6 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Return every client's own model, (`[N, dim]`, buffers `[N, ...]`); None without any."""
         return None
 
-    # --- what a strategy may use ----------------------------------------------------------
-
     @property
     def layout(self) -> Layout:
         """How the model's tensors lie in the flat vector; known before `init` is called."""
@@ -282,8 +177,6 @@ class FederatedStrategy(Strategy, abc.ABC):
     def start_of(self, client: int) -> Tensor | None:
         """Return a client's own random initialisation, `[dim]`; None when none was declared."""
         return None if self._starts is None else self._starts(client)
-
-    # --- what the round loop uses besides Flower's methods --------------------------------
 
     @property
     def state(self) -> State:
@@ -347,8 +240,6 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Say who attacks in a round, or who is not to be measured (None); no server knows."""
         self._byzantine = attackers
 
-    # --- Flower's methods -----------------------------------------------------------------
-
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -356,13 +247,13 @@ class FederatedStrategy(Strategy, abc.ABC):
         session = self._open(server_round, arrays, config, grid)
         params, buffers = model_tensors(session.layout, arrays)
         session.params, session.buffers = params, buffers
-        clients, nodes = self._participants(grid, session)
+        clients, nodes = session.present(grid)
         session.participants = clients
         chosen = np.isin(clients, self.select(session.state, clients))
         clients, nodes = clients[chosen], nodes[chosen]
         shared, personal = self.broadcast(session.state, params, clients)
-        session.sent = self._cohort(
-            server_round, config, clients, nodes, _with_buffers(shared, personal, buffers), personal
+        session.sent = session.cohort(
+            server_round, config, clients, nodes, shared, personal, buffers
         )
         return session.sent
 
@@ -371,15 +262,9 @@ class FederatedStrategy(Strategy, abc.ABC):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return (new model, metrics averaged over clients by examples, and the strategy's own)."""
         session = self._require(server_round)
-        assert session.sent is not None
         assert session.params is not None
         assert session.buffers is not None
-        stack = (
-            replies
-            if isinstance(replies, Replies)
-            else Replies.from_messages(replies, session.sent)
-        )
-        stack = _admitted(stack)
+        stack = session.admitted(replies)
         buffer_weights = self.buffer_weights(session.state, stack)
         params, session.state, metrics = self.server_update(session.state, session.params, stack)
         buffers = average_buffers(session.buffers, stack, buffer_weights)
@@ -396,17 +281,12 @@ class FederatedStrategy(Strategy, abc.ABC):
         """Return the evaluation's Cohort: every node that the grid offers."""
         session = self._open(server_round, arrays, config, grid, evaluating=True)
         params, buffers = model_tensors(session.layout, arrays)
-        clients, nodes = self._participants(grid, session)
+        clients, nodes = session.present(grid)
         shared, personal = self.evaluated(session.state, params, clients)
-        session.sent = self._cohort(
-            server_round,
-            config,
-            clients,
-            nodes,
-            _with_buffers(shared, personal, buffers),
-            personal,
+        session.sent = session.cohort(
+            server_round, config, clients, nodes, shared, personal, buffers,
             message_type=MessageType.EVALUATE,
-        )
+        )  # fmt: skip
         return session.sent
 
     def aggregate_evaluate(
@@ -414,13 +294,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     ) -> MetricRecord | None:
         """Return the clients' metrics averaged by examples; None when nobody answered."""
         session = self._require(server_round)
-        assert session.sent is not None
-        stack = (
-            replies
-            if isinstance(replies, Replies)
-            else Replies.from_messages(replies, session.sent)
-        )
-        stack = _admitted(stack)
+        stack = session.admitted(replies)
         return MetricRecord(mean_metrics(stack)) if stack.num_clients else None  # type: ignore[arg-type]
 
     def summary(self) -> None:
@@ -428,79 +302,28 @@ class FederatedStrategy(Strategy, abc.ABC):
         values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in SESSION_FIELDS}
         _log.info("strategy %s %s", type(self).__name__, values)
 
-    # --- packing --------------------------------------------------------------------------
-
     def _open(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
         *, evaluating: bool = False,
-    ) -> _CallSession:  # fmt: skip
+    ) -> CallSession:  # fmt: skip
         if self._session is None or (server_round == 1 and not evaluating):
             layout = Layout.from_named(named_tensors(arrays), self._declared_buffers)
             params, buffers = model_tensors(layout, arrays)
             self._layout, self._initial_buffers = layout, buffers
             clients = federation_size(grid)
             state = self.init(params, clients)
-            self._session = session = _CallSession(layout, clients, state, {})
+            self._session = session = CallSession(layout, clients, state, {})
             if self._restored is not None:
                 session.state = restore_fields(state, self._restored)
                 self._restored = None
-            else:
-                self._hold_setup(session, params, buffers, config, grid)
+            elif (setup := self.setup(state, params, clients)) is not None:
+                admitted = session.exchange(
+                    setup, params, buffers, config, grid, timeout=self._setup_timeout_s
+                )
+                session.state = self.finish_setup(state, params, admitted)
         return self._session
 
-    def _hold_setup(
-        self, session: _CallSession, params: Tensor, buffers: Mapping[str, Tensor],
-        config: ConfigRecord, grid: Grid,
-    ) -> None:  # fmt: skip
-        setup = self.setup(session.state, params, session.num_clients)
-        if setup is None:
-            return
-        shared = _with_buffers(Payload(params, {}, setup.shared.extra), Payload(), buffers)
-        clients, nodes = setup.clients, setup.clients + FIRST_NODE_ID
-        if not hasattr(grid, "num_clients"):  # Flower's: only the nodes seen have a number
-            clients, nodes = self._participants(grid, session)
-            asked = np.isin(clients, setup.clients)
-            clients, nodes = clients[asked], nodes[asked]
-        cohort = self._cohort(0, config, clients, nodes, shared, Payload(), message_type=SETUP)
-        answered = grid.send_and_receive(cohort, timeout=self._setup_timeout_s)
-        replies = (
-            answered if isinstance(answered, Replies) else Replies.from_messages(answered, cohort)
-        )
-        admitted = _admitted(replies)
-        session.state = self.finish_setup(session.state, params, admitted)
-        session.setup = replace(admitted, params=None, reference=None, buffers={}, extra={})
-
-    def _cohort(
-        self, server_round: int, config: ConfigRecord, clients: np.ndarray, nodes: np.ndarray,
-        shared: Payload, personal: Payload, *, message_type: str = MessageType.TRAIN,
-    ) -> Cohort:  # fmt: skip
-        assert self._session is not None
-        return Cohort(
-            client_ids=clients,
-            server_round=server_round,
-            layout=self._session.layout,
-            shared=shared,
-            personal=personal,
-            config=dict(config),
-            message_type=message_type,
-            node_ids=None if nodes.dtype == np.int64 else nodes,
-        )
-
-    def _participants(self, grid: Grid, session: _CallSession) -> tuple[np.ndarray, np.ndarray]:
-        """The round's clients and their nodes, in client order."""
-        nodes = sorted(grid.get_node_ids())
-        if hasattr(grid, "num_clients"):
-            ours = np.array(nodes, dtype=np.int64)
-            return ours - FIRST_NODE_ID, ours
-        # a grid of Flower's: node ids are random 64-bit numbers and say nothing, so clients are
-        # numbered as they are first seen
-        for node in nodes:
-            session.nodes.setdefault(node, len(session.nodes))
-        nodes.sort(key=session.nodes.__getitem__)
-        clients = np.array([session.nodes[node] for node in nodes], dtype=np.int64)
-        return clients, np.array(nodes, dtype=np.uint64)
-
-    def _require(self, server_round: int) -> _CallSession:
+    def _require(self, server_round: int) -> CallSession:
         if self._session is None or self._session.sent is None:
             raise RuntimeError(
                 f"round {server_round}: aggregate was called before configure; call "
@@ -516,145 +339,8 @@ SESSION_FIELDS = (
 )  # fmt: skip
 
 
-class LinearStrategy(FederatedStrategy, abc.ABC):
-    """A strategy that needs of the replies one weighted sum of updates and the weights' total."""
-
-    @abc.abstractmethod
-    def weights(self, state: State, client_ids: np.ndarray, num_examples: Tensor) -> Tensor:
-        """Return float64 `[K]`, the weight of each reply; they need not add up to anything."""
-
-    @abc.abstractmethod
-    def apply(
-        self, state: State, params: Tensor, weighted_sum: Tensor, weight_sum: float
-    ) -> tuple[Tensor, State, dict[str, float]]:
-        """Return (new model, new State, metrics).
-
-        Args:
-            state: The State.
-            params: The model that was broadcast, `[dim]`.
-            weighted_sum: float64 `[dim]`, the sum of weight times update; zero when nobody
-                answered.
-            weight_sum: The sum of the weights.
-        """
-
-    def observe(self, state: State, replies: Replies) -> State:
-        """Return the State after learning who answered; called after `apply`."""
-        return state
-
-    def buffer_weights(self, state: State, replies: Replies) -> Tensor:
-        """Weigh buffers as updates, so that a reply counts in both or in neither."""
-        return self.weights(state, replies.client_ids, replies.num_examples)
-
-    def server_update(
-        self, state: State, params: Tensor, replies: Replies
-    ) -> tuple[Tensor, State, dict[str, float]]:
-        """Take the weighted sum of the updates and apply it."""
-        weights = self.weights(state, replies.client_ids, replies.num_examples)
-        assert replies.params is not None
-        assert replies.reference is not None
-        total = weighted_sum(weights, replies.params, replies.reference)
-        params, state, metrics = self.apply(state, params, total, float(weights.sum()))
-        return params, self.observe(state, replies), metrics
-
-
-def _admitted(replies: Replies) -> Replies:
-    """Admit replies, and say who was refused when nobody before has.
-
-    Raises:
-        RunError: If replies came and every one of them was refused.
-    """
-    if replies.admitted:  # whoever admitted them has the failures, as the round loop does
-        return replies
-    admitted = replies.admit()
-    refused = [f for f in admitted.failures if f.cause != "absent"]
-    for failure in refused:
-        _log.warning("%s", failure)
-    if refused and not admitted.num_clients:
-        raise RunError(f"every reply was refused; the first: {refused[0]}")
-    return admitted
-
-
-def federation_size(grid: Grid) -> int:
-    """Return N, the clients registered with a grid (a round's participants may be fewer)."""
-    known = getattr(grid, "num_clients", None)
-    return int(known) if known is not None else len(list(grid.get_node_ids()))
-
-
 def state_fields(strategy: FederatedStrategy) -> dict[str, Any]:
     """Return a strategy's State by field, one that it was given back and not yet used too."""
     if strategy._session is None:
         return dict(strategy._restored or {})
     return dict(strategy._session.state._asdict())
-
-
-def restore_fields(state: State, fields: Mapping[str, Any]) -> State:
-    """Return `state` with the saved values of all its fields.
-
-    Raises:
-        ValueError: If the saved fields are not the State's.
-    """
-    if set(fields) != set(state._fields):
-        raise ValueError(f"the saved state has {sorted(fields)}, expected {sorted(state._fields)}")
-    return state._replace(**fields)
-
-
-def average_buffers(
-    before: Mapping[str, Tensor], replies: Replies, weights: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the buffers' weighted mean; integer ones take the largest value.
-
-    Every buffer keeps its dtype. Without a reply that has weight, the buffers stay as they were.
-
-    Args:
-        before: The buffers of the round's model.
-        replies: The admitted replies.
-        weights: float64 `[K]`, at least 0; None takes the examples.
-    """
-    weights = replies.num_examples.double() if weights is None else weights
-    return mean_buffers(replies.buffers, weights) or dict(before)
-
-
-def mean_buffers(stacks: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-    """Return the weighted mean of buffers `[K, ...]` by name; nothing if nobody has weight.
-
-    Integer ones take the largest value. Every buffer keeps its dtype.
-    """
-    total = float(weights.sum())
-    if not total:
-        return {}
-    after: dict[str, Tensor] = {}
-    for name, stack in stacks.items():
-        if stack.is_floating_point():
-            zero = torch.zeros(stack[0].numel(), dtype=torch.float64)
-            mean = weighted_sum(weights, stack.reshape(len(stack), -1), zero) / total
-            after[name] = mean.reshape(stack.shape[1:]).to(stack.dtype)
-        else:
-            after[name] = stack.amax(dim=0)
-    return after
-
-
-def mean_metrics(replies: Replies) -> dict[str, int | float]:
-    """Return the clients' metrics averaged by examples, and the examples in all.
-
-    A metric that is nan is not defined on that client's samples: the mean is over the others, and
-    nan when there are none.
-    """
-    weights = replies.num_examples.double()
-    total = float(weights.sum())
-    means: dict[str, int | float] = {NUM_EXAMPLES: int(replies.num_examples.sum())}
-    for name, column in replies.metrics.items():
-        undefined = column.isnan()
-        if bool(undefined.any()):
-            held = float(weights[~undefined].sum())
-            summed = float((weights * column)[~undefined].sum())
-            means[name] = summed / held if held else math.nan
-            continue
-        means[name] = float((weights * column).sum()) / total if total else 0.0
-    return means
-
-
-def _with_buffers(shared: Payload, personal: Payload, buffers: Mapping[str, Tensor]) -> Payload:
-    more = {
-        n: t for n, t in buffers.items() if n not in shared.buffers and n not in personal.buffers
-    }
-    return Payload(shared.params, {**shared.buffers, **more}, shared.extra)

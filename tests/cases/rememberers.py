@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from fedsim.strategy.base import LinearStrategy
+from fedsim.strategy.linear import LinearStrategy
 
 
 def arrays_of(record):

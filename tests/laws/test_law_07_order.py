@@ -9,13 +9,14 @@ from flwr.app import Error
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedsim.aggregators.sums import average_buffers, mean_metrics, weighted_sum
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.topology.topology import from_edges
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from fedsim.scenario import discovery
-from fedsim.strategy.base import FederatedStrategy, average_buffers, mean_metrics, weighted_sum
+from fedsim.strategy.base import FederatedStrategy
 from laws import federations as fed
 
 COHORTS = ((0, 1, 4, 5, 6), (0, 2, 3, 6, 7), (1, 3, 5, 6, 7))

@@ -7,7 +7,7 @@ from oracles import sgd_oracle as oracle
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.strategy.base import NoState
+from fedsim.strategy.declarations import NoState
 from strategies.fedavg import FedAvg
 
 LAYOUT = Layout.from_named({"w": torch.zeros(3, dtype=torch.float64)})

@@ -23,7 +23,7 @@ from fedsim.messages.layout import Layout
 from fedsim.runs import checkpoint
 from fedsim.runs.checkpoint import Checkpoint
 from fedsim.scenario import signatures
-from fedsim.strategy.base import restore_fields
+from fedsim.strategy.session import restore_fields
 from strategies.fedavg import FedAvg
 from strategies.gossip import GossipAveraging
 from strategies.variance_corrected_gossip import VarianceCorrectedGossip

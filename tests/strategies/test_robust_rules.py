@@ -13,7 +13,7 @@ from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.strategy.base import NoState
+from fedsim.strategy.declarations import NoState
 from strategies.coordinate_median import CoordinateMedian
 from strategies.multi_krum import MultiKrum
 from strategies.robust import Robust

@@ -3,7 +3,7 @@
 import pytest
 
 from fedsim.messages.layout import Payload
-from fedsim.strategy.base import NoState
+from fedsim.strategy.declarations import NoState
 from fedsim.strategy.held.trust import Known, label_of
 
 KNOWN = Known([])

@@ -18,7 +18,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
-from fedsim.strategy.base import FederatedStrategy, LinearStrategy
+from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.linear import LinearStrategy
 
 CALLS = {"rounds": 0}
 scale = 1.0

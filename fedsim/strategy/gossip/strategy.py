@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.aggregators import Recipe, Round
 from fedsim.aggregators.averaging import variance
+from fedsim.aggregators.sums import weighted_sum
 from fedsim.aggregators.updates import Updates
 from fedsim.basics import rng
 from fedsim.basics.errors import RunError, require_choice, require_positive
@@ -31,7 +32,8 @@ from fedsim.federation.topology.topology import (
 )
 from fedsim.messages.layout import Payload, TensorSpec
 from fedsim.messages.replies import Replies
-from fedsim.strategy.base import FederatedStrategy, State, weighted_sum
+from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.declarations import State
 
 if TYPE_CHECKING:
     import networkx as nx
