@@ -297,7 +297,7 @@ def test_large_dense_chains_take_steps_of_their_own_one_client_after_another(opt
     }
     chunk = fed.job(made["batched"], (3, 5, 7))
     together, looped = (made[kind].train(chunk) for kind in ("batched", "loop"))
-    monkeypatch.setattr("fedsim.client.executor.LARGE", made["batched"].layout.dim)
+    monkeypatch.setattr("fedsim.client.ways.LARGE", made["batched"].layout.dim)
     alone = made["batched"].train(chunk)
     assert alone.computed == alone.samples < together.computed
     for other in (together, looped):

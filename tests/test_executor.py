@@ -22,9 +22,10 @@ from torch import nn
 from clients.local_sgd import LocalSGD
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.batching.dropout import SeededDropout, seed_dropout
-from fedsim.client.executor import CohortExecutor, loop_reason
+from fedsim.client.executor import CohortExecutor
 from fedsim.client.plan import why_loop
 from fedsim.client.procedure import ClientProcedure, Work
+from fedsim.client.vectorising import loop_reason
 from fedsim.messages.layout import Payload, rows_at
 from fedsim.tasks import named as tasks
 from fedsim.tasks.classification import Classification
@@ -508,7 +509,7 @@ def test_trained_rows_are_written_where_they_are_wanted(device, places, monkeypa
         tensor.mul_(torch.arange(3.0).view(-1, *(1,) * (tensor.dim() - 1)))
     rows = torch.full((5, executor.layout.dim), -1.0)
     # what comes from a GPU comes at once; tensors of this process take that way as well
-    monkeypatch.setattr(executor, "device", torch.device(device))
-    executor._laid(params, rows_at(rows, places), [2, 0, 1])
+    monkeypatch.setattr(executor.inputs, "device", torch.device(device))
+    executor.inputs.laid(params, rows_at(rows, places), [2, 0, 1])
     assert torch.equal(rows[list(places)], executor.layout.flatten(params)[[2, 0, 1]])
     assert (rows[[place for place in range(5) if place not in places]] == -1).all()

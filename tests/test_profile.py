@@ -11,7 +11,7 @@ from laws import federations as fed
 
 from clients.local_sgd import LocalSGD
 from fedsim import cli
-from fedsim.client.executor import ChunkJob, ChunkResult
+from fedsim.client.job import ChunkJob, ChunkResult
 from fedsim.client.plan import ExecutionPlan
 from fedsim.engine.grid import ChunkWork, WorkOutcome
 from fedsim.engine.inline import InlineGrid

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from fedsim.client.executor import ChunkJob, ChunkResult
+from fedsim.client.job import ChunkJob, ChunkResult
 
 CLIPPING_NORM = "clipping_norm"  # Flower's names
 NORM_BIT = "norm_bit"

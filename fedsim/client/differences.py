@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.tensors import tensors_of
-from fedsim.client.executor import ChunkResult, CohortExecutor
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.job import ChunkResult
 
 # by name: what changed, `[clients, ...]`, and the error that rounding makes
 Changes = Mapping[str, tuple[Tensor, float]]

@@ -24,7 +24,9 @@ from fedsim.basics.rng import generator
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.batching.dropout import dropout_layers, noise_shapes, seed_dropout
 from fedsim.client.chains.chain import chain_of
-from fedsim.client.executor import LARGE, ExecutorKind, TaskLike, loop_reason
+from fedsim.client.job import ExecutorKind, TaskLike
+from fedsim.client.vectorising import loop_reason
+from fedsim.client.ways import LARGE
 
 REDUCTION = "float64, client order, rounded once"
 _MAX_CHUNK = 32

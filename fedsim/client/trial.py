@@ -7,7 +7,6 @@ clients gives. Needs torch alone.
 """
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +21,11 @@ from fedsim.basics.rng import derived_seed
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.dropout import why_not_seeded
 from fedsim.client.differences import apart, changes, first_odd, largest, rows
-from fedsim.client.evaluation import Evaluation
-from fedsim.client.executor import Action, ChunkJob, ChunkResult, CohortExecutor, ExecutorKind
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.job import Action, ChunkJob, ChunkResult, ExecutorKind
 from fedsim.client.plan import TRIED_ONCE, inside, without_a_rule
 from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
+from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Payload
 
 _LOOKED_AT = 256  # clients among which those that are tried are looked for
@@ -100,46 +100,59 @@ class _Plain(ClientProcedure):
         return {"params": params, "buffers": buffers}, loss
 
 
-class _Watched(CohortExecutor):
-    """An executor that takes a few small steps, and sees what moves and what is drawn from."""
+class _Watching(Surroundings):
+    """Surroundings that see what moves and what is drawn from while a client trains."""
 
-    moved: dict[str, None]
-    drawn: dict[str, None]
-    begun: int | None
-    small: bool
-    most: dict[int, int | None]
+    def __init__(self, seen: Surroundings) -> None:
+        super().__init__(seen.seed, seen.device, seen.kept)
+        self.moved: dict[str, None] = {}
+        self.drawn: dict[str, None] = {}
+        self._begun: int | None = None
 
-    def _work(self, job: ChunkJob) -> Work:
-        steps = 1 if self.layout.dim >= TRIED_ONCE else _STEPS
-        batch = max(filter(None, self.most.values()), default=_BATCH)
-        return Work(batch if self.small else super()._work(job).batch_size, None, steps)
-
-    def _begin_anew(self, *place: int) -> None:
+    def begin(self, *place: int) -> None:
         self.look()
-        super()._begin_anew(*place)
-        self.begun = derived_seed(self.seed, "layers" if place else "evaluation", *place)
+        super().begin(*place)
+        self._begun = derived_seed(self.seed, "layers" if place else "evaluation", *place)
 
     @contextlib.contextmanager
-    def _generators_put_back(self) -> Iterator[None]:
-        with super()._generators_put_back():
+    def generators_put_back(self) -> Iterator[None]:
+        with super().generators_put_back():
             try:
                 yield
             finally:
                 self.look()
 
-    @property
-    def _evaluation(self) -> Evaluation:
-        return dataclasses.replace(super()._evaluation, step=max(_SAMPLES))
-
     def look(self) -> None:
         """Take down what has happened since a client began."""
-        seed, self.begun = self.begun, None
-        if self._kept is None:
+        seed, self._begun = self._begun, None
+        if self.kept is None:
             return
         if seed is not None:
-            self.moved |= dict.fromkeys(self._kept.moved())
-            self.drawn |= dict.fromkeys(drawn_from(seed, self._kept.generators))
-        self._kept.put_back()
+            self.moved |= dict.fromkeys(self.kept.moved())
+            self.drawn |= dict.fromkeys(drawn_from(seed, self.kept.generators))
+        self.kept.put_back()
+
+
+class _Watched(NamedTuple):
+    """An executor that takes a few small steps, and what is seen of them.
+
+    Attributes:
+        executor: The executor.
+        watch: What it does to its surroundings.
+        small: Whether it trains on a few samples, else on whole batches.
+        most: How many samples each of the clients has; None leaves it all.
+    """
+
+    executor: CohortExecutor
+    watch: _Watching
+    small: bool
+    most: dict[int, int | None]
+
+    def shortened(self, work: Work) -> Work:
+        """A trial's work in place of a procedure's."""
+        steps = 1 if self.executor.layout.dim >= TRIED_ONCE else _STEPS
+        batch = max(filter(None, self.most.values()), default=_BATCH)
+        return Work(batch if self.small else work.batch_size, None, steps)
 
 
 class _Trial(NamedTuple):
@@ -167,8 +180,8 @@ class _Trial(NamedTuple):
         most: dict[int, int | None] = dict.fromkeys(self.members)
         if small:
             most |= zip(self.members, _SAMPLES, strict=False)
-        made = self.make(
-            _Watched,
+        executor = self.make(
+            CohortExecutor,
             self.procedure,
             _Few(self.data, most),
             kind=kind,
@@ -176,10 +189,12 @@ class _Trial(NamedTuple):
             seeds_dropout=seeds_dropout,
             wide=wide,
         )
-        assert isinstance(made, _Watched)
-        if small and made.layout.dim >= TRIED_ONCE and len(self.members) > 1:
+        if small and executor.layout.dim >= TRIED_ONCE and len(self.members) > 1:
             most |= zip(self.members, (1, 2), strict=True)
-        made.moved, made.drawn, made.begun, made.small, made.most = {}, {}, None, small, most
+        made = _Watched(executor, _Watching(executor.surroundings), small, most)
+        executor.surrounded_by(made.watch)
+        executor.inputs.shortened = made.shortened
+        executor.evaluation_step = max(_SAMPLES)
         return made
 
     def in_turn(self) -> tuple[_Watched, ChunkResult, str | None]:
@@ -193,7 +208,7 @@ class _Trial(NamedTuple):
             try:
                 # the first once more, after another
                 turns = (*self.members, self.members[0])
-                return loop, loop.train(_job(loop, turns)), irregular
+                return loop, loop.executor.train(_job(loop.executor, turns)), irregular
             except Exception as error:
                 failed = failed or error
         assert failed is not None
@@ -210,7 +225,7 @@ class _Trial(NamedTuple):
         others = {**result.buffers, **result.extra, **result.state, **result.metrics}
         if all(torch.equal(each[0], each[last]) for each in (result.params, *others.values())):
             return
-        found = changes(loop, result)
+        found = changes(loop.executor, result)
         if odd := first_odd(rows(found, last, 1), rows(found, 0, 1), _SAME):
             raise ScenarioError(
                 f"{self.owned}: trained twice from one start, on the same samples and with the "
@@ -232,7 +247,7 @@ class _Trial(NamedTuple):
         if why or loop.layout.dim >= TRIED_ONCE or loop.layout.dtype == torch.float64:
             return why
         try:
-            wide = self.made("loop", seeds_dropout=True, wide=True)
+            wide = self.made("loop", seeds_dropout=True, wide=True).executor
             expected = wide.train(_job(wide, self.members))
         except Exception:
             return None
@@ -241,7 +256,7 @@ class _Trial(NamedTuple):
     def _odd(
         self, kind: ExecutorKind, loop: CohortExecutor, result: ChunkResult, *, wide: bool
     ) -> str | None:
-        tried = self.made(kind, seeds_dropout=True, wide=wide)
+        tried = self.made(kind, seeds_dropout=True, wide=wide).executor
         why, found = self._ran(f"trained together by '{kind}'", tried, tried.train, "train")
         if why is None and found is not None:
             expected = rows(changes(tried, result), 0, len(self.members))
@@ -325,14 +340,14 @@ def try_out(
         trial = trial._replace(procedure=_Plain())
         loop, beside, irregular = trial.in_turn()
     trial.require_alike(loop, beside)
-    notes = _notes([*loop.moved], [*loop.drawn])
-    why = _why_in_turn([*loop.moved], [*loop.drawn], irregular)
+    notes = _notes([*loop.watch.moved], [*loop.watch.drawn])
+    why = _why_in_turn([*loop.watch.moved], [*loop.watch.drawn], irregular)
     if why is None and not loop.small and set(kinds) != {"loop"}:
         why = "it can be tried on whole batches alone, in turn"
     elif why is None:
         reasons: list[str] = []
         for kind in kinds:
-            why = None if kind == "loop" else trial.why_not_together(kind, loop, beside)
+            why = None if kind == "loop" else trial.why_not_together(kind, loop.executor, beside)
             if why is None:
                 return Findings(kind, "; ".join(reasons) or None, True, notes)
             reasons.append(why)
@@ -349,18 +364,19 @@ def _who_is_tried(data: Any) -> tuple[int, ...]:
 
 def _irregular(loop: _Watched) -> str | None:
     """Why masks of dropout cannot be drawn before a pass, or None."""
-    if not loop._dropouts:
+    executor, inputs = loop.executor, loop.executor.inputs
+    if not inputs.dropouts:
         return None
-    drawn = loop.data.clients(list(loop.most)[:1])
+    drawn = executor.data.clients(list(loop.most)[:1])
     features = torch.from_numpy(np.asarray(drawn.features[np.asarray(drawn.rows[0])[:1]]))
-    with loop._generators_put_back():
+    with loop.watch.generators_put_back():
         try:
-            features = loop._cast(features).to(loop.device)
-            return why_not_seeded(loop.model, loop._dropouts, features)
+            features = inputs.cast(features).to(executor.device)
+            return why_not_seeded(executor.model, inputs.dropouts, features)
         except Exception:  # training will say what is wrong
             return None
         finally:
-            loop.look()
+            loop.watch.look()
 
 
 def _job(executor: CohortExecutor, members: Sequence[int], action: Action = "train") -> ChunkJob:

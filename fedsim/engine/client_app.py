@@ -17,7 +17,8 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from fedsim.client.clipping import bound_of, clip
-from fedsim.client.executor import ChunkJob, ChunkResult, CohortExecutor
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.job import ChunkJob, ChunkResult
 from fedsim.client.plan import ExecutionPlan, made_up_samples, why_loop
 from fedsim.messages.cohort import SETUP, share_of_work
 from fedsim.messages.layout import Layout, Payload, Rows

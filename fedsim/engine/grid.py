@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsim.basics.errors import RunError
 from fedsim.client.clipping import bound_of
-from fedsim.client.executor import ChunkJob, ChunkResult
+from fedsim.client.job import ChunkJob, ChunkResult
 from fedsim.engine.chunks import deal
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.client_states import ClientStore

@@ -23,7 +23,7 @@ from fedsim.basics.errors import FedsimError, RunError
 from fedsim.basics.generators import seeded
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.ties import exceeds
-from fedsim.client.executor import SettingsError
+from fedsim.client.job import SettingsError
 from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met

@@ -22,7 +22,8 @@ from fedsim.basics.sources import NO_CODE, Code
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.augmentation import augmentation_of
 from fedsim.client.batching.poison import Poison
-from fedsim.client.executor import CohortExecutor, ExecutorKind
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.job import ExecutorKind
 from fedsim.client.plan import ExecutionPlan, make_plan
 from fedsim.client.procedure import ClientProcedure, stacks
 from fedsim.client.trial import Findings, try_out

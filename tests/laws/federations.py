@@ -15,8 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
-from fedsim.client.executor import ChunkJob, CohortExecutor, loop_reason
+from fedsim.client.executor import CohortExecutor
+from fedsim.client.job import ChunkJob
 from fedsim.client.plan import ExecutionPlan
+from fedsim.client.vectorising import loop_reason
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.data.preparation import reopen
 from fedsim.engine.client_app import CohortApp

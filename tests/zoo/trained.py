@@ -31,7 +31,7 @@ def expected(executor, client, *, local_epochs=1, momentum=0.0):
     model = executor.task.build_model(SEED)
     return plain.trained(
         model, client, drawn.features, drawn.targets, drawn.rows[0], seed=SEED,
-        server_round=ROUND, batch=BATCH, drawn=bool(executor._dropouts), epochs=local_epochs,
+        server_round=ROUND, batch=BATCH, drawn=bool(executor.inputs.dropouts), epochs=local_epochs,
         lr=LR, momentum=momentum,
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from fedsim.basics import kernels
 from fedsim.basics.errors import FedsimError, RunError, ScenarioError
 from fedsim.basics.kernels_in_use import decisive, differences, in_use
-from fedsim.client.executor import ChunkResult
+from fedsim.client.job import ChunkResult
 from fedsim.engine import life
 from fedsim.engine.grid import ChunkWork, Fault, LocalGrid, Work, WorkOutcome
 from fedsim.engine.life import Life, Silence, WorkerWatch

@@ -1,0 +1,222 @@
+"""The ways to train a chunk: one client after another, under vmap, or as a chain of layers."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from fedsim.client.chains.stepping import Stepping
+from fedsim.client.chains.training import ChainTraining, owned
+from fedsim.client.gradients import Gradients
+from fedsim.client.inputs import Inputs, select
+from fedsim.client.job import ChunkJob, ChunkResult
+from fedsim.client.procedure import (
+    GUIDANCE,
+    Batch,
+    Carry,
+    ClientProcedure,
+    Descent,
+    Named,
+    descent_of,
+)
+from fedsim.messages.layout import Rows
+
+LARGE = 100_000  # parameters from which steps cost more to take than to start
+
+
+def waits(procedure: ClientProcedure, dim: int, training: ChainTraining) -> bool:
+    """Whether the clients of a chunk that trains as a chain wait for the longest of them."""
+    stepped = dim < LARGE and descent_of(procedure, 1) is None
+    return stepped and not training.chain.convolves
+
+
+def train_together(
+    inputs: Inputs, job: ChunkJob, out: Rows | None, training: ChainTraining
+) -> ChunkResult:
+    """Train a dense chain: clients in descending order of their steps, one product for all."""
+    procedure = inputs.procedure
+    members = list(range(len(job.client_ids)))
+    doubled = members if len(members) > 1 else members * 2
+    descent = _descent(inputs, job)
+    slots, batches = inputs.batches(job, doubled, longest_first=True, reuse=descent is not None)
+    places = np.argsort(slots, kind="stable")[: len(members)]  # of each member
+    picks = slice(0, len(members)) if slots == doubled else places
+    with torch.no_grad():
+        params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
+        if descent is not None:
+            memory = inputs.state(job, slots, params) if descent.keeps_moments else {}
+            stepping = _stepping(descent, params, sent, memory)
+            losses = training.descend_together(params, batches, stepping)
+            extra: Named = {}
+            state = stepping.moments if descent.keeps_moments else {}
+        else:
+            memory = inputs.state(job, slots, params)
+            carry = vmap(procedure.begin)(params, buffers, sent, memory)
+            carry = pytree.tree_map(Tensor.contiguous, carry)
+            carry, losses = training.step_together(carry, batches, job.server_round)
+            extra, state = vmap(procedure.finish)(carry, memory)
+            # whoever takes no step hands back exactly what it received
+            idle = torch.from_numpy(batches.schedule.steps == 0)
+            params = select(idle, params, carry["params"])
+        flat = inputs.laid(params, out, places.tolist())
+        extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
+    every = slice(0, len(members))
+    schedule = batches.schedule
+    return ChunkResult(
+        params=flat,
+        buffers=rows_of(inputs.received_buffers(job, members), every),
+        extra=rows_of(extra, every),
+        state=rows_of(state, every),
+        num_examples=schedule.num_examples[places],
+        metrics={"loss": _mean(torch.from_numpy(losses), schedule.seen)[places]},
+        samples=int(schedule.seen[places].sum()),
+        computed=schedule.computed(leaving=descent is not None),
+    )
+
+
+def trains_alone(inputs: Inputs, job: ChunkJob, training: ChainTraining | None) -> bool:
+    """Whether a dense chain trains one client after another.
+
+    So it does where it is large and `step` must be called: its tensors stay in a cache then,
+    and no client waits for a longer one. A descent has neither trouble.
+    """
+    dense = training is not None
+    return dense and inputs.layout.dim >= LARGE and _descent(inputs, job) is None
+
+
+def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
+    """What steps do that the executor may take itself."""
+    for name in (*job.shared.extra, *job.personal.extra):
+        if name.partition(".")[0] != GUIDANCE:
+            return None
+    descent = descent_of(inputs.procedure, job.server_round)
+    if descent is not None and descent.largest > torch.finfo(inputs.layout.dtype).max:
+        # a product takes no such factor; with `step` the client is found not finite
+        return None
+    return descent
+
+
+def train_vmap(
+    inputs: Inputs, gradients: Gradients, job: ChunkJob, out: Rows | None
+) -> ChunkResult:
+    """Train every step of the whole chunk as one call under `torch.func.vmap`."""
+    procedure = inputs.procedure
+    members = list(range(len(job.client_ids)))
+    slots = members if len(members) > 1 else members * 2
+    _, batches = inputs.batches(job, slots)
+    plan = batches.schedule
+    params, received, extra = inputs.received(job, slots)
+    state = inputs.state(job, slots, params)
+    buffers = inputs.own_statistics(job, slots, received)
+    carry = vmap(procedure.begin)(params, buffers, extra, state)
+    losses = torch.zeros(len(slots), dtype=torch.float64, device=inputs.device)
+
+    def one_step(carry: Carry, batch: Batch) -> tuple[Carry, Tensor]:
+        return procedure.step(carry, batch, gradients.functional, server_round=job.server_round)
+
+    for step in range(plan.num_steps):
+        moved, loss = vmap(one_step)(carry, batches.together(step))
+        counts = plan.samples(step)
+        active = counts > 0
+        carry = moved if plan.all_active(step) else select(active, moved, carry)
+        losses += torch.where(active, loss.double() * counts, 0.0)
+    reply_extra, new_state = vmap(procedure.finish)(carry, state)
+    # a client without steps hands back exactly what it received, whatever `begin` made of it
+    params, buffers = carry["params"], {**buffers, **carry["buffers"]}
+    keep = slice(0, len(members))
+    buffers, new_state = inputs.parted(received, buffers, new_state)
+    return ChunkResult(
+        params=inputs.laid({n: p[keep] for n, p in params.items()}, out),
+        buffers=rows_of(buffers, keep),
+        extra=rows_of(reply_extra, keep),
+        state=rows_of(new_state, keep),
+        num_examples=plan.num_examples[keep],
+        metrics={"loss": _mean(losses.cpu(), plan.seen)[keep]},
+        samples=int(plan.seen[keep].sum()),
+        computed=plan.computed(),
+    )
+
+
+def train_one_by_one(
+    inputs: Inputs,
+    gradients: Gradients,
+    job: ChunkJob,
+    out: Rows | None,
+    training: ChainTraining | None,
+) -> ChunkResult:
+    """Train one client after another, with batches of their true sizes."""
+    procedure = inputs.procedure
+    members = list(range(len(job.client_ids)))
+    descent = None if training is None else _descent(inputs, job)
+    gradient = gradients.in_place if training is None else training.gradient
+    _, batches = inputs.batches(job, members, reuse=descent is not None)
+    plan = batches.schedule
+    params, received, extra = inputs.received(job, members)
+    state = inputs.state(job, members, params)
+    buffers = inputs.own_statistics(job, members, received)
+    losses = torch.zeros(len(members), dtype=torch.float64)
+    results: list[tuple[Named, Named, Named, Named]] = []
+    for slot in members:
+        memory = row_of(state, slot)
+        mine = {n: b.clone() for n, b in row_of(buffers, slot).items()}
+        if training is not None and descent is not None:
+            trained, memory = owned(row_of(params, slot)), owned(memory)
+            stepping = _stepping(descent, trained, row_of(extra, slot), memory)
+            with torch.no_grad():
+                losses[slot] = training.descend_alone(trained, batches, slot, stepping)
+            results.append((trained, mine, {}, memory))
+            continue
+        inputs.surroundings.begin(job.server_round, job.client_ids[slot])
+        carry = procedure.begin(row_of(params, slot), mine, row_of(extra, slot), memory)
+        for step in range(int(plan.steps[slot])):
+            carry, loss = procedure.step(
+                carry, batches.single(slot, step), gradient, server_round=job.server_round
+            )
+            losses[slot] += float(loss) * int(plan.counts[slot, step])
+        reply_extra, memory = procedure.finish(carry, memory)
+        results.append((carry["params"], {**mine, **carry["buffers"]}, reply_extra, memory))
+    stacked: list[Named] = [
+        {n: torch.stack([r[part][n] for r in results]) for n in results[0][part]}
+        for part in range(4)
+    ]
+    every = slice(0, len(members))
+    buffers, new_state = inputs.parted(received, stacked[1], stacked[3])
+    return ChunkResult(
+        params=inputs.laid(stacked[0], out),
+        buffers=rows_of(buffers, every),
+        extra=rows_of(stacked[2], every),
+        state=rows_of(new_state, every),
+        num_examples=plan.num_examples,
+        metrics={"loss": _mean(losses, plan.seen)},
+        samples=int(plan.seen.sum()),
+        computed=int(plan.seen.sum()),
+    )
+
+
+def _stepping(descent: Descent, params: Named, sent: Named, memory: Named) -> Stepping:
+    """Steps of these clients; a memory of moments goes on in place."""
+    if not descent.momentum:
+        moments: Named = {}
+    elif descent.keeps_moments:
+        moments = memory
+    else:
+        moments = {n: torch.zeros_like(p) for n, p in params.items()}
+    guidance = {n: sent[f"{GUIDANCE}.{n}"] for n in params} if sent else {}
+    return Stepping(descent, moments, guidance)
+
+
+def row_of(named: Mapping[str, Tensor], slot: int) -> Named:
+    """Return one slot's tensors."""
+    return {name: tensor[slot] for name, tensor in named.items()}
+
+
+def rows_of(named: Mapping[str, Tensor], index: slice) -> dict[str, Tensor]:
+    """Return some slots' tensors on the CPU."""
+    return {name: tensor[index].cpu() for name, tensor in named.items()}
+
+
+def _mean(sums: Tensor, counts: Tensor) -> Tensor:
+    return sums / counts.clamp(min=1)
