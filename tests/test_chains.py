@@ -15,8 +15,9 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.chains.stepping import Stepping
-from fedsim.client.plan import made_up_samples, make_plan, why_not_batched
+from fedsim.client.plan import make_plan
 from fedsim.client.procedure import Descent
+from fedsim.client.vectorising import made_up_samples, why_not_batched
 from fedsim.runs import start as run
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario

@@ -23,9 +23,8 @@ from clients.local_sgd import LocalSGD
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.batching.dropout import SeededDropout, seed_dropout
 from fedsim.client.executor import CohortExecutor
-from fedsim.client.plan import why_loop
 from fedsim.client.procedure import ClientProcedure, Work
-from fedsim.client.vectorising import loop_reason
+from fedsim.client.vectorising import loop_reason, why_loop
 from fedsim.messages.layout import Payload, rows_at
 from fedsim.tasks import named as tasks
 from fedsim.tasks.classification import Classification

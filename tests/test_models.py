@@ -9,7 +9,7 @@ from torch import nn
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.samples import SampleSpec
-from fedsim.client.plan import why_loop
+from fedsim.client.vectorising import why_loop
 from fedsim.messages.layout import Layout
 from fedsim.tasks.classification import Classification
 from fedsim.tasks.models.frozen import freeze

@@ -682,7 +682,10 @@ def test_scenarios_inside_an_installed_package_are_found(tmp_path: Path) -> None
         capture_output=True,
         text=True,
     ).stdout
-    assert found.split() == ["['quickstart']", str(tmp_path / "fedsim" / "scenario" / "discovery.py")]
+    assert found.split() == [
+        "['quickstart']",
+        str(tmp_path / "fedsim" / "scenario" / "discovery.py"),
+    ]
 
 
 def test_version_is_the_one_that_is_packaged() -> None:

@@ -6,9 +6,8 @@ there; an executor that trains clients together is taken only where it gives wha
 clients gives. Needs torch alone.
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,21 +15,17 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.errors import ScenarioError
-from fedsim.basics.generators import drawn_from
-from fedsim.basics.rng import derived_seed
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.dropout import why_not_seeded
 from fedsim.client.differences import apart, changes, first_odd, largest, rows
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import Action, ChunkJob, ChunkResult, ExecutorKind
-from fedsim.client.plan import TRIED_ONCE, inside, without_a_rule
-from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Work
-from fedsim.client.surroundings import Surroundings
+from fedsim.client.procedure import ClientProcedure
+from fedsim.client.vectorising import TRIED_ONCE, inside, without_a_rule
+from fedsim.client.watched import FEW, FewSamples, PlainDescent, WatchedExecutor, Watching
 from fedsim.messages.layout import Payload
 
 _LOOKED_AT = 256  # clients among which those that are tried are looked for
-_BATCH, _STEPS = 3, 2
-_SAMPLES = (2, 3)  # of each client: a batch that is not full beside one that is
 
 # shares of the largest change of a tensor that rounding may make
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-8}
@@ -53,108 +48,6 @@ class Findings(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class _Few(NamedTuple):
-    """A few samples of two clients, of either split.
-
-    Attributes:
-        data: All samples of all clients.
-        most: How many of its samples each of the two has; None leaves it all.
-    """
-
-    data: Any
-    most: dict[int, int | None]
-
-    @property
-    def num_clients(self) -> int:
-        return int(self.data.num_clients)
-
-    @property
-    def spec(self) -> Any:
-        return self.data.spec
-
-    def sizes(self, client_ids: Sequence[int]) -> np.ndarray:
-        return np.array([len(mine) for mine in self.clients(client_ids).rows])
-
-    def clients(self, client_ids: Sequence[int], *, split: str = "train") -> Any:
-        drawn = self.data.clients(client_ids)
-        few = [
-            np.asarray(mine)[: self.most[client]]
-            for client, mine in zip(client_ids, drawn.rows, strict=True)
-        ]
-        return drawn._replace(rows=few)
-
-
-class _Plain(ClientProcedure):
-    """SGD, where a procedure cannot be tried without what its strategy sends."""
-
-    work = Work(_BATCH, None, _STEPS)
-
-    def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
-        return {"params": params, "buffers": buffers}
-
-    def step(
-        self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
-    ) -> tuple[Carry, Tensor]:
-        loss, grads, buffers = gradient(carry["params"], carry["buffers"], batch)
-        params = {name: p - 0.01 * grads[name] for name, p in carry["params"].items()}
-        return {"params": params, "buffers": buffers}, loss
-
-
-class _Watching(Surroundings):
-    """Surroundings that see what moves and what is drawn from while a client trains."""
-
-    def __init__(self, seen: Surroundings) -> None:
-        super().__init__(seen.seed, seen.device, seen.kept)
-        self.moved: dict[str, None] = {}
-        self.drawn: dict[str, None] = {}
-        self._begun: int | None = None
-
-    def begin(self, *place: int) -> None:
-        self.look()
-        super().begin(*place)
-        self._begun = derived_seed(self.seed, "layers" if place else "evaluation", *place)
-
-    @contextlib.contextmanager
-    def generators_put_back(self) -> Iterator[None]:
-        with super().generators_put_back():
-            try:
-                yield
-            finally:
-                self.look()
-
-    def look(self) -> None:
-        """Take down what has happened since a client began."""
-        seed, self._begun = self._begun, None
-        if self.kept is None:
-            return
-        if seed is not None:
-            self.moved |= dict.fromkeys(self.kept.moved())
-            self.drawn |= dict.fromkeys(drawn_from(seed, self.kept.generators))
-        self.kept.put_back()
-
-
-class _Watched(NamedTuple):
-    """An executor that takes a few small steps, and what is seen of them.
-
-    Attributes:
-        executor: The executor.
-        watch: What it does to its surroundings.
-        small: Whether it trains on a few samples, else on whole batches.
-        most: How many samples each of the clients has; None leaves it all.
-    """
-
-    executor: CohortExecutor
-    watch: _Watching
-    small: bool
-    most: dict[int, int | None]
-
-    def shortened(self, work: Work) -> Work:
-        """A trial's work in place of a procedure's."""
-        steps = 1 if self.executor.layout.dim >= TRIED_ONCE else _STEPS
-        batch = max(filter(None, self.most.values()), default=_BATCH)
-        return Work(batch if self.small else work.batch_size, None, steps)
-
-
 class _Trial(NamedTuple):
     """What is tried.
 
@@ -175,15 +68,15 @@ class _Trial(NamedTuple):
 
     def made(
         self, kind: ExecutorKind, *, seeds_dropout: bool, small: bool = True, wide: bool = False
-    ) -> _Watched:
+    ) -> WatchedExecutor:
         """An executor of a kind; a wide one computes in float64."""
         most: dict[int, int | None] = dict.fromkeys(self.members)
         if small:
-            most |= zip(self.members, _SAMPLES, strict=False)
+            most |= zip(self.members, FEW, strict=False)
         executor = self.make(
             CohortExecutor,
             self.procedure,
-            _Few(self.data, most),
+            FewSamples(self.data, most),
             kind=kind,
             puts_back=True,
             seeds_dropout=seeds_dropout,
@@ -191,13 +84,13 @@ class _Trial(NamedTuple):
         )
         if small and executor.layout.dim >= TRIED_ONCE and len(self.members) > 1:
             most |= zip(self.members, (1, 2), strict=True)
-        made = _Watched(executor, _Watching(executor.surroundings), small, most)
+        made = WatchedExecutor(executor, Watching(executor.surroundings), small, most)
         executor.surrounded_by(made.watch)
         executor.inputs.shortened = made.shortened
-        executor.evaluation_step = max(_SAMPLES)
+        executor.evaluation_step = max(FEW)
         return made
 
-    def in_turn(self) -> tuple[_Watched, ChunkResult, str | None]:
+    def in_turn(self) -> tuple[WatchedExecutor, ChunkResult, str | None]:
         """Train one client after another: (executor, result, why dropout draws by itself)."""
         failed: Exception | None = None
         for small in (True, False):  # some models need more than a few samples
@@ -218,7 +111,7 @@ class _Trial(NamedTuple):
             f"{', '.join(map(str, self.members))}: {type(failed).__name__}: {words}"
         ) from failed
 
-    def require_alike(self, loop: _Watched, result: ChunkResult) -> None:
+    def require_alike(self, loop: WatchedExecutor, result: ChunkResult) -> None:
         """Refuse what trains otherwise when it trains again after another client."""
         last = len(self.members)
         assert isinstance(result.params, Tensor)
@@ -337,7 +230,7 @@ def try_out(
         if not procedure.takes:
             raise
         # it may want what its strategy sends, which is not known before round 1
-        trial = trial._replace(procedure=_Plain())
+        trial = trial._replace(procedure=PlainDescent())
         loop, beside, irregular = trial.in_turn()
     trial.require_alike(loop, beside)
     notes = _notes([*loop.watch.moved], [*loop.watch.drawn])
@@ -362,7 +255,7 @@ def _who_is_tried(data: Any) -> tuple[int, ...]:
     return tuple(client for client in ids if sizes[client] >= 2)[:2]
 
 
-def _irregular(loop: _Watched) -> str | None:
+def _irregular(loop: WatchedExecutor) -> str | None:
     """Why masks of dropout cannot be drawn before a pass, or None."""
     executor, inputs = loop.executor, loop.executor.inputs
     if not inputs.dropouts:

@@ -19,7 +19,8 @@ from flwr.clientapp import ClientApp
 from fedsim.client.clipping import bound_of, clip
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob, ChunkResult
-from fedsim.client.plan import ExecutionPlan, made_up_samples, why_loop
+from fedsim.client.plan import ExecutionPlan
+from fedsim.client.vectorising import made_up_samples, why_loop
 from fedsim.messages.cohort import SETUP, share_of_work
 from fedsim.messages.layout import Layout, Payload, Rows
 from fedsim.messages.records import (

@@ -13,7 +13,7 @@ besides, as under vmap.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +25,10 @@ from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.schedule import phases
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
+from fedsim.client.gradients import SampleLosses
 from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
-
-
-class SampleLosses(Protocol):
-    """The losses of a task, as `fedsim.tasks.Task` offers them.
-
-    One that also has `slopes`, as classification does, spares autograd's graph.
-    """
-
-    def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return one loss per sample."""
 
 
 class ChainTraining:
