@@ -33,7 +33,8 @@ from scipy import stats
 
 from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
-from fedsim.federation.topology import topology
+from fedsim.federation.topology import kinds, mixing
+from fedsim.federation.topology.topology import Topology
 from fedsim.runs import start as run
 from fedsim.runs.folder import METRICS_FILE
 from fedsim.scenario.scenario import Scenario
@@ -316,14 +317,14 @@ def gossip(runs: Runs, seeds: Sequence[int], rounds: int) -> None:
 def _remaining_variance(graph: Table, seeds: Sequence[int], rounds: int) -> tuple[float, float]:
     """What averaging independent models leaves of their variance: in the limit, and by the end."""
     keys = dict(graph)
-    rule: topology.Topology = getattr(topology, keys.pop("kind"))(**keys)
+    rule: Topology = getattr(kinds, keys.pop("kind"))(**keys)
     limits, reached = [], []
     for seed in seeds:
         drawn = rule.graph(16, server_round=1, seed=seed)
-        mixing = topology.mixing_matrix(drawn, mixing="uniform", self_weight=0.5)
+        weights = mixing.mixing_matrix(drawn, mixing="uniform", self_weight=0.5)
         degrees = np.array([drawn.degree[node] for node in range(16)])
         limits.append(float(((degrees / degrees.sum()) ** 2).sum()))
-        power = np.linalg.matrix_power(mixing, rounds)
+        power = np.linalg.matrix_power(weights, rounds)
         reached.append(float((power**2).sum(axis=1).mean()))
     return statistics.fmean(limits), statistics.fmean(reached)
 

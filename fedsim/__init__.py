@@ -27,7 +27,7 @@ _EXPORTS = {
     "RunError": ("fedsim.basics.errors", "RunError"),
     "Scenario": ("fedsim.scenario.scenario", "Scenario"),
     "ScenarioError": ("fedsim.basics.errors", "ScenarioError"),
-    "load_scenario": ("fedsim.scenario.scenario", "load"),
+    "load_scenario": ("fedsim.scenario.load", "load"),
     "resume": ("fedsim.runs.start", "resume"),
     "run_simulation": ("fedsim.engine.simulation", "run_simulation"),
     "start": ("fedsim.runs.start", "start"),

@@ -26,7 +26,9 @@ from torch import Tensor
 
 from fedsim.aggregators import BeforeName, Recipe, RuleName, Variant
 from fedsim.aggregators.averaging import plain_average, variance_corrected_average
-from fedsim.federation.topology.topology import Mixing, Topology, complete
+from fedsim.federation.topology.kinds import complete
+from fedsim.federation.topology.mixing import Mixing
+from fedsim.federation.topology.topology import Topology
 from fedsim.strategy import Degenerate
 from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start
 

@@ -33,7 +33,8 @@ from fedsim.aggregators.averaging import (
     variance_corrected_average,
 )
 from fedsim.basics.errors import require_choice, require_positive
-from fedsim.federation.topology.topology import Mixing, Topology
+from fedsim.federation.topology.mixing import Mixing
+from fedsim.federation.topology.topology import Topology
 from fedsim.messages.layout import TensorSpec
 from fedsim.strategy import Degenerate
 from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start

@@ -25,7 +25,8 @@ from fedsim.messages.records import WORK, model_record
 from fedsim.runs.folder import create
 from fedsim.runs.start import execute, make_grid
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 
 EVERYBODY = np.arange(8_000)
 

@@ -416,7 +416,7 @@ def held(tmp_path, here):
 
     def held(text, *overrides):
         from fedsim.cli.doctor.scenario import look
-        from fedsim.scenario.scenario import load
+        from fedsim.scenario.load import load
 
         (tmp_path / "mine.toml").write_text(text)
         torch = packages.Imported(True, "", {"built_for": None, "devices": []})

@@ -5,7 +5,7 @@ import torch
 
 from fedsim.client.objectives import margin_penalty
 from fedsim.runs import start as run
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 from strategies.fedld import principal_gradient_aggregate
 from strategies.fedlex import guidance
 

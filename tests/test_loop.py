@@ -28,7 +28,7 @@ from fedsim.runs import start as run
 from fedsim.runs.checkpoint import tensors_sha256
 from fedsim.runs.loop import EarlyStop, Policy, RoundLoop, spread
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.declarations import Setup
 

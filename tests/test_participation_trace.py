@@ -17,7 +17,7 @@ from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.federation.participation.kinds import Trace
 from fedsim.runs.start import _manifest, resume, start
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 CLIENTS = 6
 

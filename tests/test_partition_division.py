@@ -18,7 +18,7 @@ from fedsim.data.partitions.statistics import label_counts
 from fedsim.data.preparation import prepare
 from fedsim.data.sets.user import DataSet
 from fedsim.runs import world
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 DIGITS = {"name": "digits"}
 HOSPITALS = ("Aarhus", "Bari", "Cádiz", "Dresden", "Evora")

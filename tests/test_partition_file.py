@@ -12,7 +12,7 @@ from fedsim.data.federated import Samples
 from fedsim.data.partitions.from_file import file
 from fedsim.data.partitions.partition import DROPPED
 from fedsim.data.preparation import prepare
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 OWNERS = [2, 0, 0, 1, 2, 2]
 

@@ -13,7 +13,8 @@ from fedsim import cli
 from fedsim.basics.errors import ScenarioError
 from fedsim.runs.start import start
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 from fedsim.scenario.tables import Engine
 from fedsim.studies.plan_search import Way, chosen, chunk_sizes, measure, with_engine, write
 

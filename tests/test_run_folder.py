@@ -20,7 +20,8 @@ from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json, write_json_atomic
 from fedsim.runs import folder as run_folder
 from fedsim.runs.folder import folder_of, open_existing
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.runs.start import start
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 MILLION = 1_000_000
 SHARED = """

@@ -21,7 +21,8 @@ import strategies
 from fedsim.basics.errors import ScenarioError
 from fedsim.scenario import discovery, signatures
 from fedsim.scenario.expectations import Expectation, check_expectations
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.options import TaskOptions
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from fedsim.engine import client_states as store_module
 from fedsim.engine.client_states import ClientStore
 from fedsim.runs.checkpoint import Checkpoint, load, save
 from fedsim.runs.start import start
-from fedsim.scenario.scenario import load as load_scenario
+from fedsim.scenario.load import load as load_scenario
 
 ROW = 22  # bytes of a memory below
 

@@ -21,7 +21,8 @@ from fedsim.runs import start as runs
 from fedsim.runs.checkpoint import FOLDER
 from fedsim.runs.loop import EarlyStop, spread
 from fedsim.runs.world import build
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 
 HOSPITALS = {
     "seed": 2,

@@ -8,23 +8,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedsim.basics.errors import ScenarioError
-from fedsim.federation.topology.picture import draw_topology
-from fedsim.federation.topology.topology import (  # fmt: skip
-    TOPOLOGIES,
+from fedsim.federation.topology.kinds import (  # fmt: skip
     complete,
     erdos_renyi,
     file,
     from_edges,
-    graph_statistics,
     line,
-    mixing_matrix,
     regular,
     ring,
     small_world,
-    spectral_gap,
     star,
     torus,
 )
+from fedsim.federation.topology.mixing import mixing_matrix, spectral_gap
+from fedsim.federation.topology.named import TOPOLOGIES
+from fedsim.federation.topology.picture import draw_topology
+from fedsim.federation.topology.topology import graph_statistics
 from fedsim.scenario import signatures
 
 PLAIN = [kind for kind in TOPOLOGIES if kind != "file"]

@@ -27,7 +27,7 @@ from benchmarks import pool
 from fedsim.runs import checkpoint
 from fedsim.runs.progress import Progress
 from fedsim.runs.start import start
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 FOREVER = 10**9
 CHECKPOINT_EVERY = 10  # the default; the model of a turn that ends on one can be read from it

@@ -86,7 +86,7 @@ def partition(
     """
 
     def produce() -> CommandOutcome:
-        from fedsim.scenario.scenario import load
+        from fedsim.scenario.load import load
 
         loaded = load(scenario, overrides or [])
         with loaded.named_in_refusals():

@@ -76,7 +76,7 @@ def run(
     def produce() -> CommandOutcome:
         begun = time.perf_counter()
         from fedsim.runs.progress import Progress
-        from fedsim.scenario.scenario import load
+        from fedsim.scenario.load import load
 
         check_workers(workers)
         loaded = load(scenario, overrides or [])
@@ -168,7 +168,7 @@ def plan(
     """
 
     def produce() -> CommandOutcome:
-        from fedsim.scenario.scenario import find, load
+        from fedsim.scenario.load import find, load
 
         check_workers(workers)
         if rounds < 2:

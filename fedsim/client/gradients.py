@@ -10,7 +10,10 @@ from fedsim.client.procedure import Batch, Named, Objective
 
 
 class SampleLosses(Protocol):
-    """What a gradient asks of a task, as `fedsim.tasks.Task` offers it."""
+    """The losses of a task, as `fedsim.tasks.Task` offers them.
+
+    One that also has `slopes`, as classification does, spares autograd's graph.
+    """
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one loss per sample."""

@@ -20,7 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 
 server_app = ServerApp()
 

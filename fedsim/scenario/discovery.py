@@ -310,7 +310,7 @@ def _registry(kind: str) -> dict[str, Callable[..., Any]]:
 
         return dict(ATTACKS)
     if kind == "topologies":
-        from fedsim.federation.topology.topology import TOPOLOGIES
+        from fedsim.federation.topology.named import TOPOLOGIES
 
         return dict(TOPOLOGIES)
     if kind == "tasks":

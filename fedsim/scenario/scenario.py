@@ -6,23 +6,21 @@ against the models below; every problem is reported, one line each, with file, t
 """
 
 import contextlib
-import hashlib
-import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsim.basics import kernels_in_use, project
-from fedsim.basics.errors import ScenarioError, nearest
+from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is_import_path
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
 from fedsim.federation.devices import Devices
-from fedsim.scenario import discovery
+from fedsim.scenario.combinations import check_clients
 from fedsim.scenario.expectations import Expectation
+from fedsim.scenario.identity import identity_of
 from fedsim.scenario.overrides import apply
 from fedsim.scenario.tables import (
     FACTORY_TABLES,
@@ -36,46 +34,15 @@ from fedsim.scenario.tables import (
     Head,
     Output,
 )
-from fedsim.scenario.validation import check_clients, validated
+from fedsim.scenario.validation import validated
 
 # What may differ between two runs which still have the same result: where and how fast it is
 # computed, what is written down and what is claimed. A path says where data, a graph or code lies;
 # what it holds is in the manifest's own hash, or in `code.json`.
-_NO_MATTER = ("title", "source", "tier", "modules", "checkpoint", "output", "expect")
-_NO_MATTER_ENGINE = (
-    "kind",
-    "workers",
-    "client_resources",
-    "address",
-    "client_timeout_s",
-    "round_timeout_s",
-    "startup_timeout_s",
-    "silence_timeout_s",
-    "state_limit_mb",
-)
 _WITH_CODE = ("task", "data", "strategy", "client", "attack")  # may name something by import path
+
+
 # keys that decide results and came later, by table: at these values a scenario has its old hash
-_LATER: dict[str, dict[str, Any]] = {
-    "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
-    "evaluation": {"per_client": False, "pooled": False},
-    "client": {"last_batch": "keep"},
-    "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
-    "partition": {
-        **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
-        "parts": None,
-    },
-}
-_LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
-_LATER_FOLDER = dict.fromkeys(("separator", "decimal", "encoding"))  # likewise of [data] "folder"
-_LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
-    **dict.fromkeys(
-        ("num_byzantine", "num_selected", "clip_radius", "clip_iterations", "bucket_size",
-         "clip_norm")
-    ),
-    "rule": "mean", "variant": "paper", "before": [],
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Scenario:
     """A validated scenario, complete with defaults.
@@ -231,8 +198,8 @@ class Scenario:
         """
         if not isinstance(document, Mapping):
             raise ScenarioError(f"{origin}: is not a scenario: it must be a table")
-        _pin(document)
-        document = _with_folders(document, origin, None)
+        pin(document)
+        document = with_folders(document, origin, None)
         return cls(**validated(document, origin=origin, folder=None))
 
     def with_overrides(self, overrides: Sequence[str]) -> "Scenario":
@@ -269,72 +236,8 @@ class Scenario:
 
     @property
     def sha256(self) -> str:
-        """The hash of what decides the run's result, whoever computes it wherever."""
-        document = {key: value for key, value in self.resolved().items() if key not in _NO_MATTER}
-        document["engine"] = {
-            key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
-        }
-        later = dict(_LATER)
-        if document["partition"]["kind"] == "natural":
-            later["partition"] = {**_LATER["partition"], **_LATER_NATURAL}
-        if document["data"]["name"] == "folder":
-            later["data"] = _LATER_FOLDER
-        if "topology" in document:
-            later["strategy"] = _LATER_GOSSIP
-        for name in later.keys() & document.keys():
-            document[name] = _without(document[name], later[name])
-        if document["task"]["kind"] == "auto":
-            # the data decide, whose hash is in the manifest; a kind that does not fit never runs
-            document["task"] = {**document["task"], "kind": "classification"}
-        for name, key in WITH_PATHS.items():
-            if document.get(name, {}).get(key) is not None and name == "task":
-                document[name] = {**document[name], key: "a file"}  # its hash is in the manifest
-            elif name in document:
-                document[name] = {k: v for k, v in document[name].items() if k != key}
-        text = json.dumps(document, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
-    """Read and validate a scenario file.
-
-    Args:
-        path: The file, or the name of a scenario that comes with fedsim ("quickstart").
-        overrides: Assignments such as "engine.kind=inline"; values are TOML, bare words strings.
-
-    Returns:
-        The scenario, complete with defaults. When it names something by import path, its folder
-        is searched for modules from now on, in place of that of a scenario before it.
-
-    Raises:
-        ScenarioError: With one line for everything that is wrong.
-    """
-    file, origin = _find(path)
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ScenarioError(f"{origin}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{origin}: is not UTF-8 text (at byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        message = str(error)
-        raise ScenarioError(f"{origin}: invalid TOML: {message[:1].lower()}{message[1:]}") from None
-    apply(document, overrides)
-    _pin(document)
-    document = _with_folders(document, origin, file.parent)
-    return Scenario(**validated(document, origin=origin, folder=file.parent))
-
-
-def find(path: str | Path) -> Path:
-    """Return a scenario's file.
-
-    Args:
-        path: The file, or the name of a scenario that comes with fedsim.
-
-    Raises:
-        ScenarioError: If there is none.
-    """
-    return _find(path)[0]
+        """The hash of what decides the run's result, on any machine and by anybody."""
+        return identity_of(self.resolved())
 
 
 def code_in(document: Mapping[str, Any], origin: str) -> Code:
@@ -343,42 +246,13 @@ def code_in(document: Mapping[str, Any], origin: str) -> Code:
     Raises:
         ScenarioError: If the folder in which they lay is not there.
     """
-    document = _with_folders(document, origin, None)
+    document = with_folders(document, origin, None)
     paths = import_paths({name: document[name] for name in _WITH_CODE if name in document})
     folders = [each for each in document["modules"].split(os.pathsep) if each]
     return code_behind(paths.values(), folders)
 
 
-def _find(path: str | Path) -> tuple[Path, str]:
-    """Return a scenario's file, and what messages call it."""
-    file = Path(path)
-    try:
-        if file.is_file():
-            return file, str(file)
-    except OSError as error:  # such as a name that is too long
-        raise ScenarioError(f"{file}: cannot be read: {error.strerror}") from error
-    if file.is_dir():
-        raise ScenarioError(f"{file}: is a folder; name one of its .toml files")
-    known = discovery.shipped_scenarios()
-    if file.parent == Path() and file.name.removesuffix(".toml") in known:
-        return known[file.name.removesuffix(".toml")], file.name
-    beside = {f.stem: f for f in file.parent.glob("*.toml")} if file.parent.is_dir() else {}
-    guess = nearest(file.stem, {**known, **beside})
-    hint = f"; did you mean '{beside.get(guess, guess)}'?" if guess else ""
-    raise ScenarioError(
-        f"{file}: there is no such scenario file{hint} (`fedsim list scenarios` names those that "
-        "come with fedsim)"
-    )
-
-
-def _pin(document: Mapping[str, Any]) -> None:
-    """Pin this process's kernels as a scenario wants them: checking it imports torch and NumPy."""
-    engine = document.get("engine")
-    if isinstance(engine, Mapping) and engine.get("bits") == "portable":
-        kernels_in_use.pin_portable()
-
-
-def _with_folders(document: Mapping[str, Any], origin: str, folder: Path | None) -> dict[str, Any]:
+def with_folders(document: Mapping[str, Any], origin: str, folder: Path | None) -> dict[str, Any]:
     """Return a document that says where what it names by import path lies, and open that."""
     document = dict(document)
     tables = {name: document[name] for name in _WITH_CODE if name in document}
@@ -396,13 +270,15 @@ def _with_folders(document: Mapping[str, Any], origin: str, folder: Path | None)
     return document
 
 
-def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:
-    """A table without the keys that have these values."""
-    return {key: value for key, value in table.items() if not (key in at and value == at[key])}
-
-
 def without_user(path: str) -> str:
     """Write a path below the home folder with `~`, so that no user is named."""
     home = Path(os.path.expanduser("~"))  # stays "~" where there is no home
     inside = Path(path).is_relative_to(home) and home != Path(home.anchor)
     return str(Path("~") / Path(path).relative_to(home)) if inside else path
+
+
+def pin(document: Mapping[str, Any]) -> None:
+    """Pin this process's kernels as a scenario wants them: checking it imports torch and NumPy."""
+    engine = document.get("engine")
+    if isinstance(engine, Mapping) and engine.get("bits") == "portable":
+        kernels_in_use.pin_portable()

@@ -12,7 +12,8 @@ import pytest
 
 from data.tables import IID, load
 from fedsim.basics.errors import RunError, ScenarioError
-from fedsim.scenario import discovery, scenario
+from fedsim.scenario import discovery
+from fedsim.scenario.load import load as load_scenario
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -97,7 +98,7 @@ def test_a_scenario_that_misuses_a_loader_is_refused(tmp_path, name, keys, messa
     file = tmp_path / "mine.toml"
     file.write_text(SCENARIO.format(name=name, keys=keys))
     with pytest.raises(ScenarioError, match=message):
-        scenario.load(file)
+        load_scenario(file)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from fedsim.engine.grid import LocalGrid
 from fedsim.runs import folder as run_folder
 from fedsim.runs.start import RunResult, execute
 from fedsim.runs.world import World, build, make_app
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 SCENARIO = """
 seed = 5

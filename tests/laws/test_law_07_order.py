@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsim.aggregators.sums import average_buffers, mean_metrics, weighted_sum
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.topology.topology import from_edges
+from fedsim.federation.topology.kinds import from_edges
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedsim.aggregators.averaging import plain_average, rescale, variance
 from fedsim.basics import rng
-from fedsim.federation.topology.topology import TOPOLOGIES, from_edges
+from fedsim.federation.topology.kinds import from_edges
+from fedsim.federation.topology.named import TOPOLOGIES
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from oracles import gossip_oracle as oracle

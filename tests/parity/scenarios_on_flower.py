@@ -23,7 +23,7 @@ from fedsim.messages.records import model_tensors
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.world import World, build
 from fedsim.scenario import discovery
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 MODELS = ("logistic", "mlp", "cnn", "mlp_dropout", "cnn_batchnorm")
 OPTIMIZERS = {"sgd": "local_lr=0.05", "adam": 'optimizer="adam", local_lr=0.002'}

@@ -13,7 +13,8 @@ from fedsim import cli
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.runs.world import build
 from fedsim.scenario import discovery
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 from property.scenario_documents import (
     ALL_TABLES,
     FACTORY_TABLES,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedsim.cli import app
 from fedsim.scenario import discovery
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 from fedsim.studies.golden.recording import place_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from fedsim.basics.json_files import JsonLines
 from fedsim.data.preparation import prepare
 from fedsim.runs import start as run
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 
 
 @pytest.fixture(scope="module")

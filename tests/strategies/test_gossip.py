@@ -12,13 +12,9 @@ from oracles.test_gossip_oracle import EDGES, LAYOUT, NODES, SEED, built, play, 
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.topology.topology import (
-    TOPOLOGIES,
-    complete,
-    from_edges,
-    mixing_matrix,
-    spectral_gap,
-)
+from fedsim.federation.topology.kinds import complete, from_edges
+from fedsim.federation.topology.mixing import mixing_matrix, spectral_gap
+from fedsim.federation.topology.named import TOPOLOGIES
 from fedsim.messages.layout import Layout
 from fedsim.runs import checkpoint
 from fedsim.runs.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from laws import federations as fed
 from oracles import robust_oracle as oracle
 
 from fedsim.basics.json_files import JsonLines
-from fedsim.federation.topology.topology import complete, ring, small_world
+from fedsim.federation.topology.kinds import complete, ring, small_world
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from fedsim.runs import start as run

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.runs import start as run
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 from studies.worlds import write
 
 ROOT = Path(__file__).parents[2]

@@ -110,7 +110,7 @@ def examine(
         return Report(findings)
     try:
         from fedsim.cli.doctor import scenario as scenarios
-        from fedsim.scenario.scenario import load
+        from fedsim.scenario.load import load
 
         loaded = load(scenario, overrides)
         with loaded.named_in_refusals():

@@ -22,14 +22,9 @@ from fedsim.aggregators.updates import Updates
 from fedsim.basics import rng
 from fedsim.basics.errors import RunError, require_choice, require_positive
 from fedsim.basics.idle import Idle, at
-from fedsim.federation.topology.topology import (
-    Mixing,
-    Neighbours,
-    Topology,
-    mixing_matrix,
-    ring,
-    spectral_gap,
-)
+from fedsim.federation.topology.kinds import ring
+from fedsim.federation.topology.mixing import Mixing, mixing_matrix, spectral_gap
+from fedsim.federation.topology.topology import Neighbours, Topology
 from fedsim.messages.layout import Payload, TensorSpec
 from fedsim.messages.replies import Replies
 from fedsim.strategy.base import FederatedStrategy

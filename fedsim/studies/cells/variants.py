@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedsim.basics.errors import ScenarioError, nearest, printable
 from fedsim.basics.home import expanded
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 from fedsim.scenario.tables import WITH_PATHS
 
 SCENARIO_AXIS = "scenario"

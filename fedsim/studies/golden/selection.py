@@ -59,7 +59,7 @@ def select(names: Sequence[str], tier: str | None = None) -> Selected:
     if tier not in (None, "all", *TIERS):
         raise ScenarioError(f"--tier: {unknown(str(tier), 'a tier', ('all', *TIERS))}")
     from fedsim.scenario.discovery import shipped_scenarios
-    from fedsim.scenario.scenario import find
+    from fedsim.scenario.load import find
 
     wanted = TIERS if tier == "all" else (tier or TIERS[0],)
     files: list[Path] = []

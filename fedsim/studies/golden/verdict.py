@@ -9,7 +9,8 @@ from typing import Any
 import fedsim
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.sources import changes
-from fedsim.scenario.scenario import Scenario, load
+from fedsim.scenario.load import load
+from fedsim.scenario.scenario import Scenario
 from fedsim.studies.golden.drift import (
     Drift,
     drifts,

@@ -1,0 +1,175 @@
+"""What tables of a scenario may not be together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim.basics.errors import (
+    ScenarioError,
+    nearest,
+)
+from fedsim.basics.import_paths import is_import_path
+from fedsim.federation.devices import Devices
+from fedsim.scenario import discovery
+from fedsim.scenario.expectations import METRIC_PHASES, Expectation
+from fedsim.scenario.problems import ScenarioProblems
+from fedsim.scenario.tables import (
+    EvaluationTable,
+)
+
+
+def check_clients(
+    origin: str, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
+) -> None:
+    """Refuse what so many clients cannot do, where the data alone say how many there are.
+
+    Args:
+        origin: What messages call the scenario.
+        tables: Its tables that name a factory.
+        fixed: Its other tables.
+        clients: Clients registered.
+
+    Raises:
+        ScenarioError: With one line for everything that is wrong.
+    """
+    problems = ScenarioProblems(origin, tables)
+    _check_clients(problems, tables, fixed, clients)
+    problems.raise_any()
+
+
+def check_metric(problems: ScenarioProblems, metric: str, *, where: str) -> None:
+    """Refuse a name that no metric of any run can have."""
+    phase, _, name = metric.partition("/")
+    if phase not in METRIC_PHASES or not name:
+        guess = nearest(phase, METRIC_PHASES)
+        hint = f"did you mean '{guess}/{name or 'loss'}'? " if guess and guess != phase else ""
+        problems.add(
+            f"{where} '{metric}' is not a metric that a run records; {hint}metrics are "
+            f"phase/name with a phase of {', '.join(METRIC_PHASES)}"
+        )
+
+
+def check_combinations(
+    problems: ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> None:
+    """Refuse what each table allows and all together do not."""
+    engine, evaluation = fixed["engine"], fixed["evaluation"]
+    if engine is not None and engine.chunk_size is not None and engine.chunk_size < 2:
+        problems.add(
+            f"[engine] chunk_size = {engine.chunk_size}: must be at least 2 (a client that is "
+            "computed alone takes other kernels and so gets other bits)"
+        )
+    _check_sent(problems, tables["strategy"], tables["client"])
+    data, partition = tables["data"], tables["partition"]
+    if data is None or partition is None:
+        return
+    if data["name"] == "synthetic" and partition["kind"] != "natural":
+        problems.add(
+            f'[partition] kind = "{partition["kind"]}" with [data] name = "synthetic": its clients '
+            'are generated one by one and nothing is there to split; use kind = "natural"'
+        )
+    if evaluation is not None and evaluation.per_client and not evaluation.clients:
+        problems.add(
+            "[evaluation] per_client = true with [evaluation] clients = 0: say how many clients "
+            "evaluate"
+        )
+    if (clients := partition.get("clients")) is not None:
+        _check_clients(problems, tables, fixed, clients)
+
+
+def _check_clients(
+    problems: ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
+) -> None:
+    """Refuse what so many clients cannot do."""
+    engine, evaluation = fixed["engine"], fixed["evaluation"]
+    if evaluation is not None and evaluation.clients > clients:
+        problems.add(
+            f"[evaluation] clients = {evaluation.clients} with {clients} clients: at most "
+            f"{clients} can evaluate"
+        )
+    if attack := tables["attack"]:
+        problems.attempt(lambda: discovery.make("attacks", attack).check(clients))
+    if topology := tables["topology"]:
+        problems.attempt(lambda: discovery.make("topologies", topology).check(clients))
+    if (participation := tables["participation"]) is None:
+        return
+    expected = problems.attempt(lambda: expected_cohort(participation, clients))
+    if (devices := fixed["devices"]) is not None and devices.over_select > 1:
+        problems.attempt(lambda: _check_over_selection(devices, participation, clients))
+    strategy = tables["strategy"]
+    if strategy is not None and expected is not None and discovery.takes_cohort(strategy["name"]):
+        problems.attempt(
+            lambda: discovery.make_strategy(strategy, cohort=expected), where="[strategy] "
+        )
+    cohort = participation.get("cohort_size", clients)
+    if engine is not None and engine.min_replies > cohort:
+        problems.add(
+            f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
+        )
+
+
+def _check_sent(
+    problems: ScenarioProblems,
+    strategy: Mapping[str, Any] | None,
+    client: Mapping[str, Any] | None,
+) -> None:
+    """Refuse a client procedure that does not use what the strategy sends."""
+    if strategy is None or client is None:
+        return
+
+    def takes(procedure: str, name: str) -> bool:
+        return name in getattr(discovery.procedure_factory(procedure), "takes", ())
+
+    for name in getattr(discovery.strategy_factory(strategy["name"]), "sends", ()):
+        if not takes(client["name"], name):
+            fit = [known for known in discovery.names("clients") if takes(known, name)]
+            problems.add(
+                f'[client] name = "{client["name"]}": does not use the {name} that [strategy] name '
+                f'= "{strategy["name"]}" sends; allowed: {", ".join(fit)}'
+            )
+
+
+def _check_claims(
+    problems: ScenarioProblems,
+    expect: Mapping[str, Expectation],
+    evaluation: EvaluationTable | None,
+    strategy: Mapping[str, Any] | None,
+) -> None:
+    """Refuse what waits for a metric that this scenario never records."""
+    if evaluation is None:
+        return
+    name = None if strategy is None else strategy["name"]
+    has_nodes = name is None or is_import_path(name) or discovery.takes_topology(name)
+    watched = [("[expect]", metric) for metric in expect]
+    if evaluation.stop is not None:
+        watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
+        check_metric(problems, evaluation.stop.metric, where="[evaluation] stop.metric")
+    for where, metric in watched:
+        if metric.startswith("local/") and not evaluation.clients:
+            problems.add(
+                f"{where} '{metric}' is never recorded with [evaluation] clients = 0: say how many "
+                "clients evaluate"
+            )
+        if metric.startswith("pooled/") and not evaluation.pooled:
+            problems.add(f"{where} '{metric}' is never recorded without [evaluation] pooled = true")
+        if metric.startswith("nodes/") and not has_nodes:
+            problems.add(
+                f"{where} '{metric}' is never recorded with [strategy] name = \"{name}\": it has "
+                'one model for all; say "test/..."'
+            )
+
+
+def _check_over_selection(devices: Devices, table: Mapping[str, Any], clients: int) -> None:
+    larger: Any = discovery.make("participation", table).over_selected(devices.over_select)
+    try:
+        larger.expected_cohort(clients)
+    except ScenarioError:
+        size = table.get("cohort_size")
+        raise ScenarioError(
+            f"[devices] over_select = {devices.over_select:g}: times [participation] cohort_size "
+            f"= {size} that is more than [partition] clients = {clients}; lower one of them"
+        ) from None
+
+
+def expected_cohort(table: Mapping[str, Any], clients: int) -> int:
+    """Ask the participation rule how many take part; it refuses what the clients cannot give."""
+    return int(discovery.make("participation", table).expected_cohort(clients))
