@@ -30,7 +30,8 @@ from fedsim.federation.topology.kinds import complete
 from fedsim.federation.topology.mixing import Mixing
 from fedsim.federation.topology.topology import Topology
 from fedsim.strategy import Degenerate
-from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start
+from fedsim.strategy.gossip.state import Mail, Protocol, Start
+from fedsim.strategy.gossip.strategy import GossipStrategy
 
 __all__ = ["GossipAveraging", "plain_average", "variance_corrected_average"]
 

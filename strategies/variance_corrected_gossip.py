@@ -37,7 +37,8 @@ from fedsim.federation.topology.mixing import Mixing
 from fedsim.federation.topology.topology import Topology
 from fedsim.messages.layout import TensorSpec
 from fedsim.strategy import Degenerate
-from fedsim.strategy.gossip.strategy import GossipStrategy, Mail, Protocol, Start
+from fedsim.strategy.gossip.state import Mail, Protocol, Start
+from fedsim.strategy.gossip.strategy import GossipStrategy
 
 __all__ = ["VarianceCorrectedGossip", "variance_corrected_average"]
 
