@@ -14,7 +14,7 @@ gradient; momentum without dampening starts from the first gradient).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, final
 
 import torch
@@ -45,6 +45,27 @@ def _undone_guidance(table: Mapping[str, Any]) -> str | None:
     if table["optimizer"] != "adam":
         return None
     return 'optimizer = "adam", whose steps are as long whatever it says; use "step"'
+
+
+# what a value must be: (whether it is, in words)
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "local_lr": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "local_epochs": (lambda v: v >= 1, ">= 1"),
+    "local_steps": (lambda v: v is None or v >= 1, ">= 1"),
+    "batch_size": (lambda v: v >= 1, ">= 1"),
+    "optimizer": (lambda v: v in ("sgd", "adam"), "sgd or adam"),
+    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "each in [0, 1)"),
+    "epsilon": (lambda v: v > 0, "> 0"),
+    "clip_norm": (lambda v: v is None or v > 0, "> 0"),
+    "proximal": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "lr_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "margin": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "guidance": (lambda v: v in ("step", "gradient"), "step or gradient"),
+    "setup_epochs": (lambda v: v is None or v >= 1, ">= 1"),
+    "setup_lr": (lambda v: v is None or 0 <= v < math.inf, ">= 0 and finite"),
+}
 
 
 @final
@@ -115,31 +136,7 @@ class LocalSGD(ClientProcedure):
         setup_epochs: int | None = None,
         setup_lr: float | None = None,
     ) -> None:
-        for name, value, holds, allowed in (
-            ("local_lr", local_lr, 0 <= local_lr < math.inf, ">= 0 and finite"),
-            ("local_epochs", local_epochs, local_epochs >= 1, ">= 1"),
-            ("local_steps", local_steps, local_steps is None or local_steps >= 1, ">= 1"),
-            ("batch_size", batch_size, batch_size >= 1, ">= 1"),
-            ("optimizer", optimizer, optimizer in ("sgd", "adam"), "sgd or adam"),
-            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
-            ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, ">= 0 and finite"),
-            ("betas", betas, len(betas) == 2 and all(0 <= b < 1 for b in betas), "each in [0, 1)"),
-            ("epsilon", epsilon, epsilon > 0, "> 0"),
-            ("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "> 0"),
-            ("proximal", proximal, 0 <= proximal < math.inf, ">= 0 and finite"),
-            ("lr_decay", lr_decay, 0 < lr_decay <= 1, "in (0, 1]"),
-            ("margin", margin, 0 <= margin < math.inf, ">= 0 and finite"),
-            ("guidance", guidance, guidance in ("step", "gradient"), "step or gradient"),
-            ("setup_epochs", setup_epochs, setup_epochs is None or setup_epochs >= 1, ">= 1"),
-            (
-                "setup_lr",
-                setup_lr,
-                setup_lr is None or 0 <= setup_lr < math.inf,
-                ">= 0 and finite",
-            ),
-        ):
-            if not holds:
-                raise ValueError(f"{name} = {value!r}: must be {allowed}")
+        _require_allowed(dict(locals()))
         require_choice("last_batch", last_batch, LastBatch)
         require_choice("margin_space", margin_space, Space)
         require_choice("margin_reduction", margin_reduction, Reduction)
@@ -288,3 +285,9 @@ class LocalSGD(ClientProcedure):
 def _along(scale: Tensor, tensor: Tensor) -> Tensor:
     """A number per client, or one, as a factor of that client's tensor."""
     return scale.reshape(scale.shape + (1,) * (tensor.dim() - scale.dim()))
+
+
+def _require_allowed(values: Mapping[str, Any]) -> None:
+    for name, (holds, allowed) in _ALLOWED.items():
+        if not holds(values[name]):
+            raise ValueError(f"{name} = {values[name]!r}: must be {allowed}")

@@ -296,62 +296,7 @@ class Replies(LazyMessages):
         for client in sent.client_ids.tolist():
             if client not in answered and client not in failures:
                 failures[client] = Failure(client, sent.server_round, "absent", "no reply arrived")
-        return cls._stack(answered, [*failures.values(), *strangers], sent)
-
-    @classmethod
-    def _stack(
-        cls, answered: "dict[int, Parsed]", failures: Sequence[Failure], sent: Cohort
-    ) -> "Replies":
-        failures, odd = list(failures), set[int]()
-        extras = usual(row.signature for row in answered.values())
-        metrics = usual(tuple(sorted(row.metrics)) for row in answered.values())
-        for client, row in sorted(answered.items()):
-            if row.signature != extras:
-                cause, why = (
-                    "names",
-                    f"extra arrays differ from the usual {[n for n, *_ in extras]}",
-                )
-            elif not row.metrics.keys() >= set(metrics):
-                cause, why = (
-                    "metrics",
-                    f"metrics {sorted(row.metrics)} lack some of {list(metrics)}",
-                )
-            else:
-                continue
-            odd.add(client)
-            failures.append(Failure(client, sent.server_round, cause, why))
-        ids = sorted(answered.keys() - odd)
-        if not ids:
-            return cls.empty(sent, failures)
-        rows = [answered[client] for client in ids]
-        trained = sent.message_type != MessageType.EVALUATE
-        places = np.searchsorted(sent.client_ids, ids)
-        personal = sent.personal.params
-        reference = (
-            personal[torch.from_numpy(places)] if personal is not None else sent.shared.params
-        )
-        return cls(
-            server_round=sent.server_round,
-            layout=sent.layout,
-            client_ids=np.array(ids, dtype=np.int64),
-            params=torch.stack([r.params for r in rows if r.params is not None])
-            if trained
-            else None,
-            reference=reference if trained else None,
-            buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
-            extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
-            num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
-            metrics={
-                name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
-                for name in metrics
-            },
-            staleness=torch.zeros(len(rows), dtype=torch.int64),
-            failures=tuple(failures),
-            message_type=sent.message_type,
-            ttl=sent.ttl,
-            group=sent.group,
-            _built={place: row.message for place, row in enumerate(rows)},
-        )
+        return _stacked(answered, [*failures.values(), *strangers], sent)
 
 
 def _stackable(some: Replies, others: Replies) -> bool:
@@ -363,3 +308,53 @@ def _stackable(some: Replies, others: Replies) -> bool:
         return shapes, sorted(replies.metrics)
 
     return signature(some) == signature(others)
+
+
+def _stacked(answered: Mapping[int, Parsed], failures: Sequence[Failure], sent: Cohort) -> Replies:
+    """Replies of those whose arrays and metrics are the usual ones."""
+    failures, odd = list(failures), set[int]()
+    extras = usual(row.signature for row in answered.values())
+    metrics = usual(tuple(sorted(row.metrics)) for row in answered.values())
+    for client, row in sorted(answered.items()):
+        if row.signature != extras:
+            cause, why = (
+                "names",
+                f"extra arrays differ from the usual {[n for n, *_ in extras]}",
+            )
+        elif not row.metrics.keys() >= set(metrics):
+            cause, why = (
+                "metrics",
+                f"metrics {sorted(row.metrics)} lack some of {list(metrics)}",
+            )
+        else:
+            continue
+        odd.add(client)
+        failures.append(Failure(client, sent.server_round, cause, why))
+    ids = sorted(answered.keys() - odd)
+    if not ids:
+        return Replies.empty(sent, failures)
+    rows = [answered[client] for client in ids]
+    trained = sent.message_type != MessageType.EVALUATE
+    places = np.searchsorted(sent.client_ids, ids)
+    personal = sent.personal.params
+    reference = personal[torch.from_numpy(places)] if personal is not None else sent.shared.params
+    return Replies(
+        server_round=sent.server_round,
+        layout=sent.layout,
+        client_ids=np.array(ids, dtype=np.int64),
+        params=torch.stack([r.params for r in rows if r.params is not None]) if trained else None,
+        reference=reference if trained else None,
+        buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
+        extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
+        num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
+        metrics={
+            name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
+            for name in metrics
+        },
+        staleness=torch.zeros(len(rows), dtype=torch.int64),
+        failures=tuple(failures),
+        message_type=sent.message_type,
+        ttl=sent.ttl,
+        group=sent.group,
+        _built={place: row.message for place, row in enumerate(rows)},
+    )

@@ -76,95 +76,165 @@ def divide(
     in_training = None if groups is None else groups[available]
     samples = Samples(labels[available], in_training, available, len(targets))
     assignment = partition.assign(samples, recipe.seed)
-    clients = assignment.clients
-    assert clients is not None
-    owned = assignment.owners != DROPPED
-    held = available if assignment.rows is None else available[assignment.rows]
-    owners, rows = assignment.owners[owned], held[owned]
-    sizes = np.bincount(owners, minlength=clients)
-    test_counts = local_test_counts(sizes, partition.test_fraction)
-    local_test = choose(owners, test_counts, rng.generator(recipe.seed, "local-test"))
-    for name, part in (("train", ~local_test), ("local_test", local_test)):
+    parts = _parted(assignment, available, partition.test_fraction, recipe.seed)
+    for name, part in (("train", ~parts.local_test), ("local_test", parts.local_test)):
         arrays[f"{name}_offsets"], arrays[f"{name}_rows"] = _by_client(
-            owners[part], rows[part], clients
+            parts.owners[part], parts.rows[part], parts.clients
         )
     if not spec.has_classes:
         arrays["labels"] = labels
-
-    notes, changed = dict(assignment.notes), Arrays()
-    statistics: dict[str, Any] = {}
-    if fields := loaded.info["standardise"]:
-        pool = {**loaded.arrays, **held_out.arrays}
-        trained = arrays["train_rows"]
-        trained = trained if assignment.rows is None else np.unique(trained)
-        changed, statistics = standardised(pool, fields, trained)
-        features, targets = (changed.get(n, loaded.arrays[n]) for n in ("features", "targets"))
-    if np.any(partition.label_noise):
-        train = ~local_test
-        changed["train_targets"] = np.array(targets)
-        changed["train_targets"][rows[train]] = add_label_noise(
-            targets[rows][train],
-            owners[train],
-            np.broadcast_to(np.asarray(partition.label_noise, dtype=np.float64), sizes.shape),
-            spec.num_classes,
-            recipe.seed,
-        )
-        notes["labels_changed"] = int((changed["train_targets"] != targets).sum())
-    if partition.skew.active:
-        changed["client_features"] = skewed(
-            features, *_by_client(owners, rows, clients), partition.skew, recipe.seed
-        )
-    arrays |= changed
+    trained = arrays["train_rows"]
+    trained = trained if assignment.rows is None else np.unique(trained)
+    altered = _altered(loaded, held_out, partition, parts, trained, recipe.seed)
+    arrays |= altered.arrays
 
     hashes = loaded.info["sha256"]
     content = {name: hashes[name] for name in ("features", "targets")} | held_out.hashes
-    content |= {name: array_sha256(array) for name, array in changed.items()}
+    content |= {name: array_sha256(array) for name, array in altered.arrays.items()}
     content |= {
         name: array_sha256(arrays[name])
         for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
     }
-    registered = partition.clients if partition.parts else clients
+    registered = partition.clients if partition.parts else parts.clients
     assert registered is not None
+    # who holds what is decided by these arrays alone, wherever they came from
     decisive: dict[str, Any] = dict(content)
-    shared: dict[str, Any] = {}
     if partition.parts:
-        decisive["shared"] = {"clients": registered, "parts": clients}
-        shared = {"shared": _shared(sizes, registered)}
-        sizes, test_counts = (a[np.arange(registered) % clients] for a in (sizes, test_counts))
-    stratum = "class" if spec.has_classes else "tenth of the targets"
-    dropped = len(available) - len(np.unique(rows))
+        decisive["shared"] = {"clients": registered, "parts": parts.clients}
+    counts = np.bincount(labels, minlength=classes).tolist()
     manifest = {
         "data": {
             **source.description,
             "classes": spec.num_classes,
             "feature_shape": list(features.shape[1:]),
             "samples": len(targets),
-            "samples_per_class": np.bincount(labels, minlength=classes).tolist(),
-            **({"standardised": statistics} if statistics else {}),
+            "samples_per_class": counts,
+            **({"standardised": altered.statistics} if altered.statistics else {}),
         },
-        "held_out": {
-            "samples": len(held_out.labels),
-            "samples_per_class": np.bincount(held_out.labels, minlength=classes).tolist(),
-            "drawn": f"stratified by {stratum}" if source.test_fraction else source.test_origin,
+        "held_out": _held_out_entry(source, held_out, classes, has_classes=spec.has_classes),
+        "partition": {
+            **_without_folder(recipe.partition),
+            "seed": recipe.seed,
+            **assignment.notes,
+            **altered.notes,
         },
-        "partition": {**_without_folder(recipe.partition), "seed": recipe.seed, **notes},
-        "clients": registered,
-        **shared,
-        "sizes": size_summary(sizes - test_counts),
-        "local_test": {"samples": int(test_counts.sum()), "sizes": size_summary(test_counts)},
-        "dropped": {"samples": dropped, "reason": assignment.why_dropped if dropped else None},
+        **_clients_entries(parts, registered, shared=bool(partition.parts)),
+        "dropped": _dropped_entry(len(available) - len(np.unique(parts.rows)), assignment),
         "sha256": content,
     }
     if assignment.keeps_groups:
         manifest["owners"] = _named(assignment, samples, loaded.info["group_names"])
-    # who holds what is decided by these arrays alone, wherever they came from
     info = {
         "manifest": manifest,
         "manifest_sha256": json_sha256(decisive),
         "clients": registered,
-        "parts": clients,
+        "parts": parts.clients,
     }
     return cache.Content(arrays, info)
+
+
+class _Parts(NamedTuple):
+    """Who holds what.
+
+    Attributes:
+        clients: How many clients, or parts that clients share, there are.
+        owners: int64 `[n]`, whose each sample is.
+        rows: int64 `[n]`, where it lies in the pool.
+        local_test: bool `[n]`, whether its client tests with it.
+        sizes: int64 `[clients]`.
+        test_counts: int64 `[clients]`, how many of them each tests with.
+    """
+
+    clients: int
+    owners: Ints
+    rows: Ints
+    local_test: npt.NDArray[np.bool_]
+    sizes: Ints
+    test_counts: Ints
+
+
+def _parted(assignment: Assignment, available: Ints, test_fraction: float, seed: int) -> _Parts:
+    """The samples that have an owner, and which of them their client tests with."""
+    clients = assignment.clients
+    assert clients is not None
+    owned = assignment.owners != DROPPED
+    held = available if assignment.rows is None else available[assignment.rows]
+    owners, rows = assignment.owners[owned], held[owned]
+    sizes = np.bincount(owners, minlength=clients)
+    test_counts = local_test_counts(sizes, test_fraction)
+    local_test = choose(owners, test_counts, rng.generator(seed, "local-test"))
+    return _Parts(clients, owners, rows, local_test, sizes, test_counts)
+
+
+class _Altered(NamedTuple):
+    """Arrays in place of the pool's, what the manifest notes of them, and standardised columns."""
+
+    arrays: Arrays
+    notes: dict[str, Any]
+    statistics: dict[str, Any]
+
+
+def _altered(
+    loaded: cache.Content,
+    held_out: _HeldOut,
+    partition: Partition,
+    parts: _Parts,
+    trained: Ints,
+    seed: int,
+) -> _Altered:
+    """Standardise, change labels, and make the features of clients differ, as it is asked for."""
+    features, targets = loaded.arrays["features"], loaded.arrays["targets"]
+    made = _Altered(Arrays(), {}, {})
+    if fields := loaded.info["standardise"]:
+        pool = {**loaded.arrays, **held_out.arrays}
+        changed, statistics = standardised(pool, fields, trained)
+        made = made._replace(arrays=changed, statistics=statistics)
+        features, targets = (changed.get(n, loaded.arrays[n]) for n in ("features", "targets"))
+    if np.any(partition.label_noise):
+        train = ~parts.local_test
+        noisy = made.arrays["train_targets"] = np.array(targets)
+        noisy[parts.rows[train]] = add_label_noise(
+            targets[parts.rows][train],
+            parts.owners[train],
+            np.broadcast_to(np.asarray(partition.label_noise, dtype=np.float64), parts.sizes.shape),
+            read_spec(loaded).num_classes,
+            seed,
+        )
+        made.notes["labels_changed"] = int((noisy != targets).sum())
+    if partition.skew.active:
+        made.arrays["client_features"] = skewed(
+            features, *_by_client(parts.owners, parts.rows, parts.clients), partition.skew, seed
+        )
+    return made
+
+
+def _held_out_entry(
+    source: PooledSource, held_out: _HeldOut, classes: int, *, has_classes: bool
+) -> dict[str, Any]:
+    stratum = "class" if has_classes else "tenth of the targets"
+    return {
+        "samples": len(held_out.labels),
+        "samples_per_class": np.bincount(held_out.labels, minlength=classes).tolist(),
+        "drawn": f"stratified by {stratum}" if source.test_fraction else source.test_origin,
+    }
+
+
+def _clients_entries(parts: _Parts, registered: int, *, shared: bool) -> dict[str, Any]:
+    sizes, test_counts = parts.sizes, parts.test_counts
+    entries: dict[str, Any] = {"clients": registered}
+    if shared:
+        entries["shared"] = _shared(sizes, registered)
+        which = np.arange(registered) % parts.clients
+        sizes, test_counts = sizes[which], test_counts[which]
+    entries["sizes"] = size_summary(sizes - test_counts)
+    entries["local_test"] = {
+        "samples": int(test_counts.sum()), "sizes": size_summary(test_counts)
+    }  # fmt: skip
+    return entries
+
+
+def _dropped_entry(dropped: int, assignment: Assignment) -> dict[str, Any]:
+    return {"samples": dropped, "reason": assignment.why_dropped if dropped else None}
 
 
 def _shared(sizes: Ints, clients: int) -> dict[str, Any]:

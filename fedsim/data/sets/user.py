@@ -34,7 +34,7 @@ from fedsim.data.reading.checks import (
     as_tokens,
 )
 from fedsim.data.reading.chosen import look_alikes, row_numbers_of
-from fedsim.data.reading.given import given, numbered, require_same_kind
+from fedsim.data.reading.given import Numbered, given, numbered, require_same_kind
 from fedsim.data.reading.mapping import is_nameless
 
 Some = TypeVar("Some", Features, Targets)
@@ -141,21 +141,7 @@ def checked(data: Any, where: str) -> Loaded:
         made = numbered(train, tested, num_classes)
         num_classes = made.num_classes
         targets = _targets(made.train, num_classes)
-    test, fraction = None, 0.0
-    if data.test_features is not None or data.test_targets is not None:
-        with at("test_features"):
-            test_features = _like(_features(as_array(data.test_features), vocabulary), features)
-        with at("test_targets"):
-            if made.test is None:
-                raise Unfit("is None, expected an array `[n, ...]`")
-            _of_length(made.test, test_features)
-            test_targets = _like(_targets(made.test, num_classes), targets)
-        test = Arrays(test_features, test_targets)
-    else:
-        with at("test_fraction"):
-            if not isinstance(data.test_fraction, float) or not 0 < data.test_fraction < 1:
-                raise Unfit(f"is {data.test_fraction!r}, expected a float in (0, 1)")
-        fraction = data.test_fraction
+    test, fraction = _held_out(data, made, features, targets, vocabulary, at)
     groups, owners = None, tuple[str, ...]()
     if data.groups is not None:
         with at("groups"):
@@ -163,14 +149,8 @@ def checked(data: Any, where: str) -> Loaded:
     said = [
         *look_alikes("targets of the loader", made.names),
         *look_alikes("groups of the loader", owners),
+        *_said(raw, names, targets, vocabulary=vocabulary, num_classes=num_classes),
     ]
-    if not vocabulary and raw.dtype.kind in "fiu":
-        said += row_numbers_of(raw, names)
-    if not num_classes and all_whole([targets]):
-        said.append(
-            "[data] targets of the loader are whole numbers as floats and are learnt as amounts; "
-            "return whole numbers (astype(int)) or text if they name classes"
-        )
     notes = {"label_names": list(made.names)} if made.names else {}
     shape = () if num_classes else targets.shape[1:]
     spec = SampleSpec(features.shape[1:], num_classes, shape, vocabulary)
@@ -184,6 +164,46 @@ def checked(data: Any, where: str) -> Loaded:
         notes=notes,
         said=tuple(map(printable, said)),
     )
+
+
+def _held_out(
+    data: DataSet,
+    made: Numbered,
+    features: Features,
+    targets: Targets,
+    vocabulary: int,
+    at: Callable[[str], contextlib.AbstractContextManager[None]],
+) -> tuple[Arrays | None, float]:
+    """The test set that a loader gives, or the share that is to be drawn."""
+    if data.test_features is None and data.test_targets is None:
+        with at("test_fraction"):
+            if not isinstance(data.test_fraction, float) or not 0 < data.test_fraction < 1:
+                raise Unfit(f"is {data.test_fraction!r}, expected a float in (0, 1)")
+        return None, data.test_fraction
+    with at("test_features"):
+        test_features = _like(_features(as_array(data.test_features), vocabulary), features)
+    with at("test_targets"):
+        if made.test is None:
+            raise Unfit("is None, expected an array `[n, ...]`")
+        _of_length(made.test, test_features)
+        test_targets = _like(_targets(made.test, made.num_classes), targets)
+    return Arrays(test_features, test_targets), 0.0
+
+
+def _said(
+    raw: npt.NDArray[Any], names: list[str] | None, targets: Targets,
+    *, vocabulary: int, num_classes: int,
+) -> list[str]:  # fmt: skip
+    """What a user should know of columns and targets that may not be what they seem."""
+    said: list[str] = []
+    if not vocabulary and raw.dtype.kind in "fiu":
+        said += row_numbers_of(raw, names)
+    if not num_classes and all_whole([targets]):
+        said.append(
+            "[data] targets of the loader are whole numbers as floats and are learnt as amounts; "
+            "return whole numbers (astype(int)) or text if they name classes"
+        )
+    return said
 
 
 @contextlib.contextmanager
