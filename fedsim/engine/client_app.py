@@ -27,6 +27,7 @@ from fedsim.messages.records import (
     ARRAYS,
     CLIENT_STATE,
     EXTRA,
+    FLOWER,
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
@@ -38,8 +39,6 @@ from fedsim.messages.records import (
     named_tensors,
     only_arrays,
 )
-
-FLOWER = "flwr"
 
 
 class CohortApp(ClientApp):

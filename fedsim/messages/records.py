@@ -212,3 +212,6 @@ PARTITION = "partition"
 
 
 PARTITION_ID = "partition-id"
+
+
+FLOWER = "flwr"

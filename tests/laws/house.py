@@ -16,6 +16,58 @@ HOUSE = "fedsim"
 PACKAGES = (HOUSE, "strategies", "clients")
 LONG_FILE, LARGE_FILE = 250, 400
 LONG_FUNCTION, LONG_CLASS = 60, 300
+LAYERS = (
+    {"basics"},
+    {"messages", "data", "tasks"},
+    {"aggregators", "client"},
+    {"federation", "engine"},
+    {"strategy"},
+    {"scenario", "strategies", "clients"},
+    {"runs"},
+    {"studies", "deployment"},
+    {"cli"},
+)
+# what the modules of a room import, of other rooms; `fedsim` itself may be imported by all
+MAY_IMPORT = {
+    "basics": set(),
+    "messages": {"basics"},
+    "data": {"basics"},
+    "tasks": {"basics"},
+    "aggregators": {"basics", "messages"},
+    "client": {"basics", "messages.layout"},
+    "federation": {"basics", "messages", "aggregators", "client"},
+    "engine": {"basics", "messages", "client"},
+    "strategy": {"basics", "messages", "aggregators", "federation.topology"},
+    "scenario": {"basics", "messages", "data", "tasks", "client", "federation", "strategy"},
+    "runs": {
+        "basics", "messages", "data", "tasks", "client", "federation", "engine", "strategy",
+        "scenario",
+    },
+    "studies": {"basics", "tasks", "federation", "engine", "scenario", "runs"},
+    "deployment": {"basics", "federation", "engine", "scenario", "runs"},
+    "cli": {"basics", "data", "engine.ray.place", "scenario", "runs", "studies"},
+    "strategies": {
+        "basics", "messages", "aggregators", "client", "federation.topology", "strategy",
+    },
+    "clients": {"basics", "client"},
+}  # fmt: skip
+FACES = {
+    "aggregators",
+    "data",
+    "tasks",
+    "client",
+    "strategy",
+    "deployment",
+}  # re-export, define not
+BESIDE = (
+    "__init__",
+    "__main__",
+    "procedure",
+)  # modules in no room; the last names the former place
+# classes that may be longer than LONG_CLASS
+LONG_WITH_REASON = {
+    "fedsim/strategy/held/writing.py: Writer": "one method for each kind of object that it writes",
+}
 # kinds of object that the code asks for where it could be handed one kind alone
 ASKED_FOR = ("Cohort", "Replies", "FederatedStrategy")
 
@@ -26,7 +78,7 @@ class Piece(NamedTuple):
     Attributes:
         file: Where it stands, from the root.
         name: Its name, with the class that it stands in.
-        lines: From its first line, decorators not counted, to its last.
+        lines: From its first line to its last; without decorators, and without its docstring.
     """
 
     file: str
@@ -60,6 +112,7 @@ def module_of(file: str) -> str:
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """The modules of the product that each of its modules imports, lazily or for types too."""
     modules = {module_of(file) for file in trees()}
@@ -75,6 +128,80 @@ def imports() -> dict[str, set[str]]:
                     here |= {inner if inner in modules else node.module} & modules
         here.discard(module_of(file))
     return found
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in.
+
+    Example:
+        >>> room_of("fedsim.data.cache"), room_of("strategies.fedavg"), room_of("fedsim")
+        ('data', 'strategies', '')
+    """
+    top, _, inside = module.partition(".")
+    return inside.partition(".")[0] if top == HOUSE else top
+
+
+def against_the_layers() -> list[str]:
+    """Imports that no room of the importer's kind may have, or that do not point down."""
+    height = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+    found = []
+    for module, others in sorted(imports().items()):
+        room = room_of(module)
+        if room in ("", "__main__", "procedure"):
+            continue
+        for other in sorted(others):
+            there = room_of(other)
+            if there in ("", room):
+                continue
+            allowed = MAY_IMPORT.get(room, set())
+            inside = other.removeprefix(f"{HOUSE}.")
+            may = any(inside == each or inside.startswith(f"{each}.") for each in allowed)
+            down = height.get(there, len(LAYERS)) < height.get(room, -1)
+            if not (may and down):
+                found.append(f"{module} imports {other}")
+    return found
+
+
+def unused_permissions() -> list[str]:
+    """Permissions to import that no module of a room makes use of."""
+    used = {
+        (room_of(m), other.removeprefix(f"{HOUSE}.")) for m in imports() for other in imports()[m]
+    }
+    return [
+        f"{room}: {each}"
+        for room, allowed in MAY_IMPORT.items()
+        for each in sorted(allowed)
+        if not any(
+            here == room and (there == each or there.startswith(f"{each}.")) for here, there in used
+        )
+    ]
+
+
+def defining_faces() -> list[str]:
+    """Packages whose `__init__` defines something, and is neither a face nor the command's."""
+    found = []
+    for file, tree in trees().items():
+        if not file.endswith("__init__.py") or file in (
+            "fedsim/__init__.py",
+            "fedsim/cli/__init__.py",
+        ):
+            continue
+        if not file.startswith(f"{HOUSE}/"):
+            continue
+        defines = any(
+            isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in tree.body
+        )
+        named = file.split("/")[1] in FACES and file.count("/") == 2
+        if defines or (len(tree.body) > 1 and not named):
+            found.append(file)
+    return found
+
+
+def forget() -> None:
+    """Read the sources anew."""
+    sources.cache_clear()
+    trees.cache_clear()
+    imports.cache_clear()
 
 
 def circles() -> list[list[str]]:
@@ -116,13 +243,20 @@ def pieces(kinds: tuple[type[ast.AST], ...]) -> list[Piece]:
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 name = f"{inside}.{child.name}".lstrip(".")
                 if isinstance(child, kinds):
-                    lines = (child.end_lineno or child.lineno) - child.lineno + 1
-                    found.append(Piece(file, name, lines))
+                    found.append(Piece(file, name, _span(child) - _docstring(child)))
             look(file, child, name)
 
     for file, tree in trees().items():
         look(file, tree, "")
     return sorted(found, key=lambda piece: -piece.lines)
+
+
+def _span(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def _docstring(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    return 0 if ast.get_docstring(node) is None else _span(node.body[0])
 
 
 def functions() -> list[Piece]:
@@ -163,7 +297,7 @@ def long_files(above: int) -> dict[str, int]:
 
 def loose() -> list[str]:
     """Modules that lie in no room, beside each other."""
-    outside = {f"{HOUSE}/__init__.py", f"{HOUSE}/__main__.py"}
+    outside = {f"{HOUSE}/{name}.py" for name in BESIDE}
     return [f for f in sources() if f.count("/") == 1 and f.startswith(HOUSE) and f not in outside]
 
 
@@ -178,6 +312,9 @@ def report() -> str:
         f"modules                     {len(house)}, loose beside each other {len(loose())}",
         f"rooms                       {len(rooms)}: "
         + ", ".join(f"{room} {count}" for room, count in sorted(rooms.items())),
+        f"layers                      {len(LAYERS)}",
+        f"imports against the layers  {len(against_the_layers())}",
+        *(f"    {each}" for each in against_the_layers()),
         f"circles of modules          {len(circles())}",
         *(f"    {', '.join(circle)}" for circle in circles()),
         f"files above {LONG_FILE} lines       {len(long_files(LONG_FILE))}",

@@ -1,4 +1,6 @@
-"""How the code is laid out: no circles of modules, no class name that means two things."""
+"""How the code is laid out: rooms in layers, no circles, small files, one meaning for a name."""
+
+import functools
 
 import pytest
 
@@ -12,11 +14,75 @@ def plant(monkeypatch):
 
     def add(**files):
         texts = {f"fedsim/{name}.py": text for name, text in files.items()}
-        monkeypatch.setattr(house, "sources", lambda: known | texts)
-        house.trees.cache_clear()
+        house.forget()
+        monkeypatch.setattr(house, "sources", functools.cache(lambda: known | texts))
 
     yield add
-    house.trees.cache_clear()
+    monkeypatch.undo()
+    house.forget()
+
+
+def test_rooms_import_what_they_may_and_downwards_alone():
+    assert house.against_the_layers() == []
+
+
+def test_no_room_may_import_what_it_does_not():
+    assert house.unused_permissions() == []
+
+
+def test_every_room_has_its_layer_and_every_module_its_room():
+    rooms = {house.room_of(house.module_of(file)) for file in house.sources()}
+    assert rooms - {"", "__main__", "procedure"} == {r for layer in house.LAYERS for r in layer}
+    assert house.MAY_IMPORT.keys() == {r for layer in house.LAYERS for r in layer}
+    assert house.loose() == []
+
+
+@pytest.mark.parametrize(
+    "upwards",
+    [
+        "from fedsim.runs.loop import RoundLoop",
+        "import fedsim.runs.loop",
+        "def late():\n    from fedsim.runs import loop",
+        "import typing\nif typing.TYPE_CHECKING:\n    from fedsim.runs.loop import Hook",
+        "from strategies.fedavg import FedAvg",  # by name alone, not by import
+    ],
+)
+def test_an_import_upwards_is_seen_however_it_is_written(plant, upwards):
+    plant(**{"engine/planted": upwards})
+    (found,) = house.against_the_layers()
+    assert found.startswith("fedsim.engine.planted imports ")
+
+
+def test_an_import_of_a_room_of_the_same_layer_is_seen(plant):
+    plant(**{"data/planted": "from fedsim.tasks.task import Task\n"})
+    assert house.against_the_layers() == ["fedsim.data.planted imports fedsim.tasks.task"]
+
+
+def test_a_room_of_which_a_part_may_be_imported_is_closed_otherwise(plant):
+    imports = "import fedsim.messages.layout\nimport fedsim.messages.replies\n"
+    plant(**{"client/planted": imports})
+    assert house.against_the_layers() == ["fedsim.client.planted imports fedsim.messages.replies"]
+
+
+def test_packages_define_nothing(plant):
+    assert house.defining_faces() == []
+    plant(**{"engine/__init__": "VALUE = 1\n" * 2, "data/__init__": "def f(): ...\n"})
+    assert sorted(house.defining_faces()) == [
+        "fedsim/data/__init__.py",
+        "fedsim/engine/__init__.py",
+    ]
+
+
+def test_no_module_lies_beside_the_rooms(plant):
+    plant(planted="")
+    assert house.loose() == ["fedsim/planted.py"]
+
+
+def test_files_functions_and_classes_have_a_size_that_can_be_read():
+    assert house.long_files(house.LARGE_FILE) == {}
+    assert [each for each in house.functions() if each.lines > house.LONG_FUNCTION] == []
+    long = {f"{c.file}: {c.name}" for c in house.classes() if c.lines > house.LONG_CLASS}
+    assert long == house.LONG_WITH_REASON.keys()
 
 
 def test_no_module_imports_itself_over_others():

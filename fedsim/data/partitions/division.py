@@ -77,10 +77,7 @@ def divide(
     samples = Samples(labels[available], in_training, available, len(targets))
     assignment = partition.assign(samples, recipe.seed)
     parts = _parted(assignment, available, partition.test_fraction, recipe.seed)
-    for name, part in (("train", ~parts.local_test), ("local_test", parts.local_test)):
-        arrays[f"{name}_offsets"], arrays[f"{name}_rows"] = _by_client(
-            parts.owners[part], parts.rows[part], parts.clients
-        )
+    arrays |= _by_split(parts)
     if not spec.has_classes:
         arrays["labels"] = labels
     trained = arrays["train_rows"]
@@ -88,13 +85,7 @@ def divide(
     altered = _altered(loaded, held_out, partition, parts, trained, recipe.seed)
     arrays |= altered.arrays
 
-    hashes = loaded.info["sha256"]
-    content = {name: hashes[name] for name in ("features", "targets")} | held_out.hashes
-    content |= {name: array_sha256(array) for name, array in altered.arrays.items()}
-    content |= {
-        name: array_sha256(arrays[name])
-        for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
-    }
+    content = _hashes(loaded, held_out, altered.arrays, arrays)
     registered = partition.clients if partition.parts else parts.clients
     assert registered is not None
     # who holds what is decided by these arrays alone, wherever they came from
@@ -102,15 +93,16 @@ def divide(
     if partition.parts:
         decisive["shared"] = {"clients": registered, "parts": parts.clients}
     counts = np.bincount(labels, minlength=classes).tolist()
+    data = {
+        **source.description,
+        "classes": spec.num_classes,
+        "feature_shape": list(features.shape[1:]),
+        "samples": len(targets),
+        "samples_per_class": counts,
+        **({"standardised": altered.statistics} if altered.statistics else {}),
+    }
     manifest = {
-        "data": {
-            **source.description,
-            "classes": spec.num_classes,
-            "feature_shape": list(features.shape[1:]),
-            "samples": len(targets),
-            "samples_per_class": counts,
-            **({"standardised": altered.statistics} if altered.statistics else {}),
-        },
+        "data": data,
         "held_out": _held_out_entry(source, held_out, classes, has_classes=spec.has_classes),
         "partition": {
             **_without_folder(recipe.partition),
@@ -206,6 +198,29 @@ def _altered(
             features, *_by_client(parts.owners, parts.rows, parts.clients), partition.skew, seed
         )
     return made
+
+
+def _by_split(parts: _Parts) -> Arrays:
+    """The rows of either split in client order, with offsets."""
+    arrays: Arrays = {}
+    for name, part in (("train", ~parts.local_test), ("local_test", parts.local_test)):
+        arrays[f"{name}_offsets"], arrays[f"{name}_rows"] = _by_client(
+            parts.owners[part], parts.rows[part], parts.clients
+        )
+    return arrays
+
+
+def _hashes(
+    loaded: cache.Content, held_out: _HeldOut, altered: Arrays, arrays: Arrays
+) -> dict[str, str]:
+    """The hash of every array that decides who holds what."""
+    pool = loaded.info["sha256"]
+    content = {name: pool[name] for name in ("features", "targets")} | held_out.hashes
+    content |= {name: array_sha256(array) for name, array in altered.items()}
+    return content | {
+        name: array_sha256(arrays[name])
+        for name in ("train_offsets", "train_rows", "local_test_offsets", "local_test_rows")
+    }
 
 
 def _held_out_entry(

@@ -9,11 +9,10 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.basics.errors import RunError
-from fedsim.engine.client_app import FLOWER
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.records import PARTITION, PARTITION_ID
+from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID
 from fedsim.messages.replies import Replies
 
 
