@@ -378,7 +378,9 @@ def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(tmp_path):
         _entry(occupied)
 
 
-@pytest.mark.parametrize("changed", ["data/partitions/by_size.py", "rng.py", "basics/ties.py"])
+@pytest.mark.parametrize(
+    "changed", ["data/partitions/by_size.py", "basics/rng.py", "basics/ties.py"]
+)
 def test_code_that_draws_otherwise_takes_nothing_that_the_old_code_made(changed, tmp_path):
     package, code = ROOT / "fedsim", cache._code.__wrapped__  # it remembers its result
     copy = shutil.copytree(package, tmp_path / "fedsim")
