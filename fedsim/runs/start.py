@@ -1,7 +1,6 @@
 """A run from scenario to summary: what `fedsim run` and `fedsim resume` do."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,9 +18,10 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsim.basics.errors import BusyError, CheckpointError, FedsimError
+from fedsim.basics.errors import CheckpointError, FedsimError
 from fedsim.basics.json_files import JsonLines, read_json, taking, write_json_atomic
 from fedsim.basics.kernels_in_use import decisive
+from fedsim.basics.locks import one_at_a_time
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
 from fedsim.engine.client_settings import ClientSettings, SettingsWatch
@@ -191,24 +191,10 @@ def execute(
         profile: Learns where the time goes.
     """
     world.scenario.open_folders()
-    with _only_one(folder):
+    lock = folder.file("lock")
+    busy = f"{folder.path}: this run is still going on in another process; wait for it or end it"
+    with one_at_a_time(lock, making=taking(lock), busy=busy):
         return _execute(world, folder, grid, seed, progress, extra_hooks, profile)
-
-
-@contextlib.contextmanager
-def _only_one(folder: RunFolder) -> Iterator[None]:
-    """Refuse to work in a folder in which somebody else does; the lock ends with its process."""
-    with taking(folder.file("lock")):
-        file = folder.file("lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(
-                f"{folder.path}: this run is still going on in another process; wait for it or "
-                "end it"
-            ) from None
-        yield
 
 
 def _execute(
