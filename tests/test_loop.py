@@ -24,7 +24,9 @@ from fedsim.messages.records import model_tensors, named_tensors
 from fedsim.runs import folder as run_folder
 from fedsim.runs import start as run
 from fedsim.runs.checkpoint import tensors_sha256
-from fedsim.runs.loop import EarlyStop, Policy, RoundLoop, spread
+from fedsim.runs.client_metrics import spread
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.policy import EarlyStop, Policy
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import load
 from fedsim.strategy.base import FederatedStrategy, Setup

@@ -18,7 +18,8 @@ from fedsim.messages.records import array_record, model_tensors, named_tensors
 from fedsim.messages.replies import Replies
 from fedsim.runs import start as runs
 from fedsim.runs.checkpoint import FOLDER
-from fedsim.runs.loop import EarlyStop, spread
+from fedsim.runs.client_metrics import spread
+from fedsim.runs.policy import EarlyStop
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario, load
 from fedsim.strategy.base import mean_metrics

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -22,7 +22,6 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.basics.errors import FedsimError, RunError
 from fedsim.basics.generators import seeded
 from fedsim.basics.rng import derived_seed
-from fedsim.basics.ties import exceeds
 from fedsim.client.executor import SettingsError
 from fedsim.engine.client_settings import SettingsWatch
 from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met
@@ -45,6 +44,8 @@ from fedsim.messages.records import (
 )
 from fedsim.messages.replies import Replies
 from fedsim.runs.client_metrics import client_metrics, spread
+from fedsim.runs.policy import EarlyStop, Policy, missing
+from fedsim.runs.round_report import Hook, RoundReport
 from fedsim.scenario.expectations import failed_by
 from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.foreign import nested
@@ -54,121 +55,6 @@ _KEPT = (
     "; give every array its name, as in "
     "ArrayRecord({name: Array(values) for name, values in zip(arrays, new, strict=True)})"
 )
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in one round.
-
-    Attributes:
-        server_round: The round; 0 is the model before training and a set-up exchange.
-        arrays: The model after the round.
-        metrics: Metrics by name, `phase/name`.
-        selected: The clients asked, ascending.
-        failures: Who gave no admissible reply.
-        record: What else the record of participation holds of the round.
-        local: What each client measured on its own data, when clients evaluated, see
-            `local_metrics.client_metrics`.
-    """
-
-    server_round: int
-    arrays: ArrayRecord
-    metrics: dict[str, Any]
-    selected: tuple[int, ...]
-    failures: tuple[Failure, ...] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
-    local: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def failed(self) -> tuple[Failure, ...]:
-        """Failures other than drop-out."""
-        return tuple(f for f in self.failures if f.cause != "absent")
-
-
-class Hook(Protocol):
-    """Something that is told of every round, in the order of the rounds."""
-
-    def round_ended(self, report: RoundReport) -> None:
-        """Take note of a round."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What becomes of a round in which clients fail.
-
-    Attributes:
-        on_failure: "skip" goes on without them, and so does "retry" when asking them again (see
-            `RetryGrid`) has not helped; "stop" ends the run at the first one.
-        min_replies: Fewer admissible replies than this, when clients failed, end the run.
-        quorum: The share of the clients that did not drop out, in (0, 1], of whom admissible
-            replies must be there when clients failed; None asks for none.
-    """
-
-    on_failure: Literal["skip", "retry", "stop"] = "skip"
-    min_replies: int = 1
-    quorum: float | None = None
-
-    def judge(self, report_round: int, selected: int, failures: Sequence[Failure]) -> None:
-        """Raise when the round cannot stand.
-
-        Raises:
-            RunError: Naming the round, the clients and their causes.
-        """
-        failed = [failure for failure in failures if failure.cause != "absent"]
-        if not failed:
-            return
-        if self.on_failure == "stop":
-            raise RunError(f"{failed[0]}; [engine] on_failure = 'stop'")
-        replied = selected - len(_missing(failures))
-        if replied < self.min_replies:
-            raise RunError(
-                f"round {report_round}: {replied} of {selected} clients replied, [engine] "
-                "min_replies = "
-                f"{self.min_replies}; the first failure was {failed[0]}"
-            )
-        asked = replied + len({failure.client_id for failure in failed} & _missing(failures))
-        if self.quorum is not None and replied < self.quorum * asked * (1 - 1e-12):
-            raise RunError(
-                f"round {report_round}: {replied} of {asked} clients replied that did not drop "
-                f"out, [engine] quorum = {self.quorum:g}; the first failure was {failed[0]}"
-            )
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """When to end before the last round; decided from recorded metrics alone.
-
-    Attributes:
-        metric: The metric watched.
-        target: Stop when it is reached.
-        patience: Stop after so many recorded values without a new best; what is better by rounding
-            alone is none.
-        mode: Whether "max" or "min" is better.
-    """
-
-    metric: str
-    target: float | None = None
-    patience: int | None = None
-    mode: Literal["max", "min"] = "max"
-
-    def reason(self, history: Iterable[Mapping[str, Any]]) -> str | None:
-        """Return why to stop after these records, or None."""
-        sign = 1.0 if self.mode == "max" else -1.0
-        values = [float(r[self.metric]) for r in history if r.get(self.metric) is not None]
-        if not values:
-            return None
-        known = not math.isnan(values[-1])
-        if self.target is not None and known and not exceeds(sign * self.target, sign * values[-1]):
-            return f"{self.metric} = {values[-1]:.6g} reached the target {self.target:g}"
-        if self.patience is not None:
-            # what is not defined is never the best
-            scores = [-math.inf if math.isnan(value) else sign * value for value in values]
-            best = 0
-            for place, score in enumerate(scores):
-                best = place if exceeds(score, scores[best]) else best
-            if len(values) - 1 - best >= self.patience:
-                return f"{self.metric} has not improved for {self.patience} evaluations"
-        return None
 
 
 @dataclass
@@ -521,7 +407,7 @@ def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure])
     counted = {f"clients/{failed_by(cause)}": count for cause, count in sorted(causes.items())}
     return {
         "clients/selected": len(selected),
-        "clients/replied": len(set(selected) - _missing(failures)),
+        "clients/replied": len(set(selected) - missing(failures)),
         "clients/absent": absent,
         "clients/failed": sum(causes.values()),
         **counted,
@@ -571,11 +457,6 @@ def _idle(replies: Iterable[Message]) -> list[int]:
         return []
     still = (replies.update == 0).all(dim=1).numpy()
     return [int(client) for client in replies.client_ids[still]]
-
-
-def _missing(failures: Sequence[Failure]) -> set[int]:
-    """The clients of whom no reply counts (a second reply leaves the first one standing)."""
-    return {f.client_id for f in failures if f.cause not in ("twice", "stranger")}
 
 
 def _clients_of(messages: Sequence[Message]) -> tuple[int, ...]:

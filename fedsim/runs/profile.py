@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedsim.client.plan import ExecutionPlan
     from fedsim.engine.grid import LocalGrid, WorkOutcome
     from fedsim.engine.grid import Work as EngineWork
-    from fedsim.runs.loop import Hook, RoundReport
+    from fedsim.runs.round_report import Hook, RoundReport
 
 _INSIDE = ("computing", "waiting", "transfer", "checking")  # of training
 _PHASES = ("training", *_INSIDE, "aggregation", "evaluation", "broadcast", "writing", "other")
