@@ -17,3 +17,13 @@ def names_of(clients: Sequence[Any], total: int) -> str:
     if len(clients) > _NAMED:
         return f"clients {shown}, ... ({len(clients)} of {total})"
     return f"client{'s' if len(clients) > 1 else ''} {shown}"
+
+
+def in_seconds(value: float) -> str:
+    """Return a time as people read it.
+
+    Example:
+        >>> in_seconds(0.0123), in_seconds(2)
+        ('12.3 ms', '2.00 s')
+    """
+    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
