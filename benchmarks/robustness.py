@@ -23,8 +23,8 @@ from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid
 from fedsim.messages.records import model_tensors
+from fedsim.runs.evaluation_data import triggered_samples
 from fedsim.runs.loop import RoundLoop
-from fedsim.runs.start import triggered_samples
 from fedsim.runs.world import build
 from fedsim.scenario import discovery
 from fedsim.scenario.scenario import Scenario

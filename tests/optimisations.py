@@ -81,5 +81,5 @@ def forced(value):
             patch.setattr(local, "ClientStore", ClientStore)
             patch.setattr("fedsim.client.plan.why_not_batched", lambda *_, **__: "it is forced off")
             patch.setattr("fedsim.client.plan.why_loop", lambda *_: "vmap is forced off")
-            patch.setattr("fedsim.runs.start.ThreadPoolExecutor", AtOnce)
+            patch.setattr("fedsim.runs.recorder.ThreadPoolExecutor", AtOnce)
         yield

@@ -22,8 +22,9 @@ from fedsim.federation.grids.devices import DeviceGrid
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.records import WORK, model_record
+from fedsim.runs.execute import execute
 from fedsim.runs.folder import create
-from fedsim.runs.start import execute, make_grid
+from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario

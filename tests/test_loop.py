@@ -26,7 +26,9 @@ from fedsim.messages.records import model_tensors, named_tensors
 from fedsim.runs import folder as run_folder
 from fedsim.runs import start as run
 from fedsim.runs.checkpoint import tensors_sha256
-from fedsim.runs.loop import EarlyStop, Policy, RoundLoop, spread
+from fedsim.runs.client_metrics import spread
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.policy import EarlyStop, Policy
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 from fedsim.strategy.base import FederatedStrategy
@@ -221,9 +223,9 @@ def test_run_folder_names_neither_machine_nor_user(tmp_path, monkeypatch):
 
 
 def test_a_traceback_in_the_log_does_not_name_the_user(tmp_path, monkeypatch):
-    import fedsim.runs.loop
+    import fedsim
 
-    home = str(Path(fedsim.runs.loop.__file__).parents[2])
+    home = str(Path(fedsim.__file__).parents[1])
     monkeypatch.setenv("HOME", home)
 
     class Broken:

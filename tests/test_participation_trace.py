@@ -15,7 +15,8 @@ from pyarrow import parquet
 from fedsim.basics.errors import CheckpointError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.federation.participation.kinds import Trace
-from fedsim.runs.start import _manifest, resume, start
+from fedsim.runs.manifest import manifest_of
+from fedsim.runs.start import resume, start
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 
@@ -248,7 +249,7 @@ def test_a_scenario_without_a_trace_has_none_in_its_manifest(tmp_path):
     text = SCENARIO.replace('kind = "trace"\npath = "who.csv"', 'kind = "full"')
     (tmp_path / "full.toml").write_text(text)
     world = build(load(tmp_path / "full.toml"))
-    assert "participation" not in _manifest(world)
+    assert "participation" not in manifest_of(world)
 
 
 def test_a_trace_that_is_wrong_is_refused_with_the_scenario_s_name(tmp_path):

@@ -16,8 +16,9 @@ from fedsim.client.plan import ExecutionPlan
 from fedsim.engine.grid import ChunkWork, WorkOutcome
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Payload
-from fedsim.runs.loop import RoundReport
-from fedsim.runs.profile import Profile, advice, screen
+from fedsim.runs.advice import advice
+from fedsim.runs.profile import Profile, screen
+from fedsim.runs.round_report import RoundReport
 from fedsim.runs.start import start
 from fedsim.scenario.scenario import Scenario
 

@@ -13,6 +13,8 @@ from fedsim.basics.json_files import JsonLines
 from fedsim.data.partitions.skew import FeatureSkew, skewed
 from fedsim.runs import checkpoint
 from fedsim.runs import start as runs
+from fedsim.runs.execute import execute
+from fedsim.runs.manifest import write_plan
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
 
@@ -370,9 +372,9 @@ def test_a_nodes_buffers_count_whether_it_took_part_or_not(tmp_path):
     )  # fmt: skip
     world = build(changed)
     folder = runs.run_folder.create(tmp_path / "run", changed)
-    runs.write_plan(world, folder)
+    write_plan(world, folder)
     with runs.make_grid(world) as grid:
-        runs.execute(world, folder, grid, seed=3)
+        execute(world, folder, grid, seed=3)
     from safetensors.torch import load_file
 
     model = load_file(folder.path / "params.safetensors")

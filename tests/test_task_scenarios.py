@@ -19,7 +19,9 @@ from fedsim.messages.records import array_record, model_tensors, named_tensors
 from fedsim.messages.replies import Replies
 from fedsim.runs import start as runs
 from fedsim.runs.checkpoint import FOLDER
-from fedsim.runs.loop import EarlyStop, spread
+from fedsim.runs.client_metrics import spread
+from fedsim.runs.client_side import task_of
+from fedsim.runs.policy import EarlyStop
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
@@ -324,7 +326,7 @@ def test_augmentation_moves_training_in_a_run(tmp_path):
 
 
 def saved_model(path, seed=77):
-    task = fedsim.runs.world._task({}, build(scenario()).data)
+    task = task_of({}, build(scenario()).data)
     save_file(dict(task.build_model(seed).state_dict()), path)
     return task.build_model(seed)
 

@@ -33,3 +33,13 @@ def in_bytes(count: float) -> str:
         if count < 1024:
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} TiB"
+
+
+def in_seconds(value: float) -> str:
+    """Return a time as people read it.
+
+    Example:
+        >>> in_seconds(0.0123), in_seconds(2)
+        ('12.3 ms', '2.00 s')
+    """
+    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"

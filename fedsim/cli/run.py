@@ -25,8 +25,8 @@ from fedsim.cli.app import (
 from fedsim.cli.words import columns, number
 
 if TYPE_CHECKING:
+    from fedsim.runs.execute import RunResult
     from fedsim.runs.profile import Profile
-    from fedsim.runs.start import RunResult
     from fedsim.studies.plan_search import Plans
 
 

@@ -5,12 +5,12 @@ so that it exists whole or not at all; a lock file lets one process make it whil
 Nothing is ever changed in place, and the whole folder may be deleted at any time.
 """
 
-import fcntl
+import contextlib
 import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.basics.errors import RunError
+from fedsim.basics.locks import one_at_a_time
 from fedsim.data.federated import json_sha256
 
 _INDEX = "index.json"
@@ -56,32 +57,31 @@ def entry(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[], Cont
     found = _read(folder)
     if found is not None:
         return found
-    try:
+    with _writing_to(root):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise _unwritable(root, error) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder.with_suffix(".lock"), making=_writing_to(root)):
         found = _read(folder)  # another process may have made it meanwhile
         if found is not None:
             return found
         content = make()
-        try:
+        with _writing_to(root):
             _write(folder, content)
-        except OSError as error:
-            raise _unwritable(root, error) from error
     written = _read(folder)
     if written is None:
         raise RunError(f"the cache entry {folder} is torn right after writing: is the disk sound?")
     return written
 
 
-def _unwritable(root: Path, error: OSError) -> RunError:
-    return RunError(
-        f"the data cache {root} cannot be written ({error}): free some space, or set FEDSIM_CACHE "
-        "to a writable folder"
-    )
+@contextlib.contextmanager
+def _writing_to(root: Path) -> Iterator[None]:
+    """Say that the cache cannot be written when what is written inside is not taken."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the data cache {root} cannot be written ({error}): free some space, or set "
+            "FEDSIM_CACHE to a writable folder"
+        ) from error
 
 
 def _write(folder: Path, content: Content) -> None:

@@ -30,8 +30,9 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario over the SuperNodes, into a run folder on this machine."""
     from fedsim.runs import folder as run_folder
+    from fedsim.runs.execute import execute
+    from fedsim.runs.manifest import write_plan
     from fedsim.runs.progress import Progress
-    from fedsim.runs.start import execute, write_plan
     from fedsim.runs.world import build
 
     world = build(scenario_of(context))

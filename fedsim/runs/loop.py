@@ -5,166 +5,39 @@ every client taking part the model it ends with is that of `strategy.start`.
 """
 
 import contextlib
-import gc
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.basics.errors import FedsimError, RunError
-from fedsim.basics.generators import seeded
-from fedsim.basics.rng import derived_seed
-from fedsim.basics.ties import exceeds
-from fedsim.client.job import SettingsError
-from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.federation.grids.participation import SubsetGrid
-from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met
 from fedsim.federation.grids.wrapper import GridWrapper, Observed, failures_of
 from fedsim.messages import flower_internals as internals
-from fedsim.messages.cohort import MessagesError
 from fedsim.messages.failures import Failure
 from fedsim.messages.records import (
-    CONFIG,
     NUM_EXAMPLES,
-    SERVER_ROUND,
-    ArraysMismatchError,
-    first_not_finite,
 )
-from fedsim.messages.replies import Replies
 from fedsim.runs.client_metrics import client_metrics, spread
 from fedsim.runs.client_settings import SettingsWatch
-from fedsim.scenario.expectations import failed_by
+from fedsim.runs.policy import EarlyStop, Policy
+from fedsim.runs.round_metrics import (
+    beyond_what_is_borne,
+    participation_metrics,
+    strategy_metrics,
+    traffic,
+)
+from fedsim.runs.round_report import Hook, RoundReport
+from fedsim.runs.strategy_calls import StrategyCalls
 from fedsim.strategy.base import FederatedStrategy
-from fedsim.strategy.foreign import nested
 
 _log = logging.getLogger("fedsim")
-_KEPT = (
-    "; give every array its name, as in "
-    "ArrayRecord({name: Array(values) for name, values in zip(arrays, new, strict=True)})"
-)
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in one round.
-
-    Attributes:
-        server_round: The round; 0 is the model before training and a set-up exchange.
-        arrays: The model after the round.
-        metrics: Metrics by name, `phase/name`.
-        selected: The clients asked, ascending.
-        failures: Who gave no admissible reply.
-        record: What else the record of participation holds of the round.
-        local: What each client measured on its own data, when clients evaluated, see
-            `local_metrics.client_metrics`.
-    """
-
-    server_round: int
-    arrays: ArrayRecord
-    metrics: dict[str, Any]
-    selected: tuple[int, ...]
-    failures: tuple[Failure, ...] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
-    local: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def failed(self) -> tuple[Failure, ...]:
-        """Failures other than drop-out."""
-        return tuple(f for f in self.failures if f.cause != "absent")
-
-
-class Hook(Protocol):
-    """Something that is told of every round, in the order of the rounds."""
-
-    def round_ended(self, report: RoundReport) -> None:
-        """Take note of a round."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What becomes of a round in which clients fail.
-
-    Attributes:
-        on_failure: "skip" goes on without them, and so does "retry" when asking them again (see
-            `RetryGrid`) has not helped; "stop" ends the run at the first one.
-        min_replies: Fewer admissible replies than this, when clients failed, end the run.
-        quorum: The share of the clients that did not drop out, in (0, 1], of whom admissible
-            replies must be there when clients failed; None asks for none.
-    """
-
-    on_failure: Literal["skip", "retry", "stop"] = "skip"
-    min_replies: int = 1
-    quorum: float | None = None
-
-    def judge(self, report_round: int, selected: int, failures: Sequence[Failure]) -> None:
-        """Raise when the round cannot stand.
-
-        Raises:
-            RunError: Naming the round, the clients and their causes.
-        """
-        failed = [failure for failure in failures if failure.cause != "absent"]
-        if not failed:
-            return
-        if self.on_failure == "stop":
-            raise RunError(f"{failed[0]}; [engine] on_failure = 'stop'")
-        replied = selected - len(_missing(failures))
-        if replied < self.min_replies:
-            raise RunError(
-                f"round {report_round}: {replied} of {selected} clients replied, [engine] "
-                "min_replies = "
-                f"{self.min_replies}; the first failure was {failed[0]}"
-            )
-        asked = replied + len({failure.client_id for failure in failed} & _missing(failures))
-        if self.quorum is not None and replied < self.quorum * asked * (1 - 1e-12):
-            raise RunError(
-                f"round {report_round}: {replied} of {asked} clients replied that did not drop "
-                f"out, [engine] quorum = {self.quorum:g}; the first failure was {failed[0]}"
-            )
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """When to end before the last round; decided from recorded metrics alone.
-
-    Attributes:
-        metric: The metric watched.
-        target: Stop when it is reached.
-        patience: Stop after so many recorded values without a new best; what is better by rounding
-            alone is none.
-        mode: Whether "max" or "min" is better.
-    """
-
-    metric: str
-    target: float | None = None
-    patience: int | None = None
-    mode: Literal["max", "min"] = "max"
-
-    def reason(self, history: Iterable[Mapping[str, Any]]) -> str | None:
-        """Return why to stop after these records, or None."""
-        sign = 1.0 if self.mode == "max" else -1.0
-        values = [float(r[self.metric]) for r in history if r.get(self.metric) is not None]
-        if not values:
-            return None
-        known = not math.isnan(values[-1])
-        if self.target is not None and known and not exceeds(sign * self.target, sign * values[-1]):
-            return f"{self.metric} = {values[-1]:.6g} reached the target {self.target:g}"
-        if self.patience is not None:
-            # what is not defined is never the best
-            scores = [-math.inf if math.isnan(value) else sign * value for value in values]
-            best = 0
-            for place, score in enumerate(scores):
-                best = place if exceeds(score, scores[best]) else best
-            if len(values) - 1 - best >= self.patience:
-                return f"{self.metric} has not improved for {self.patience} evaluations"
-        return None
 
 
 @dataclass
@@ -208,6 +81,10 @@ class RoundLoop:
     stopped: str | None = None
     watch: SettingsWatch | None = None
 
+    def __post_init__(self) -> None:
+        """Prepare the calls of the strategy."""
+        self._calls = StrategyCalls(self.strategy, self.seed)
+
     def run(self, arrays: ArrayRecord, *, first_round: int = 1) -> ArrayRecord:
         """Run the rounds from `first_round` on and return the last model.
 
@@ -239,18 +116,17 @@ class RoundLoop:
         times: dict[str, float] = {}
         if isinstance(self.grid, GridWrapper):
             self.grid.begin_round(server_round)
-        config = ConfigRecord({})
-        with _timed(times, "configure"), self._seeded(server_round, "configure"):
-            messages = self._configure(server_round, arrays, config)
+        with _timed(times, "configure"):
+            messages = self._calls.configure_train(server_round, arrays, self.grid)
         if server_round == 1:
             self._report_start(arrays)
         if self.watch is not None:
             self.watch.look(server_round, messages, training=True)
-        with _timed(times, "train"), self._sends(server_round, arrays):
+        with _timed(times, "train"), self._calls.sends(server_round):
             replies: Iterable[Message] = self.grid.send_and_receive(
                 messages, timeout=self.round_timeout_s
             )
-        traffic = self._traffic("")
+        sent = traffic(self.grid)
         observed = self.grid.observed() if isinstance(self.grid, GridWrapper) else Observed({}, {})
         failures = failures_of(replies)
         selected = _clients_of(messages)
@@ -258,15 +134,16 @@ class RoundLoop:
             if failure.cause != "absent":
                 _log.warning("%s", failure)
         self.policy.judge(server_round, len(selected), failures)
-        with _timed(times, "aggregate"), self._seeded(server_round, "aggregate"):
-            arrays, trained = self._aggregate(server_round, arrays, replies, selected)
+        with _timed(times, "aggregate"):
+            after, trained = self._calls.aggregate_train(server_round, arrays, replies, selected)
+            arrays = self._with_kept(arrays, after)
         metrics: dict[str, Any] = {
-            **_named_metrics(trained, replies),
-            **_participation_metrics(selected, failures),
+            **strategy_metrics(trained, replies),
+            **participation_metrics(selected, failures),
             **observed.metrics,
-            **traffic,
+            **sent,
         }
-        metrics.update(_more_than_borne(metrics, server_round))
+        metrics.update(beyond_what_is_borne(metrics, server_round))
         local: tuple[Mapping[str, Any], ...] = ()
         if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
             with _timed(times, "evaluate"):
@@ -280,50 +157,11 @@ class RoundLoop:
         )
         return arrays
 
-    def _configure(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord
-    ) -> Sequence[Message]:
-        if not isinstance(self.strategy, FederatedStrategy) and not list(self.grid.get_node_ids()):
-            return []  # Flower's own strategies wait for ever for a first node
-        with (
-            self._named(server_round, "configured"),
-            self._offered(server_round, self.grid) as grid,
-        ):
-            messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        messages = messages if isinstance(messages, Sequence) else list(messages)
-        if not isinstance(self.strategy, FederatedStrategy):
-            _number(messages, server_round)
-        return messages
-
-    def _aggregate(
-        self,
-        server_round: int,
-        arrays: ArrayRecord,
-        replies: Iterable[Message],
-        selected: Sequence[int],
-    ) -> tuple[ArrayRecord, MetricRecord | None]:
-        if not isinstance(self.strategy, FederatedStrategy) and not _any(replies):
-            _log.info("round %d: nobody %s; skipped", server_round, _who(selected))
-            return arrays, None
-        ours = isinstance(self.strategy, FederatedStrategy)
-        quick = contextlib.nullcontext() if ours else _quick_collections()
-        with self._named(server_round, "aggregated", replies), quick:
-            after, metrics = self.strategy.aggregate_train(server_round, replies)
-        if after is None:
-            _log.warning(
-                "round %d: %s kept the model as it was", server_round, type(self.strategy).__name__
-            )
-            return arrays, metrics
-        self._require_model(server_round, arrays, after)
-        if (name := first_not_finite(after)) is not None:
-            raise RunError(
-                f"round {server_round}: the aggregated '{name}' is not finite; the clients' "
-                "replies were, so the strategy diverged: lower [strategy] server_lr or [client] "
-                "local_lr"
-            )
-        if self.kept:
-            after = ArrayRecord({n: arrays[n] if n in self.kept else a for n, a in after.items()})
-        return after, metrics
+    def _with_kept(self, before: ArrayRecord, after: ArrayRecord) -> ArrayRecord:
+        """The model after a round, with the tensors that no round changes as they were."""
+        if not self.kept or after is before:
+            return after
+        return ArrayRecord({n: before[n] if n in self.kept else a for n, a in after.items()})
 
     def _evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Test metrics of the model, and those of every node's own model as mean and extremes."""
@@ -353,37 +191,21 @@ class RoundLoop:
         if self.local_clients is None or not len(self.local_clients):
             return {}, ()
         grid = SubsetGrid(self.grid, self.local_clients)
-        with (
-            self._seeded(server_round, "configure evaluation"),
-            self._offered(server_round, grid) as offered,
-        ):
-            messages = self.strategy.configure_evaluate(
-                server_round, arrays, ConfigRecord({}), offered
-            )
-        messages = messages if isinstance(messages, Sequence) else list(messages)
+        messages = self._calls.configure_evaluate(server_round, arrays, grid)
         if self.watch is not None:
             self.watch.look(server_round, messages, training=False)
-        with self._sends(server_round, arrays):
+        with self._calls.sends(server_round):
             replies: Iterable[Message] = grid.send_and_receive(
                 messages, timeout=self.round_timeout_s
             )
-        traffic = self._traffic("evaluate_")
+        sent = traffic(self.grid, "evaluate_")
         failures = failures_of(replies)
         for failure in failures:
             _log.warning("evaluation: %s", failure)
         replace(self.policy, min_replies=0).judge(server_round, len(grid.client_ids), failures)
         means = self.strategy.aggregate_evaluate(server_round, replies)
         found = {f"local/{n}": v for n, v in (means or {}).items() if n != NUM_EXAMPLES}
-        return {**found, **spread(replies), **traffic}, tuple(client_metrics(replies))
-
-    def _traffic(self, prefix: str) -> dict[str, int]:
-        grid: Grid = self.grid
-        while isinstance(grid, GridWrapper):
-            if isinstance(grid, ByteCountingGrid):
-                down, up = grid.take()
-                return {f"comm/{prefix}downlink_bytes": down, f"comm/{prefix}uplink_bytes": up}
-            grid = grid.inner
-        return {}
+        return {**found, **spread(replies), **sent}, tuple(client_metrics(replies))
 
     def _report_start(self, arrays: ArrayRecord) -> None:
         """Record round 0: the initial model, and the set-up exchange when the strategy held one."""
@@ -391,14 +213,14 @@ class RoundLoop:
             self.strategy.setup_replies if isinstance(self.strategy, FederatedStrategy) else None
         )
         metrics: dict[str, Any] = self._evaluate(arrays)
-        traffic = self._traffic("")
+        sent = traffic(self.grid)
         selected: tuple[int, ...] = ()
         failures: tuple[Failure, ...] = ()
         if setup is not None:
             failures = setup.failures
             selected = tuple(sorted({*setup.client_ids.tolist(), *(f.client_id for f in failures)}))
-            metrics.update(_participation_metrics(selected, failures))
-            metrics.update(traffic)
+            metrics.update(participation_metrics(selected, failures))
+            metrics.update(sent)
             for failure in failures:
                 _log.warning("set-up: %s", failure)
             self.policy.judge(0, len(selected), failures)
@@ -408,170 +230,6 @@ class RoundLoop:
         self.history.append({"round": report.server_round, **report.metrics})
         for hook in self.hooks:
             hook.round_ended(report)
-
-    @contextlib.contextmanager
-    def _sends(self, server_round: int, arrays: ArrayRecord) -> Iterator[None]:
-        """Say in which round a strategy sends what cannot be answered.
-
-        Raises:
-            RunError: Naming round, strategy, cause and remedy.
-        """
-        who = f"round {server_round}: {type(self.strategy).__name__} sends"
-        try:
-            yield
-        except MessagesError as error:
-            raise RunError(f"{who} {error}") from error
-        except SettingsError as error:
-            raise RunError(f"{who} its clients {error}") from error
-        except ArraysMismatchError as error:
-            raise RunError(f"{who} another model than it was given: {error}{_KEPT}") from error
-
-    def _require_model(self, server_round: int, before: ArrayRecord, after: Any) -> None:
-        """Refuse an aggregate that is not the model.
-
-        Raises:
-            RunError: Naming round, strategy and what differs.
-        """
-        who = f"round {server_round}: {type(self.strategy).__name__} gives back"
-        if not isinstance(after, ArrayRecord):
-            raise RunError(f"{who} a {type(after).__name__}, where an ArrayRecord is due{_KEPT}")
-        if after.keys() != before.keys():
-            shown = ", ".join(f"'{name}'" for name in list(after)[:3])
-            due = ", ".join(f"'{name}'" for name in list(before)[:3])
-            raise RunError(
-                f"{who} {len(after)} arrays called {shown}, where the model's {len(before)} are "
-                f"called {due}{_KEPT}"
-            )
-        for name, array in after.items():
-            if tuple(array.shape) != tuple(before[name].shape):
-                raise RunError(
-                    f"{who} '{name}' with shape {tuple(array.shape)}, expected "
-                    f"{tuple(before[name].shape)}"
-                )
-
-    @contextlib.contextmanager
-    def _offered(self, server_round: int, grid: Grid) -> Iterator[Grid]:
-        """What a strategy is given to configure with; a foreign one cannot wait on it."""
-        if isinstance(self.strategy, FederatedStrategy):
-            yield grid
-            return
-        present = len(list(grid.get_node_ids()))
-        with unchosen_minima_met(nested(self.strategy), present):
-            yield RoundNodesGrid(grid, server_round)
-
-    @contextlib.contextmanager
-    def _named(
-        self, server_round: int, what: str, replies: Iterable[Message] = ()
-    ) -> Iterator[None]:
-        """Say in which round a foreign strategy fails, and whose replies may be why.
-
-        Raises:
-            RunError: For any error but fedsim's own.
-        """
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, FedsimError) or isinstance(self.strategy, FederatedStrategy):
-                raise
-            idle = _idle(replies)
-            hint = f"; clients {idle} sent back the model they received" if idle else ""
-            raise RunError(
-                f"round {server_round}: {type(self.strategy).__name__} raised "
-                f"{type(error).__name__} while it {what}: {error}{hint}"
-            ) from error
-
-    @contextlib.contextmanager
-    def _seeded(self, server_round: int, purpose: str) -> Iterator[None]:
-        """Seed the global generators that Flower's strategies draw from, and put them back."""
-        if isinstance(self.strategy, FederatedStrategy) or self.seed is None:
-            yield
-            return
-        with seeded(derived_seed(self.seed, purpose, server_round)):
-            yield
-
-
-def _number(messages: Iterable[Message], server_round: int) -> None:
-    """Tell clients the round where a strategy does not, as all of Flower's do."""
-    for message in messages:
-        records = message.content.config_records
-        if not records:
-            message.content[CONFIG] = ConfigRecord({SERVER_ROUND: server_round})
-        elif SERVER_ROUND not in (settings := next(iter(records.values()))):
-            settings[SERVER_ROUND] = server_round
-
-
-def _named_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> dict[str, Any]:
-    """Strategy metrics under `train/` when clients measured them, else under `server/`."""
-    named: dict[str, Any] = {}
-    measured = set(replies.metrics) | {NUM_EXAMPLES} if isinstance(replies, Replies) else set()
-    for name, value in (trained or {}).items():
-        if isinstance(value, int | float):
-            phase = "train" if name in measured or not measured else "server"
-            named[f"{phase}/{name.replace('-', '_')}"] = value
-    return named
-
-
-def _participation_metrics(selected: Sequence[int], failures: Sequence[Failure]) -> dict[str, int]:
-    causes = Counter(failure.cause for failure in failures)
-    absent = causes.pop("absent", 0)
-    counted = {f"clients/{failed_by(cause)}": count for cause, count in sorted(causes.items())}
-    return {
-        "clients/selected": len(selected),
-        "clients/replied": len(set(selected) - _missing(failures)),
-        "clients/absent": absent,
-        "clients/failed": sum(causes.values()),
-        **counted,
-    }
-
-
-def _more_than_borne(metrics: Mapping[str, Any], server_round: int) -> dict[str, int]:
-    """How many more clients attacked than the rule of the round bears, where both are known."""
-    attackers, borne = metrics.get("clients/byzantine"), metrics.get("server/num_byzantine")
-    if attackers is None or borne is None:
-        return {}
-    more = max(0, int(attackers) - int(borne))
-    if more:
-        _log.info(
-            "round %d: %d clients attacked, and the rule bears %d", server_round, attackers, borne
-        )
-    return {"clients/byzantine_beyond_f": more}
-
-
-@contextlib.contextmanager
-def _quick_collections() -> Iterator[None]:
-    """Let the garbage collector look at what comes only.
-
-    Some of Flower's strategies make it run once per reply, 0.35 s each where torch is imported.
-    """
-    if gc.get_freeze_count():  # the caller's own doing
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _any(replies: Iterable[Message]) -> bool:
-    return bool(len(replies) if isinstance(replies, Sequence) else list(replies))
-
-
-def _who(selected: Sequence[int]) -> str:
-    return "answered" if selected else "takes part"
-
-
-def _idle(replies: Iterable[Message]) -> list[int]:
-    """The clients that trained nothing, as far as stacked replies tell."""
-    if not isinstance(replies, Replies) or replies.params is None or not replies.num_clients:
-        return []
-    still = (replies.update == 0).all(dim=1).numpy()
-    return [int(client) for client in replies.client_ids[still]]
-
-
-def _missing(failures: Sequence[Failure]) -> set[int]:
-    """The clients of whom no reply counts (a second reply leaves the first one standing)."""
-    return {f.client_id for f in failures if f.cause not in ("twice", "stranger")}
 
 
 def _clients_of(messages: Sequence[Message]) -> tuple[int, ...]:

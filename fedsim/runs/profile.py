@@ -6,7 +6,6 @@ were padding. The first round stands apart: workers start and load in it.
 """
 
 import contextlib
-import math
 import statistics
 import textwrap
 import time
@@ -14,11 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedsim.basics.text import in_seconds
+from fedsim.runs.advice import advice
+
 if TYPE_CHECKING:
     from fedsim.client.plan import ExecutionPlan
     from fedsim.engine.grid import LocalGrid, WorkOutcome
     from fedsim.engine.grid import Work as EngineWork
-    from fedsim.runs.loop import Hook, RoundReport
+    from fedsim.runs.round_report import Hook, RoundReport
 
 _INSIDE = ("computing", "waiting", "transfer", "checking")  # of training
 _PHASES = ("training", *_INSIDE, "aggregation", "evaluation", "broadcast", "writing", "other")
@@ -186,11 +188,11 @@ def screen(report: dict[str, Any]) -> list[str]:
     for name, row in report["phases"].items():
         if row["total_s"] > 0 or name in ("training", "aggregation"):
             words = f"{_WORDS.get(name, name):46}"
-            numbers = f"{_seconds(row['total_s']):>9}{_seconds(row['median_s']):>9}"
+            numbers = f"{in_seconds(row['total_s']):>9}{in_seconds(row['median_s']):>9}"
             lines.append(f"{words}{numbers}{row['share']:7.0%}")
-    before = ", ".join(f"{name} {_seconds(s)}" for name, s in report["starting_s"].items())
+    before = ", ".join(f"{name} {in_seconds(s)}" for name, s in report["starting_s"].items())
     if report["first_round_s"] is not None:
-        before += f", first round {_seconds(report['first_round_s'])}"
+        before += f", first round {in_seconds(report['first_round_s'])}"
     count = report["workers"]
     lines += [
         "",
@@ -201,92 +203,6 @@ def screen(report: dict[str, Any]) -> list[str]:
     for each in report["advice"]:
         lines += _folded(each)
     return lines
-
-
-def advice(report: dict[str, Any]) -> list[str]:
-    """Say what would help, the largest gain first; rules of thumb on a profile's numbers."""
-    share = {name: row["share"] for name, row in report["phases"].items()}
-    plan, workers, chunks = report["plan"], report["workers"], report["chunks_per_round"]
-    found: list[tuple[float, str]] = []
-
-    def says(gain: float, above: float, text: str) -> None:
-        if gain > above:
-            found.append((gain, text))
-
-    evaluating = share["evaluation"]
-    if 0 < evaluating < 1:
-        every = math.ceil(9 * evaluating / (1 - evaluating))
-        says(
-            evaluating,
-            0.2,
-            f"evaluation takes {evaluating:.0%}: [evaluation] every = {max(2, every)} takes most "
-            "of that away (or fewer [evaluation] clients)",
-        )
-    says(
-        share["writing"],
-        0.15,
-        f"metrics and checkpoints take {share['writing']:.0%}: a larger [checkpoint] every",
-    )
-    says(
-        share["aggregation"],
-        0.25,
-        f"aggregation takes {share['aggregation']:.0%}, on the server alone: fewer clients per "
-        "round, or a strategy that is a weighted sum",
-    )
-    if plan is not None and chunks is not None:
-        size = plan["chunk_size"]
-        if chunks < workers:
-            idle = share["training"] * (1 - chunks / workers)
-            smaller = max(2, math.ceil(report["clients_per_round"] / workers))
-            made = f"{chunks:g} chunk{'s' * (chunks != 1)} per round for {workers} workers"
-            helps = (
-                f"[engine] chunk_size = {smaller} lets more of them work"
-                if smaller * chunks < report["clients_per_round"]
-                else "there are too few clients per round for more; use fewer --workers"
-            )
-            says(idle, 0.0, f"{made}: {helps}")
-        else:
-            says(
-                share["waiting"],
-                0.15,
-                f"workers wait {share['waiting']:.0%} for the slowest: a smaller [engine] "
-                f"chunk_size than {size} shares work out more evenly",
-            )
-        handing = share["transfer"]
-        says(
-            handing,
-            0.25,
-            f"handing work out takes {handing:.0%}: there is little to do per chunk; "
-            + (
-                'a larger [engine] chunk_size, fewer --workers, or kind = "inline"'
-                if workers > 1 or chunks > 1
-                else "a larger cohort costs little more"
-            ),
-        )
-        if plan["executor"] == "loop" and plan["reason"] != "asked for":
-            text = f"clients train one after another: {plan['reason']}"
-            says(share["computing"], 0.2, f"{text}; another model would train together")
-        if plan["executor"] == "vmap":  # which trains all of a chunk as long as its longest client
-            says(
-                report["padding_share"] * share["computing"],
-                0.2 * share["computing"],
-                f"{report['padding_share']:.0%} of the samples computed are padding, for clients "
-                "of a chunk differ in size: a smaller [engine] chunk_size, or another executor; "
-                "`fedsim plan` measures them",
-            )
-    begins = sum(report["starting_s"].values()) + (report["first_round_s"] or 0.0)
-    running = report["rounds_s"]
-    if report["starts_workers"] and begins > running:
-        text = f"the start takes {_seconds(begins)}, all other rounds {_seconds(running)}"
-        found.append((0.0, f'{text}: for so short a run [engine] kind = "inline" is sooner done'))
-    texts = [text for _, text in sorted(found, key=lambda item: -item[0])]
-    if not texts:
-        return [f"nothing stands out: {share['computing']:.0%} of a round is computing"]
-    return texts
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
 
 
 def _folded(text: str) -> list[str]:

@@ -1,12 +1,11 @@
 """Which metrics a run of a scenario records, so that nothing waits for one that never comes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.basics.errors import ScenarioError, nearest, unknown
+from fedsim.basics.errors import ScenarioError, unknown
 from fedsim.basics.import_paths import is_import_path
 from fedsim.basics.samples import SampleSpec
 from fedsim.basics.tensors import tensors_of
@@ -14,8 +13,7 @@ from fedsim.client.batching.poison import Trigger
 from fedsim.client.evaluation import Evaluation
 from fedsim.federation.attacks.attack import Attack
 from fedsim.messages.failures import CAUSES
-from fedsim.runs.loop import RoundReport
-from fedsim.scenario.expectations import BY_CAUSE, failed_by
+from fedsim.scenario.expectations import failed_by
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.task import Task
 
@@ -27,7 +25,8 @@ _PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
 def check_watched(scenario: Scenario, task: Task, model: nn.Module, attack: Attack | None) -> None:
     """Refuse a claim, or a metric to stop at, that no round of the scenario records.
 
-    What the server and the clients' procedures report is known once they have: see `WatchHook`.
+    What the server and the clients' procedures report is known once they have: see `WatchHook` in
+    `fedsim/runs/hooks.py`.
 
     Args:
         scenario: The scenario.
@@ -38,7 +37,7 @@ def check_watched(scenario: Scenario, task: Task, model: nn.Module, attack: Atta
     Raises:
         ScenarioError: With one line per metric, naming the nearest that is recorded.
     """
-    if lines := unrecorded(scenario, list(_watched(scenario)), task, model, attack):
+    if lines := unrecorded(scenario, list(watched(scenario)), task, model, attack):
         raise ScenarioError("\n".join(f"{scenario.origin}: {line}" for line in lines))
 
 
@@ -71,36 +70,8 @@ def unrecorded(
     return lines
 
 
-@dataclass(frozen=True)
-class WatchHook:
-    """Says after the first evaluated round which metrics somebody waits for and are not there.
-
-    Attributes:
-        scenario: The scenario.
-        say: Called with a line for each.
-    """
-
-    scenario: Scenario
-    say: Callable[[str], None]
-
-    def round_ended(self, report: RoundReport) -> None:
-        """Look at what the first evaluated round has recorded."""
-        first = min(self.scenario.evaluation.every, self.scenario.rounds)
-        if report.server_round != first:
-            return
-        for where, metric in _watched(self.scenario):
-            if metric not in report.metrics and not metric.startswith(BY_CAUSE):
-                phase = metric.partition("/")[0]
-                beside = sorted(name for name in report.metrics if name.startswith(f"{phase}/"))
-                guess = nearest(metric, beside)
-                hint = f"did you mean '{guess}'? " if guess else ""
-                self.say(
-                    f"{where} '{metric}': round {first} recorded none; {hint}recorded of "
-                    f"{phase}/: {', '.join(beside) or 'nothing'}"
-                )
-
-
-def _watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
+def watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Give (who waits for it, the metric) for each metric that a scenario asks for."""
     yield from (("[expect]", metric) for metric in scenario.expect)
     if (stop := scenario.evaluation.stop) is not None:
         yield "[evaluation] stop.metric", stop.metric

@@ -25,9 +25,11 @@ from fedsim.engine.grid import LocalGrid
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.simulation import pinned_threads
 from fedsim.federation.grids.participation import ParticipationGrid
-from fedsim.runs.loop import Policy, RoundLoop
-from fedsim.runs.start import wrapped_grid
-from fedsim.runs.world import World, build, make_app
+from fedsim.runs.client_side import make_app
+from fedsim.runs.execute import wrapped_grid
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.policy import Policy
+from fedsim.runs.world import World, build
 from fedsim.scenario.scenario import Scenario
 from fedsim.scenario.tables import WITH_PATHS, Engine
 

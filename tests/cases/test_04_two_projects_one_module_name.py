@@ -15,8 +15,10 @@ from cases.own_projects import NET, project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.project import enter
 from fedsim.cli import app
+from fedsim.runs.execute import execute
 from fedsim.runs.folder import create
-from fedsim.runs.start import execute, make_grid, write_plan
+from fedsim.runs.manifest import write_plan
+from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from fedsim.basics.rng import generator
 from fedsim.client.batching.schedule import Schedule
 from fedsim.client.procedure import Work
 from fedsim.data.sets.user import DataSet
-from fedsim.runs.start import always_failed
+from fedsim.runs.summary import always_failed
 from tests.cases.own_code import Project
 
 CODE = """

@@ -12,14 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedsim.basics.errors import RunError, ScenarioError
-from fedsim.deployment.processes import (
-    Addresses,
-    Deployment,
-    _toml,
-    interpolate,
-    merge,
-    read_services,
-)
+from fedsim.deployment.addresses import Addresses
+from fedsim.deployment.compose import interpolate, merge, read_services
+from fedsim.deployment.flower_commands import config_value
+from fedsim.deployment.processes import Deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -293,7 +289,7 @@ def test_a_run_outside_the_context_is_refused(tmp_path):
 @example(value="C:\\data")
 def test_what_is_not_refused_of_a_run_configuration_arrives_unchanged(value):
     try:
-        text = _toml("key", value)
+        text = config_value("key", value)
     except ScenarioError:
         assert isinstance(value, str)
         return

@@ -58,7 +58,8 @@ def arm(point: str, turn: int) -> None:
     import fedsim.basics.json_files
     import fedsim.client.executor
     import fedsim.data.synthetic
-    import fedsim.runs.start
+    import fedsim.runs.manifest
+    import fedsim.runs.summary
     import fedsim.runs.world
     import strategies.fedavg
 
@@ -75,7 +76,7 @@ def arm(point: str, turn: int) -> None:
             _around(Path, "rename", when(lambda source, _: (source / "scenario.json").exists()))
         case "the run folder is there":
             _around(
-                fedsim.runs.start,
+                fedsim.runs.manifest,
                 "write_json_atomic",
                 when(lambda path, _: path.name == "plan.json"),
             )
@@ -114,7 +115,7 @@ def arm(point: str, turn: int) -> None:
             _around(Path, "rename", when(lambda _, target: target.name == "params.safetensors"))
         case "the summary is written":
             _around(
-                fedsim.runs.start,
+                fedsim.runs.summary,
                 "write_json_atomic",
                 when(lambda path, _: path.name == "summary.json"),
             )

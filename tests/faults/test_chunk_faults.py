@@ -10,7 +10,7 @@ import pytest
 from faults.worlds import CULPRIT, Misshapen, finish, is_alive, small_world
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
-from fedsim.runs.loop import Policy
+from fedsim.runs.policy import Policy
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.failures import Failure
-from fedsim.runs.loop import Policy
+from fedsim.runs.policy import Policy
 
 RETRY = ("engine.on_failure=retry",)
 

@@ -27,8 +27,9 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.data.federated import ClientRows, FederatedData
 from fedsim.engine.grid import LocalGrid
 from fedsim.runs import folder as run_folder
-from fedsim.runs.start import RunResult, execute
-from fedsim.runs.world import World, build, make_app
+from fedsim.runs.client_side import make_app
+from fedsim.runs.execute import RunResult, execute
+from fedsim.runs.world import World, build
 from fedsim.scenario.load import load
 
 SCENARIO = """

@@ -20,7 +20,7 @@ from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record
 from fedsim.messages.replies import Replies
-from fedsim.runs.loop import Policy
+from fedsim.runs.policy import Policy
 from laws import federations as fed
 from laws.dropping import DropOutGrid
 

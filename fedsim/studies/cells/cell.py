@@ -1,16 +1,16 @@
 """The cells of a study: one variant with one seed, in a run folder that its content names."""
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedsim.basics.errors import BusyError, RunError, ScenarioError
+from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.json_files import read_json, taking
 from fedsim.basics.kernels import stand
 from fedsim.basics.kernels_in_use import PINNED, decisive
+from fedsim.basics.locks import one_at_a_time
 from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, VERSIONS_FILE, versions
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.variants import Variant, fingerprint
@@ -113,15 +113,9 @@ def locked(study: Path) -> Iterator[None]:
         (study / CELLS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScenarioError(f"--out {study}: cannot be made: {error.strerror}") from error
-    with taking(study / "lock"):
-        file = (study / "lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(
-                f"{study}: another process works in this study; wait for it or end it"
-            ) from None
+    lock = study / "lock"
+    busy = f"{study}: another process works in this study; wait for it or end it"
+    with one_at_a_time(lock, making=taking(lock), busy=busy):
         for half_made in (study / CELLS).glob(".*.tmp"):
             shutil.rmtree(half_made, ignore_errors=True)
         yield

@@ -1,0 +1,65 @@
+"""What a run's models are measured on, besides each client's own data."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord
+
+from fedsim.basics.rng import generator
+from fedsim.client.batching.poison import Trigger
+from fedsim.messages.records import model_tensors
+from fedsim.runs.world import World
+
+Measure = Callable[[ArrayRecord], dict[str, float]]
+
+
+def on_the_test_set(world: World) -> Measure:
+    """Return what measures a model on the server's test set, and whether a backdoor opens it."""
+    executor, triggered = world.app.executor, triggered_samples(world)
+
+    def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+        params, buffers = model_tensors(world.layout, arrays)
+        test = world.data.test
+        found = executor.evaluate_arrays(params, buffers, test.features, test.targets)
+        if triggered is not None:
+            taken = executor.evaluate_arrays(params, buffers, *triggered)
+            # of a task that measures no accuracy it is not known
+            found |= {"attack_success": taken["accuracy"]} if "accuracy" in taken else {}
+        return found
+
+    return evaluate
+
+
+def triggered_samples(world: World) -> tuple[np.ndarray, np.ndarray] | None:
+    """The server's test samples of other classes with a backdoor's pattern, and its target."""
+    effect = None if world.attack is None else world.attack.effect
+    if not isinstance(effect, Trigger):
+        return None
+    spec, test = world.data.spec, world.data.test
+    others = np.flatnonzero(np.asarray(test.targets) != effect.target)
+    features = effect.features(torch.from_numpy(np.asarray(test.features)[others]), spec)
+    return features.numpy(), np.full(len(others), effect.target, dtype=test.targets.dtype)
+
+
+def on_pooled_splits(world: World) -> Measure:
+    """Return what measures a model on the local test splits of all clients together."""
+    drawn = world.data.clients(range(world.data.num_clients), split="test")
+    rows = np.concatenate([np.asarray(mine, dtype=np.int64) for mine in drawn.rows])
+
+    def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+        params, buffers = model_tensors(world.layout, arrays)
+        return world.app.executor.evaluate_arrays(
+            params, buffers, drawn.features, drawn.targets, rows
+        )
+
+    return evaluate
+
+
+def local_clients(world: World) -> np.ndarray | None:
+    """Return the clients that evaluate locally, a sample fixed for the run; None where none do."""
+    count, total = world.scenario.evaluation.clients, world.data.num_clients
+    if not count:
+        return None
+    random = generator(world.scenario.seed, "local evaluation")
+    return np.sort(random.choice(total, size=min(count, total), replace=False, shuffle=False))

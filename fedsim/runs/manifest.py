@@ -1,0 +1,75 @@
+"""What a run folder says before round 1: the plan, what the run is made of, its code, its graph."""
+
+from typing import TYPE_CHECKING, Any
+
+from fedsim.basics.errors import CheckpointError
+from fedsim.basics.json_files import read_json, taking, write_json_atomic
+from fedsim.federation.topology.picture import draw_topology
+from fedsim.federation.topology.topology import Topology, edges_sha256, graph_statistics
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.left_behind import write_code
+from fedsim.runs.world import World
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+_MANIFESTED = ("topology", "participation", "weights")  # besides the data
+
+
+def write_plan(world: World, folder: RunFolder) -> None:
+    """Write the plan, the manifest of data and partition, and the code into a run folder."""
+    for name, content in (
+        ("plan.json", world.plan.to_json()),
+        ("manifest.json", manifest_of(world)),
+    ):
+        with taking(folder.file(name)):
+            write_json_atomic(folder.file(name), content)
+    write_code(world.code, folder)
+    if world.topology is not None:
+        graph = _first_graph(world, world.topology)
+        title = f"{world.topology.kind}, {world.scenario.stem}"
+        with taking(folder.file("topology.png")):
+            draw_topology(graph, folder.file("topology.png"), title)
+
+
+def manifest_of(world: World) -> dict[str, Any]:
+    """Return what a run is made of besides its scenario: data, partition, the first graph."""
+    manifest = {**world.data.manifest, "sha256": world.data.manifest_sha256}
+    if world.weights is not None:
+        manifest["weights"] = world.weights
+    if world.topology is not None:
+        graph = _first_graph(world, world.topology)
+        manifest["topology"] = {**graph_statistics(graph), "sha256": edges_sha256(graph)}
+    if trace := world.participation.manifest():
+        manifest["participation"] = trace
+    return manifest
+
+
+def require_same_data(world: World, folder: RunFolder) -> None:
+    """Refuse to go on when data, partition or graph are no longer what the run began with.
+
+    Args:
+        world: What the scenario gives now.
+        folder: The run's folder; without a manifest in it there is nothing to compare.
+
+    Raises:
+        CheckpointError: Naming what has changed.
+    """
+    place = folder.file("manifest.json")
+    if not place.is_file():
+        return
+    before, now = read_json(place), manifest_of(world)
+    for what, then, here in (
+        ("data", before, now),
+        *((n, before.get(n) or {}, now.get(n) or {}) for n in _MANIFESTED),
+    ):
+        if then.get("sha256") != here.get("sha256"):
+            raise CheckpointError(
+                f"{place}: the run began with {what} {str(then.get('sha256'))[:12]}, the same "
+                f"scenario now gives {str(here.get('sha256'))[:12]}; bring the {what} back or "
+                "start a new run"
+            )
+
+
+def _first_graph(world: World, topology: Topology) -> "nx.Graph":
+    return topology.graph(world.data.num_clients, server_round=1, seed=world.scenario.seed)

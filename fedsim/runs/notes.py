@@ -1,0 +1,73 @@
+"""What a user should know of a scenario before it runs, in lines."""
+
+from fedsim.basics import kernels_in_use
+from fedsim.basics.sources import Code
+from fedsim.client.plan import ExecutionPlan
+from fedsim.client.trial import Findings
+from fedsim.data.federated import FederatedData
+from fedsim.federation.participation.kinds import Participation
+from fedsim.scenario.idle_keys import idle_keys
+from fedsim.scenario.scenario import Scenario
+
+
+def notes_of(
+    scenario: Scenario,
+    data: FederatedData,
+    takes_part: Participation,
+    plan: ExecutionPlan,
+    found: Findings | None,
+    left_out: str | None,
+    code: Code,
+) -> tuple[str, ...]:
+    """Return the notes.
+
+    Args:
+        scenario: The scenario.
+        data: The clients' data.
+        takes_part: Who takes part.
+        plan: How the run computes.
+        found: What a trial of the user's code has found; None where none is in it.
+        left_out: Who does not train for having one sample, or None.
+        code: The files behind what is named by import path.
+    """
+    dropped = data.manifest.get("dropped", {"samples": 0})
+    notes = [
+        *data.said,
+        f"[partition] {dropped['samples']} samples belong to no client: {dropped['reason']}"
+        if dropped["samples"]
+        else None,
+        left_out,
+        takes_part.note(data.num_clients),
+        f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
+        *(found.notes if found is not None else ()),
+        *kernels_in_use.notes(plan.bits),
+        _beyond_portable(scenario),
+        *idle_keys(scenario),
+        _not_followed(code),
+    ]
+    return tuple(note for note in notes if note is not None)
+
+
+def _not_followed(code: Code) -> str | None:
+    """Say which code of the user's own a later run cannot be held against."""
+    if not code.unfollowed:
+        return None
+    return (
+        f"code that decides the result and cannot be followed: {'; '.join(code.unfollowed)}; when "
+        "it changes, nobody notices"
+    )
+
+
+def _beyond_portable(scenario: Scenario) -> str | None:
+    """Say what the promise of portable bits does not reach."""
+    if scenario.engine.bits == scenario.promise:
+        return None
+    if scenario.engine.device != "cpu":
+        return (
+            "[engine] bits = 'portable' is about processors: a GPU computes, so the bits are those "
+            "of its kind, of torch and of CUDA"
+        )
+    return (
+        f"[engine] bits = 'portable' holds for {', '.join(scenario.own_code)} as far as it "
+        "computes with torch and NumPy; kernels of its own are not pinned"
+    )

@@ -1,0 +1,88 @@
+"""The model that a run begins with."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.rng import derived_seed
+from fedsim.basics.tensors import tensors_of
+from fedsim.messages.layout import Layout
+from fedsim.messages.records import array_record
+from fedsim.tasks import named as tasks
+from fedsim.tasks.models.pretrained import Pretrained
+
+
+class StartModel(NamedTuple):
+    """The model before round 1.
+
+    Attributes:
+        model: The model, with the weights that it starts from.
+        layout: How its tensors lie in the flat vector.
+        options: The options of its task.
+        pretrained: Puts weights that were trained before into a model, or None.
+        weights: What the manifest says of them, or None.
+    """
+
+    model: nn.Module
+    layout: Layout
+    options: tasks.TaskOptions
+    pretrained: Pretrained | None
+    weights: dict[str, Any] | None
+
+    def arrays(self) -> ArrayRecord:
+        """Return the model as it is sent."""
+        state = tensors_of(self.model)
+        return array_record({name: state[name] for name in self.layout.names})
+
+    def kept(self) -> tuple[str, ...]:
+        """Return the tensors that no round changes on the server."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        average = self.options.buffers == "average"
+        return tuple(s.name for s in self.layout.buffers if not average or s.name in parameters)
+
+    def check_buffers(self) -> None:
+        """Refuse a policy for statistics that the model does not have.
+
+        Raises:
+            ScenarioError: Naming the key.
+        """
+        if self.options.buffers != "average" and not any(True for _ in self.model.buffers()):
+            raise ScenarioError(
+                f"[task] buffers = '{self.options.buffers}': the model has no statistics, as "
+                "BatchNorm keeps them, that it could be about; leave it out"
+            )
+
+
+def with_weights(model: nn.Module, table: Mapping[str, Any], *, on_node: bool) -> StartModel:
+    """Return what a run begins with.
+
+    Args:
+        model: The model as it is initialised; it is given the weights that `table` names.
+        table: The scenario's table [task].
+        on_node: Whether the weights come with the server's first message.
+
+    Raises:
+        ScenarioError: If the weights are not this model's.
+    """
+    layout = Layout.from_model(model)
+    options = tasks.options_of(table)
+    pretrained, weights = None, None
+    if options.weights is not None and not on_node:
+        pretrained = Pretrained(options.weights, strict=options.strict_weights)
+        weights = pretrained.put_into(model)
+    return StartModel(model, layout, options, pretrained, weights)
+
+
+def own_start(
+    task: tasks.Task, layout: Layout, seed: int, pretrained: Pretrained | None, client: int
+) -> Tensor:
+    """Return the model that a client would have initialised by itself, `[dim]`."""
+    model = task.build_model(derived_seed(seed, "own start", client))
+    if pretrained is not None:
+        pretrained.put_into(model)
+    with torch.no_grad():
+        return layout.flatten(tensors_of(model))

@@ -1,0 +1,97 @@
+"""What a run folder says at the end: the model and `summary.json`."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fedsim.basics.json_files import JsonLines, taking, write_json_atomic
+from fedsim.messages.records import named_tensors
+from fedsim.runs import checkpoint as checkpoints
+from fedsim.runs.folder import RunFolder
+from fedsim.runs.loop import RoundLoop
+from fedsim.runs.world import World
+from fedsim.scenario.expectations import check_expectations
+
+
+def summarise(
+    world: World, folder: RunFolder, loop: RoundLoop, arrays: ArrayRecord, elapsed_s: float
+) -> dict[str, Any]:
+    """Write the model and the summary of a run that has ended.
+
+    Args:
+        world: What was run.
+        folder: Where both go.
+        loop: The loop, with all records.
+        arrays: The model after the last round.
+        elapsed_s: Seconds the run has taken.
+
+    Returns:
+        The content of `summary.json`.
+    """
+    from safetensors.torch import save
+
+    model = named_tensors(arrays)
+    _write_bytes(folder.file("params.safetensors"), save(model))
+    final: dict[str, Any] = {}
+    for record in loop.history:
+        # what is not measured in every round stands as it was last; who failed is of the last alone
+        final = {k: v for k, v in final.items() if not k.startswith("clients/")}
+        final.update(
+            {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
+        )
+    summary: dict[str, Any] = {
+        "rounds": loop.history[-1]["round"] if loop.history else 0,
+        "stopped": loop.stopped,
+        "final": final,
+        "params_sha256": params_sha256(model),
+        "participation_sha256": participation_sha256(folder.file("participation.jsonl")),
+        "partition_sha256": world.data.manifest_sha256,
+        "scenario_sha256": world.scenario.sha256,
+        "wall_time_s": elapsed_s,
+        "always_failed": always_failed(folder.file("participation.jsonl")),
+        "expect": check_expectations(world.scenario.expect, loop.history),
+    }
+    with taking(folder.file("summary.json")):
+        write_json_atomic(folder.file("summary.json"), summary)
+    return summary
+
+
+def params_sha256(model: dict[str, Tensor]) -> str:
+    """Return the hash of a model: names, dtypes, shapes and bits of its tensors."""
+    return checkpoints.tensors_sha256(model)
+
+
+def participation_sha256(path: Path) -> str:
+    """Return the hash of who was selected in which round."""
+    digest = hashlib.sha256()
+    for record in JsonLines.read(path):
+        digest.update(f"{record['round']}:{','.join(map(str, record['selected']))};".encode())
+    return digest.hexdigest()
+
+
+def always_failed(path: Path) -> dict[str, str]:
+    """Return who failed in every round in which it was selected: (client, last cause) by name."""
+    selected: Counter[int] = Counter()
+    failed: Counter[int] = Counter()
+    causes: dict[int, str] = {}
+    for record in JsonLines.read(path):
+        selected.update(record["selected"])
+        found = {int(client): cause for client, cause in record["failed"].items()}
+        causes |= {client: cause for client, cause in found.items() if cause != "absent"}
+        failed.update(client for client, cause in found.items() if cause != "absent")
+    never = sorted(client for client, times in failed.items() if times >= selected[client])
+    return {str(client): causes[client] for client in never}
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with taking(path):
+        try:
+            temporary.write_bytes(content)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
