@@ -33,13 +33,14 @@ from fedsim.basics.errors import FedsimError, RunError, ScenarioError
 from fedsim.basics.kernels_in_use import decisive, differences, in_use
 from fedsim.client.executor import ChunkResult
 from fedsim.engine import life
-from fedsim.engine.grid import ChunkWork, Fault, LocalGrid, Work, WorkOutcome
+from fedsim.engine.grid import LocalGrid
 from fedsim.engine.life import Life, Silence, WorkerWatch
 from fedsim.engine.pipe import Line, UnspeakableError
 from fedsim.engine.pipe import wait as wait_for_lines
 from fedsim.engine.ray.place import in_words, make_folder, place
 from fedsim.engine.shared_memory import Arena, Probe, payload_size
 from fedsim.engine.vigil import Vigil
+from fedsim.engine.work import ChunkWork, Fault, Work, WorkOutcome
 from fedsim.engine.worker_process import Broadcast, Raised, Ready, Results, WorkerProcess
 from fedsim.messages.layout import Payload
 
