@@ -49,9 +49,9 @@ class AtOnce:
 @functools.cache
 def _shared_memory():
     """The engine's own way to find out whether memory can be shared, seen before it is replaced."""
-    from fedsim.engine.ray import grid as ray
+    from fedsim.engine.ray import memory
 
-    return ray._probe_arena
+    return memory._probe_arena
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def forced(value):
 
     on, probe, deal = value == "on", _shared_memory(), _deal()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.engine.ray.grid._probe_arena", probe if on else lambda: None)
+        patch.setattr("fedsim.engine.ray.memory._probe_arena", probe if on else lambda: None)
         patch.setattr("fedsim.engine.chunks.deal", deal if on else _in_client_order)
         if on:
             patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))

@@ -16,7 +16,7 @@ from fedsim.basics.errors import RunError
 _LONGEST = 107 - 64  # bytes of the path of Ray's folder
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_OURS = re.compile(r"^fedsim\.errors\.\w+: ")
+_OURS = re.compile(r"^fedsim\.(?:\w+\.)*\w+: ")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
