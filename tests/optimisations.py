@@ -49,16 +49,22 @@ class AtOnce:
 @functools.cache
 def _shared_memory():
     """The engine's own way to find out whether memory can be shared, seen before it is replaced."""
-    from fedsim.engine.ray import grid as ray
+    from fedsim.engine.ray import memory
 
-    return ray._probe_arena
+    return memory._probe_arena
+
+
+@functools.cache
+def _deal():
+    """The engine's own way to deal chunks, seen before it is replaced."""
+    from fedsim.engine import chunks
+
+    return chunks.deal
 
 
 def _in_client_order(samples, size, way):
     """Chunks as they would be if all clients held as many samples, unless clients are padded."""
-    from fedsim.engine.chunks import deal
-
-    return deal([0] * len(samples) if way == "even" else samples, size, way)
+    return _deal()([0] * len(samples) if way == "even" else samples, size, way)
 
 
 @contextlib.contextmanager
@@ -68,13 +74,12 @@ def forced(value):
         yield
         return
     from fedsim.engine import grid as local
-    from fedsim.engine.chunks import deal
     from fedsim.engine.client_states import ClientStore
 
-    on, probe = value == "on", _shared_memory()
+    on, probe, deal = value == "on", _shared_memory(), _deal()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.engine.ray.grid._probe_arena", probe if on else lambda: None)
-        patch.setattr(local, "deal", deal if on else _in_client_order)
+        patch.setattr("fedsim.engine.ray.memory._probe_arena", probe if on else lambda: None)
+        patch.setattr("fedsim.engine.chunks.deal", deal if on else _in_client_order)
         if on:
             patch.setattr(local, "ClientStore", lambda limit_mb: ClientStore(limit_mb or 1e-7))
         else:

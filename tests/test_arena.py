@@ -69,13 +69,13 @@ def test_results_arrive_where_an_earlier_arena_was(ray_cluster):
     with RayGrid(app, 8, workers=1) as grid, contextlib.ExitStack() as taken:
         sent = fed.configure(fed.make_strategy("fedavg"), grid, arrays)
         expected = grid.send_and_receive(sent).params.numpy().copy()
-        before = grid._result_arenas[0].name
-        grid._result_arenas.clear()  # as when a larger one takes its place
+        before = grid._memory.result_arenas[0].name
+        grid._memory.result_arenas.clear()  # as when a larger one takes its place
         gc.collect()
         while (file := os.dup(0)) < int(before.path.rpartition("/")[2]):
             taken.callback(os.close, file)  # numbers below the earlier one's are not free
         os.close(file)
         again = grid.send_and_receive(sent).params
-        assert grid._result_arenas[0].name.path == before.path
+        assert grid._memory.result_arenas[0].name.path == before.path
         assert np.array_equal(again.numpy(), expected)
         assert torch.count_nonzero(again)

@@ -13,8 +13,8 @@ from clients.local_sgd import LocalSGD
 from fedsim import cli
 from fedsim.client.job import ChunkJob, ChunkResult
 from fedsim.client.plan import ExecutionPlan
-from fedsim.engine.grid import ChunkWork, WorkOutcome
 from fedsim.engine.inline import InlineGrid
+from fedsim.engine.work import ChunkWork, WorkOutcome
 from fedsim.messages.layout import Payload
 from fedsim.runs.advice import advice
 from fedsim.runs.profile import Profile, screen

@@ -16,7 +16,8 @@ SCRIPT = """
 import functools, hashlib, json, sys
 import ray
 from ray.cluster_utils import Cluster
-import fedsim.engine.ray.grid as engine
+from fedsim.engine.ray import cluster as ray_cluster, memory
+from fedsim.engine.ray.grid import RayGrid
 from fedsim.engine.inline import InlineGrid
 from fedsim.scenario.scenario import load
 from fedsim.runs.world import build
@@ -44,13 +45,13 @@ other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 for transport in ("shared memory", "ray"):
     if transport == "ray":
-        engine._probe_arena = lambda: None
-    grid = engine.RayGrid(world.app, 12, address=cluster.address)
+        memory._probe_arena = lambda: None
+    grid = RayGrid(world.app, 12, address=cluster.address)
     nodes = set()
-    for worker in grid._pool:
+    for worker in grid._workers.pool:
         nodes.add(ray.get(worker.actor.ready.remote(None)).node)
     assert all(grid.worker_pids)  # waits for both
-    near = {worker.near for worker in grid._pool}
+    near = {worker.near for worker in grid._workers.pool}
     found[transport], workers = train(world, grid)
     found[transport + " nodes"], found[transport + " workers"] = len(nodes), workers
     found[transport + " near"] = sorted(near)
@@ -58,15 +59,15 @@ for transport in ("shared memory", "ray"):
 
 ray.init(address=cluster.address, log_to_driver=False)
 found["cluster alive"] = sum(node["Alive"] for node in ray.nodes())
-found["standing"] = engine._standing_cluster() == cluster.address
-grid = engine.RayGrid(world.app, 12, workers=1)
+found["standing"] = ray_cluster._standing_cluster() == cluster.address
+grid = RayGrid(world.app, 12, workers=1)
 found["joined"] = train(world, grid)[0]
 found["joined is still up"] = ray.is_initialized()
 ray.shutdown()
-grid = engine.RayGrid(world.app, 12, workers=1)  # finds the cluster that stands on this machine
+grid = RayGrid(world.app, 12, workers=1)  # finds the cluster that stands on this machine
 with grid:
     found["found"] = sum(node["Alive"] for node in ray.nodes())
-grid = engine.RayGrid(world.app, 12, address=cluster.address, startup_timeout_s=60)
+grid = RayGrid(world.app, 12, address=cluster.address, startup_timeout_s=60)
 assert all(grid.worker_pids)
 found["one node left"], found["one node left workers"] = train(world, grid, other)
 found["incidents"] = grid.incidents
@@ -133,7 +134,7 @@ def test_when_a_node_leaves_during_a_run_the_others_go_on_to_the_same_bits(found
 def test_a_note_of_a_dead_cluster_is_ignored(tmp_path, monkeypatch):
     import ray
 
-    from fedsim.engine.ray.grid import _standing_cluster
+    from fedsim.engine.ray.cluster import _standing_cluster
 
     monkeypatch.setattr(ray._private.utils, "read_ray_address", lambda: "127.0.0.1:1")
     assert _standing_cluster() is None

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fedsim.engine.grid import ChunkWork, LocalGrid, Runner, Work, WorkOutcome, describe
+from fedsim.engine.grid import LocalGrid
+from fedsim.engine.work import ChunkWork, Runner, Work, WorkOutcome, describe
 from fedsim.messages.layout import Payload, rows_at
 
 

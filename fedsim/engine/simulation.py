@@ -70,53 +70,74 @@ def run_simulation(
         ValueError: If the configuration has an unknown key or value.
         RunError: If the engine cannot start.
     """
-    config = dict(backend_config or {})
-    resources = _check(backend_name, config)
-    settings: dict[str, Any] = {"run_config": _flattened(run_config or {})}
-    idle = {
-        "enable_tf_gpu_growth": enable_tf_gpu_growth,
-        "backend_config['actor']": config.get("actor"),
-    }
-    if backend_name == "ray":
-        settings |= {
-            "workers": workers,
-            "client_timeout_s": client_timeout_s,
-            "client_resources": resources,
-            "init_args": config.get("init_args"),
-        }
-    else:
-        idle |= {
-            "backend_config['init_args']": config.get("init_args"),
-            "backend_config['client_resources']": config.get("client_resources"),
-            "workers": workers is not None,
-            "client_timeout_s": client_timeout_s is not None,
-        }
-    for name, given in idle.items():
-        if given:
-            _log.warning("%s does nothing here: %s", name, _why_idle(name))
+    settings, idle = _settings(backend_name, dict(backend_config or {}), workers, client_timeout_s)
+    settings["run_config"] = config = _flattened(run_config or {})
+    _tell_idle({"enable_tf_gpu_growth": enable_tf_gpu_growth, **idle})
     if verbose_logging:
         logging.getLogger("flwr").setLevel(logging.DEBUG)
         _log.setLevel(logging.DEBUG)
+    for note in kernels_in_use.notes(kernels.pinned()):
+        _log.warning("%s", note)
+    with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
+        return _served(server_app, grid, num_supernodes, config)
+
+
+def _settings(
+    backend_name: str,
+    config: Mapping[str, Any],
+    workers: int | None,
+    client_timeout_s: float | None,
+) -> tuple[dict[str, Any], dict[str, object]]:
+    """The engine's arguments, and what the backend makes no use of, by name.
+
+    Raises:
+        ValueError: If the configuration has an unknown key or value.
+    """
+    resources, init_args = _check(backend_name, config), config.get("init_args")
+    idle: dict[str, object] = {"backend_config['actor']": config.get("actor")}
+    if backend_name == "ray":
+        return {
+            "workers": workers,
+            "client_timeout_s": client_timeout_s,
+            "client_resources": resources,
+            "init_args": init_args,
+        }, idle
+    return {}, idle | {
+        "backend_config['init_args']": init_args,
+        "backend_config['client_resources']": config.get("client_resources"),
+        "workers": workers is not None,
+        "client_timeout_s": client_timeout_s is not None,
+    }
+
+
+def _tell_idle(idle: Mapping[str, object]) -> None:
+    """Log what was given and does nothing."""
+    for name, given in idle.items():
+        if given:
+            _log.warning("%s does nothing here: %s", name, _why_idle(name))
+
+
+def _served(
+    server_app: ServerApp, grid: LocalGrid, num_supernodes: int, config: Mapping[str, Any]
+) -> Context:
+    """Run the ServerApp on a grid, tell what was odd, and return its context."""
     context = Context(
         run_id=1,
         node_id=internals.SERVER_NODE_ID,
         node_config={},
         state=RecordDict(),
-        run_config=dict(settings["run_config"]),
+        run_config=dict(config),
     )
-    for note in kernels_in_use.notes(kernels.pinned()):
-        _log.warning("%s", note)
-    with _grid(backend_name, client_app, num_supernodes, settings) as grid, pinned_threads():
-        internals.ensure_identity()
-        watch = grid.reply_watch = ReplyWatch(lambda line: _log.warning("%s", line))
-        try:
-            with internals.no_endless_waiting(num_supernodes, _WAITS):
-                server_app(grid, context)
-        finally:
-            watch.flush()
-            for incident in grid.incidents:
-                if incident not in watch.said:
-                    _log.warning("%s", incident)
+    internals.ensure_identity()
+    watch = grid.reply_watch = ReplyWatch(lambda line: _log.warning("%s", line))
+    try:
+        with internals.no_endless_waiting(num_supernodes, _WAITS):
+            server_app(grid, context)
+    finally:
+        watch.flush()
+        for incident in grid.incidents:
+            if incident not in watch.said:
+                _log.warning("%s", incident)
     return context
 
 

@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 
 from fedsim.basics.kernels_in_use import in_use
 from fedsim.engine import life
-from fedsim.engine.grid import ChunkWork, Runner, Work, describe
 from fedsim.engine.pipe import LineName, UnspeakableError, WorkerLine
 from fedsim.engine.shared_memory import ArenaName, ArenaPlace, ArenaView, Sign
+from fedsim.engine.work import ChunkWork, Runner, Work, describe
 from fedsim.messages.layout import Payload, rows_at
 
 

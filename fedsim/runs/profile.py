@@ -18,8 +18,9 @@ from fedsim.runs.advice import advice
 
 if TYPE_CHECKING:
     from fedsim.client.plan import ExecutionPlan
-    from fedsim.engine.grid import LocalGrid, WorkOutcome
-    from fedsim.engine.grid import Work as EngineWork
+    from fedsim.engine.grid import LocalGrid
+    from fedsim.engine.work import Work as EngineWork
+    from fedsim.engine.work import WorkOutcome
     from fedsim.runs.round_report import Hook, RoundReport
 
 _INSIDE = ("computing", "waiting", "transfer", "checking")  # of training

@@ -14,7 +14,7 @@ import pytest
 from cases.own_projects import project
 from fedsim.basics.errors import RunError
 from fedsim.cli.doctor import machine
-from fedsim.engine.ray import grid as engine
+from fedsim.engine.ray import cluster
 from fedsim.engine.ray.place import make_folder, place
 
 ROOT = Path(__file__).parents[2]
@@ -83,11 +83,11 @@ def test_every_error_of_rays_start_is_said_in_one_line_with_a_remedy(monkeypatch
     def init(**_):
         raise error
 
-    monkeypatch.setattr(engine.ray, "init", init)
-    monkeypatch.setattr(engine, "_standing_cluster", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster, "_standing_cluster", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RunError, match="Ray could not be started: ") as raised:
-        engine._start_ray(None, None, {"num_cpus": 1.0}, None)
+        cluster._start_ray(None, None, {"num_cpus": 1.0}, None)
     words = str(raised.value)
     assert words.endswith("try [engine] kind = 'inline'")
     assert "\n" not in words
@@ -103,11 +103,11 @@ def test_a_folder_made_for_ray_goes_when_it_does_not_start(temporary, monkeypatc
         assert seen[0].is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.ray, "init", init)
-    monkeypatch.setattr(engine, "_standing_cluster", lambda: None)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster, "_standing_cluster", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(KeyboardInterrupt):
-        engine._start_ray(None, None, {"num_cpus": 1.0}, None)
+        cluster._start_ray(None, None, {"num_cpus": 1.0}, None)
     assert not seen[0].exists()
 
 
@@ -115,11 +115,11 @@ def test_the_way_to_end_on_sigterm_stands_while_ray_starts_and_rays_own_afterwar
     def ours(*_):
         raise KeyError("asked to end")
 
-    utils = engine.ray._private.utils
+    utils = cluster.ray._private.utils
     rays = utils.set_sigterm_handler
 
     def starting():
-        with engine._own_handler():
+        with cluster._own_handler():
             utils.set_sigterm_handler(lambda *_: sys.exit(15))  # as `ray.init` does
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
@@ -146,10 +146,11 @@ def test_runs_from_several_threads_work_whatever_of_the_first_is_collected_late(
     script = """
         import gc, json, threading
         import fedsim
-        from fedsim.engine.ray import grid as engine
+        import ray
+        from fedsim.engine.ray.grid import RayGrid
 
         held, found = [], []
-        put = engine.ray.put
+        put = ray.put
 
         def putting(value):
             reference = put(value)
@@ -157,14 +158,14 @@ def test_runs_from_several_threads_work_whatever_of_the_first_is_collected_late(
             gc.collect()
             return reference
 
-        engine.ray.put = putting
-        begin = engine.RayGrid.__init__
+        ray.put = putting
+        begin = RayGrid.__init__
 
         def beginning(self, *arguments, **named):
             begin(self, *arguments, **named)
             held.append(self)
 
-        engine.RayGrid.__init__ = beginning
+        RayGrid.__init__ = beginning
 
         def run(number):
             scenario = fedsim.load_scenario("scenario.toml")

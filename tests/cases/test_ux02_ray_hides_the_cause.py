@@ -93,20 +93,22 @@ def test_what_main_holds_is_taken_along_by_name(monkeypatch):
 
 
 def test_an_app_that_no_worker_can_be_sent_is_refused_before_ray_starts():
-    from fedsim.engine.ray import grid as engine
+    import ray
+
+    from fedsim.engine.ray.grid import RayGrid
 
     class Holding(ClientApp):
         def __init__(self):
             super().__init__()
             self.lock = threading.Lock()
 
-    before = engine.ray.is_initialized()
+    before = ray.is_initialized()
     with pytest.raises(
         ScenarioError, match=r"cannot be sent to worker .*lock.*into a module"
     ) as it:
-        engine.RayGrid(Holding(), 2, workers=1)
+        RayGrid(Holding(), 2, workers=1)
     assert "--set" not in str(it.value)
-    assert engine.ray.is_initialized() == before
+    assert ray.is_initialized() == before
 
 
 def test_a_run_of_a_script_says_in_another_process_where_it_goes_on(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ needs_avx2 = pytest.mark.skipif(
 RUNS = """
 import json, tempfile, pathlib, fedsim, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # before any scenario pins
-from fedsim.engine.ray import grid as engine
-env = engine._runtime_env
+from fedsim.engine.ray import workers
+env = workers._runtime_env
 def run(rounds, bits, kind, planted):
     scenario = fedsim.load_scenario("quickstart", [f"rounds={rounds}", "engine.workers=2",
         "expect={}", "partition.clients=8", "participation.cohort_size=4", f"engine.bits={bits}",
@@ -24,7 +24,7 @@ def run(rounds, bits, kind, planted):
     def runtime_env(variables):
         started.append(dict(variables))
         return env({**variables, **(planted if len(started) == 2 else {})})
-    engine._runtime_env = runtime_env
+    workers._runtime_env = runtime_env
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder) / "run"
         try:

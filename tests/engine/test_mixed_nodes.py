@@ -27,7 +27,7 @@ def mixed(ray_cluster, world):
 
     with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         assert len(grid.worker_pids) == 2  # both have started
-        assert [worker.near for worker in grid._pool] == [True, False]
+        assert [worker.near for worker in grid._workers.pool] == [True, False]
         yield grid
 
 
@@ -48,11 +48,11 @@ def test_a_near_and_a_far_worker_both_train_and_give_the_bits_of_one_process(
 def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_through_a_pipe(
     world, mixed, tmp_path, monkeypatch
 ):
-    import fedsim.engine.ray.grid as engine
+    import ray
 
     put, said = [], []
-    store, say = engine.ray.put, Line.send
-    monkeypatch.setattr(engine.ray, "put", lambda value: put.append(value) or store(value))
+    store, say = ray.put, Line.send
+    monkeypatch.setattr(ray, "put", lambda value: put.append(value) or store(value))
     monkeypatch.setattr(Line, "send", lambda self, value: said.append(value) or say(self, value))
     finish(world, tmp_path, mixed)
     assert len(put) == 3 * 2  # a training and an evaluation per round, of six chunks each
@@ -64,12 +64,10 @@ def test_what_clients_share_is_stored_once_per_call_and_no_reference_goes_throug
 def test_a_near_worker_is_told_what_is_shared_where_the_system_gives_no_memory(
     world, mixed, undisturbed, tmp_path, monkeypatch
 ):
-    import fedsim.engine.ray.grid as engine
-
     def none_left(size):
         raise OSError("no memory")
 
-    monkeypatch.setattr(engine, "Arena", none_left)
-    monkeypatch.setattr(mixed, "_shared_arena", None)
-    monkeypatch.setattr(mixed, "_result_arenas", [])
+    monkeypatch.setattr("fedsim.engine.ray.memory.Arena", none_left)
+    monkeypatch.setattr(mixed._memory, "shared_arena", None)
+    monkeypatch.setattr(mixed._memory, "result_arenas", [])
     assert finish(world, tmp_path, mixed).params == undisturbed.params

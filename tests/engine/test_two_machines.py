@@ -33,7 +33,7 @@ class Grid(engine.RayGrid):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         assert len(self.worker_pids) == 2  # waits for both, and for who looks at the far one
-        ray.get([watch._asked for watch in self._watches.values()], timeout=60)
+        ray.get([watch._asked for watch in self._workers._watches.values()], timeout=60)
 
     def _send(self, worker, work, *rest):
         super()._send(worker, work, *rest)

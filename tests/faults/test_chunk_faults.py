@@ -156,7 +156,7 @@ def test_a_client_that_returns_wrong_shapes_in_every_round_counts_as_dropped_out
     app, half = Misshapen(world.app, CULPRIT), {"num_cpus": 0.5}
     with RayGrid(app, 24, workers=1, client_resources=half) as grid:
         found = finish(world, tmp_path, grid)
-        grid._contexts.clear()  # what clients remember of the first run
+        grid._plain.contexts.clear()  # what clients remember of the first run
         dropped = finish(world, tmp_path, grid, lambda _: [CULPRIT])
     assert found.failed == [{str(CULPRIT): "shape"}] * 3
     assert f"client {CULPRIT}, round 3: shape: " in found.log

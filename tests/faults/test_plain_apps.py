@@ -27,7 +27,7 @@ def grid(request):
         yield InlineGrid(app, CLIENTS)
         return
     shared = request.getfixturevalue("ray_grid")
-    shared._contexts.clear()  # one engine serves many tests
+    shared._plain.contexts.clear()  # one engine serves many tests
     shared.incidents.clear()
     yield shared
 
@@ -158,7 +158,7 @@ def test_an_engine_offers_every_node_without_listing_them():
 
 @pytest.fixture
 def fresh_ray_grid(ray_grid):
-    ray_grid._contexts.clear()
+    ray_grid._plain.contexts.clear()
     ray_grid.incidents.clear()
     assert len(ray_grid.worker_pids) == 2  # both have started
     yield ray_grid

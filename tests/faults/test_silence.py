@@ -33,7 +33,7 @@ def engine(ray_cluster, world):
 def mixed(engine):
     """A grid of a near and a far worker, both of which have started."""
     assert len(engine.worker_pids) == 2
-    assert [worker.near for worker in engine._pool] == [True, False]
+    assert [worker.near for worker in engine._workers.pool] == [True, False]
     return engine
 
 
@@ -44,7 +44,7 @@ def test_a_worker_that_is_stopped_in_mid_round_is_named_and_changes_no_bit(
     world, mixed, trouble, undisturbed, tmp_path, monkeypatch, number
 ):
     monkeypatch.setattr(mixed._vigil, "limit_s", 2.0)
-    monkeypatch.setattr(mixed, "_pool", [mixed._pool[number]])
+    monkeypatch.setattr(mixed._workers, "pool", [mixed._workers.pool[number]])
     trouble.plan("pause", times=1)
     stopped = []
 
@@ -87,7 +87,7 @@ def test_a_client_that_sleeps_for_ever_is_named_without_a_limit_of_its_own(
     world, mixed, trouble, tmp_path, monkeypatch, number
 ):
     monkeypatch.setattr(mixed._vigil, "limit_s", 1.0)
-    monkeypatch.setattr(mixed, "_pool", [mixed._pool[number]])
+    monkeypatch.setattr(mixed._workers, "pool", [mixed._workers.pool[number]])
     trouble.plan("sleep", times=2)  # with its chunk, and alone
     found = finish(world, tmp_path, mixed)
     assert found.failed == [{str(CULPRIT): "hung"}, {}, {}]

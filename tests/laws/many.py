@@ -31,9 +31,9 @@ class OneFederation(GridWrapper):
 @contextlib.contextmanager
 def only(grid, *workers):
     """Let a grid use some of its workers, in this order."""
-    everyone = grid._pool
-    grid._pool = [everyone[number] for number in workers]
+    everyone = grid._workers.pool
+    grid._workers.pool = [everyone[number] for number in workers]
     try:
         yield grid
     finally:
-        grid._pool = everyone
+        grid._workers.pool = everyone

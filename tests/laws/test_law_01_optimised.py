@@ -16,7 +16,7 @@ def run(strategy, kind, procedure, *, shares):
     app = fed.make_app("mlp_dropout", procedure, fed.InMemoryData(), kind=kind)
     with RayGrid(app, len(fed.SIZES), workers=2) as grid:
         assert len(grid.worker_pids) == 2  # both have started
-        assert [w.near and w.line is not None for w in grid._pool] == [shares] * 2
+        assert [w.near and w.line is not None for w in grid._workers.pool] == [shares] * 2
         arrays, records = fed.run_rounds(
             fed.make_strategy(strategy), grid, fed.initial_arrays("mlp_dropout"),
             app.executor.layout, rounds=3, cohorts=COHORTS, local_clients=np.arange(8),

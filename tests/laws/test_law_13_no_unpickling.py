@@ -24,11 +24,11 @@ FORBIDDEN_ATTRIBUTES = {
 # foreign ClientApps, which are Flower's Python objects, and work and its results through pipes that
 # only processes of the driver's user can open; both ends are processes of one user's run.
 ALLOWED = {
-    ("fedsim/engine/grid.py", "pickle.loads"): 2,
-    ("fedsim/engine/grid.py", "pickle.dumps"): 2,
-    ("fedsim/engine/grid.py", "import pickle"): 1,
     ("fedsim/engine/pipe.py", "pickle.loads"): 1,
     ("fedsim/engine/pipe.py", "import pickle"): 1,
+    ("fedsim/engine/work.py", "pickle.loads"): 2,
+    ("fedsim/engine/work.py", "pickle.dumps"): 1,
+    ("fedsim/engine/work.py", "import pickle"): 1,
 }
 
 
