@@ -1,9 +1,10 @@
-"""Threads of torch's kernels, which decide bits."""
+"""Threads of kernels, which decide bits."""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @contextlib.contextmanager
@@ -16,5 +17,17 @@ def with_threads(threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     try:
         yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def pinned_threads() -> Iterator[None]:
+    """Compute with one thread in all libraries: more change bits and slow the workers down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
     finally:
         torch.set_num_threads(before)

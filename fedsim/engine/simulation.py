@@ -1,9 +1,8 @@
 """`run_simulation`: a drop-in for Flower's, on fedsim's engine."""
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
@@ -13,6 +12,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim.basics import kernels, kernels_in_use
 from fedsim.basics.errors import unknown
+from fedsim.basics.threads import pinned_threads
 from fedsim.engine.grid import LocalGrid
 from fedsim.engine.plain_replies import ReplyWatch
 from fedsim.messages import flower_internals as internals
@@ -139,21 +139,6 @@ def _served(
             if incident not in watch.said:
                 _log.warning("%s", incident)
     return context
-
-
-@contextlib.contextmanager
-def pinned_threads() -> Iterator[None]:
-    """One thread for this process's kernels: more change bits and slow the workers down."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _grid(name: str, app: ClientApp, clients: int, settings: dict[str, Any]) -> LocalGrid:

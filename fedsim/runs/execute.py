@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 
 from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.basics.locks import one_at_a_time
+from fedsim.basics.threads import pinned_threads
 from fedsim.engine.grid import LocalGrid
-from fedsim.engine.simulation import pinned_threads
 from fedsim.federation.grids.absence import AbsenceGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid

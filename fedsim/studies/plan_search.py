@@ -21,9 +21,9 @@ from typing import Any, Literal, get_args
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.home import expanded
+from fedsim.basics.threads import pinned_threads
 from fedsim.engine.grid import LocalGrid
 from fedsim.engine.inline import InlineGrid
-from fedsim.engine.simulation import pinned_threads
 from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.runs.client_side import make_app
 from fedsim.runs.execute import wrapped_grid

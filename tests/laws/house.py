@@ -64,10 +64,6 @@ BESIDE = (
     "__main__",
     "procedure",
 )  # modules in no room; the last names the former place
-# classes that may be longer than LONG_CLASS
-LONG_WITH_REASON = {
-    "fedsim/strategy/held/writing.py: Writer": "one method for each kind of object that it writes",
-}
 # kinds of object that the code asks for where it could be handed one kind alone
 ASKED_FOR = ("Cohort", "Replies", "FederatedStrategy")
 

@@ -86,19 +86,17 @@ def divide(
     arrays |= altered.arrays
 
     content = _hashes(loaded, held_out, altered.arrays, arrays)
-    registered = partition.clients if partition.parts else parts.clients
-    assert registered is not None
+    registered = (partition.parts and partition.clients) or parts.clients
     # who holds what is decided by these arrays alone, wherever they came from
     decisive: dict[str, Any] = dict(content)
     if partition.parts:
         decisive["shared"] = {"clients": registered, "parts": parts.clients}
-    counts = np.bincount(labels, minlength=classes).tolist()
     data = {
         **source.description,
         "classes": spec.num_classes,
         "feature_shape": list(features.shape[1:]),
         "samples": len(targets),
-        "samples_per_class": counts,
+        "samples_per_class": np.bincount(labels, minlength=classes).tolist(),
         **({"standardised": altered.statistics} if altered.statistics else {}),
     }
     manifest = {
