@@ -85,6 +85,6 @@ def forced(value):
         else:
             patch.setattr(local, "ClientStore", ClientStore)
             patch.setattr("fedsim.client.plan.why_not_batched", lambda *_, **__: "it is forced off")
-            patch.setattr("fedsim.client.plan.why_loop", lambda *_: "vmap is forced off")
+            patch.setattr("fedsim.client.plan.why_loop", lambda *_, **__: "vmap is forced off")
             patch.setattr("fedsim.runs.recorder.ThreadPoolExecutor", AtOnce)
         yield
