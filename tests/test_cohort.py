@@ -1,19 +1,22 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
 from hypothesis import example, given
 from hypothesis import strategies as st
 from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
+from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.admission import finite_rows
-from fedsim.messages.byte_counts import cohort_bytes, replies_bytes
-from fedsim.messages.cohort import SETUP, Cohort
+from fedsim.messages.byte_counts import cohort_bytes, replies_bytes, sum_of_bytes
+from fedsim.messages.cohort import SETUP, Cohort, MessagesError
 from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Layout, Payload
+from fedsim.messages.records import SERVER_ROUND, model_record
 from fedsim.messages.replies import Replies
 
 NAMED = {
@@ -435,3 +438,28 @@ def test_a_pushed_cohort_is_pulled_by_its_messages_ids():
     for one, other in zip(pulled, expected, strict=True):
         assert fed.record_bits(one.content["arrays"]) == fed.record_bits(other.content["arrays"])
     assert list(pusher.pull_messages(ids)) == []
+
+
+@pytest.mark.parametrize("name", ["arrays", "model"])
+def test_bytes_of_foreign_messages_are_those_that_are_sent(name):
+    app = fed.make_app()
+    record = model_record(app.layout, fed.initial_payload(app.executor).params, {})
+    content = RecordDict({name: record, "settings": ConfigRecord({SERVER_ROUND: 1})})
+    messages = [Message(content, node, MessageType.TRAIN) for node in (2, 3)]
+    due = sum_of_bytes(messages)
+    counting = ByteCountingGrid(InlineGrid(app, 8))
+    counting.send_and_receive(messages)
+    assert counting.take()[0] == due
+
+
+def test_a_query_passes_by_and_is_refused_where_replies_are_admitted():
+    class Answering(ClientApp):
+        def __call__(self, message, context):
+            return Message(RecordDict({"told": ConfigRecord({"x": 1})}), reply_to=message)
+
+    app = fed.make_app()
+    query = [Message(RecordDict(), 2, MessageType.QUERY)]
+    (reply,) = ByteCountingGrid(InlineGrid(Answering(), 8)).send_and_receive(query)
+    assert reply.content["told"]["x"] == 1
+    with pytest.raises(MessagesError, match="messages of the kind 'query'"):
+        AdmissionGrid(InlineGrid(app, 8), app.layout).send_and_receive(query)

@@ -208,9 +208,9 @@ SETTINGS = {
 # with this seed, of the clients 0...7 some drop out, are late, or do a part: see the first test
 
 
-def devices_around(engine, layout, *, stacked=True):
+def devices_around(engine, layout):
     devices = model(keep=6, seed=8, **SETTINGS)
-    inner = AbsenceGrid(engine, devices, layout if stacked else None)
+    inner = AbsenceGrid(engine, devices)
     return DeviceGrid(AdmissionGrid(Counted(inner), layout), devices)
 
 
@@ -304,7 +304,7 @@ def test_nodes_that_answer_message_by_message_do_the_same_share(app):
 
 def test_over_nodes_only_those_who_do_not_drop_out_are_reached(app, outcome):
     for batch in (cohort_of(app), messages_of(cohort_of(app))):
-        grid = devices_around(InlineGrid(Node(app), 8), app.layout, stacked=False)
+        grid = devices_around(InlineGrid(Node(app), 8), app.layout)
         replies = grid.send_and_receive(batch)
         assert replies.client_ids.tolist() == outcome.client_ids.tolist()
         assert [f[:3] for f in replies.failures] == [f[:3] for f in outcome.failures]

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -29,8 +28,9 @@ from fedsim.engine.one_message import PlainClients
 from fedsim.engine.plain_replies import ReplyWatch
 from fedsim.engine.work import Watch, Work, WorkOutcome
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import as_cohort, batch_of, present_in
 from fedsim.messages.cohort import SETUP, Cohort
-from fedsim.messages.layout import Payload
+from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.patience import simulation_patience
 from fedsim.messages.replies import Replies
 
@@ -81,6 +81,11 @@ class LocalGrid(Grid, abc.ABC):
         self._run = internals.create_run(1)
         internals.ensure_identity()
 
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the model that clients train in chunks; None with a plain ClientApp."""
+        return self.client_app.layout if isinstance(self.client_app, CohortApp) else None
+
     def set_run(self, run: Any) -> None:
         """Set the run that messages belong to."""
         self._run = run
@@ -108,7 +113,7 @@ class LocalGrid(Grid, abc.ABC):
             return self._push(messages)
 
     def _push(self, messages: Iterable[Message]) -> list[str]:
-        batch = messages if isinstance(messages, Cohort) else list(messages)
+        batch = batch_of(messages)
         self._asking.sent()
         ids = []
         for message in batch:
@@ -148,7 +153,7 @@ class LocalGrid(Grid, abc.ABC):
             timeout: Seconds for the whole call, once a worker is up; what is unfinished then is
                 discarded, the clients' memories included.
         """
-        batch = messages if isinstance(messages, Cohort) else list(messages)
+        batch = batch_of(messages)
         self._asking.sent()
         with self._lock:
             return self._answer(batch, timeout)
@@ -187,19 +192,11 @@ class LocalGrid(Grid, abc.ABC):
             self._await_worker()
         deadline = None if timeout is None else time.monotonic() + timeout
         if isinstance(self.client_app, CohortApp):
-            if isinstance(batch, Cohort):
-                return self._answer_cohort(batch, deadline)
-            for message in batch:
-                self._numbering.check(message)
-            cohort = Cohort.from_messages(batch, self.client_app.layout)
+            cohort = as_cohort(batch, self.client_app.layout)
             if cohort is not None:
-                for message in batch:
-                    self._numbering.number(message)
                 return self._answer_cohort(cohort, deadline)
-        if isinstance(batch, Cohort):
-            batch = [batch[place] for place in np.flatnonzero(~batch.is_absent).tolist()]
         return self._plain.answer(
-            batch,
+            present_in(batch),
             self._perform,
             deadline=deadline,
             client_timeout_s=self.client_timeout_s,
@@ -211,6 +208,7 @@ class LocalGrid(Grid, abc.ABC):
             return Replies.empty(cohort)
         assert isinstance(self.client_app, CohortApp)
         for message in cohort._built.values():
+            self._numbering.check(message)
             self._numbering.number(message)
         trains = cohort.message_type.partition(".")[0] == "train"
         layout, limit_s = cohort.layout, self.client_timeout_s
@@ -221,14 +219,14 @@ class LocalGrid(Grid, abc.ABC):
         works = cut(cohort, self.client_app, self.store, trains=trains, client_timeout_s=limit_s)
         if works:
             self._faults.work_off(call, works)
-        replies = stacked(cohort, call.results, rows, call.failures)
-        # a set-up exchange is a rehearsal: nobody remembers it
-        if cohort.message_type != SETUP and any(result.state for result in call.results.values()):
-            keep_memories(self.store, cohort, call.results, replies)
         # replies to messages that somebody built carry those messages' ids
-        return replace(
-            replies,
+        replies = replace(
+            stacked(cohort, call.results, rows, call.failures),
             _instructions={
                 int(cohort.client_ids[place]): message for place, message in cohort._built.items()
             },
         )
+        # a set-up exchange is a rehearsal: nobody remembers it
+        if cohort.message_type != SETUP and any(result.state for result in call.results.values()):
+            keep_memories(self.store, cohort, call.results, replies)
+        return replies

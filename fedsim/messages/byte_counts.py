@@ -8,6 +8,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import ARRAYS, CONFIG, EXTRA, METRICS, array_record
@@ -18,6 +19,8 @@ def cohort_bytes(cohort: Cohort) -> int:
     """Return the bytes of a cohort's instructions as Flower messages; the absent get none."""
     if not len(cohort):
         return 0
+    if cohort.is_built:  # a foreign strategy may call its records otherwise
+        return sum_of_bytes(present_in(cohort))
     extra = dict(cohort.shared.extra)
     extra.update({name: stack[0] for name, stack in cohort.personal.extra.items()})
     records = {ARRAYS: _model_bytes(cohort.layout)}

@@ -111,6 +111,11 @@ class Cohort(LazyMessages):
         return ConfigRecord({**self.config, SERVER_ROUND: self.server_round})  # type: ignore[dict-item]
 
     @property
+    def is_built(self) -> bool:
+        """Whether all messages are there, as where a foreign strategy has made them."""
+        return len(self._built) == len(self)
+
+    @property
     def is_partial(self) -> np.ndarray:
         """Who does only a part of its local work, bool `[K]`."""
         return np.zeros(len(self), dtype=bool) if self.work is None else self.work < 1

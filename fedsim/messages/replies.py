@@ -174,9 +174,14 @@ class Replies(LazyMessages):
         )
 
     def admit(self) -> "Replies":
-        """Refuse rows that are not finite or whose counts are out of bounds, with the reason."""
-        if self.admitted:
-            return self
+        """Refuse rows that are not finite or whose counts are out of bounds, with the reason.
+
+        They are looked at once, however often this is asked.
+        """
+        return self if self.admitted else self._admitted
+
+    @cached_property
+    def _admitted(self) -> "Replies":
         keep = np.ones(len(self.client_ids), dtype=bool)
         failures: list[Failure] = []
         stacks = {"params": self.params, **self.buffers, **self.extra}

@@ -8,8 +8,8 @@ import numpy as np
 from flwr.app import Message
 
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import stacked
 from fedsim.messages.records import NUM_EXAMPLES, only_metrics
-from fedsim.messages.replies import Replies
 
 _WORST = 0.1  # the share of clients whose mean stands for the worst off
 _ERRORS = ("loss", "mse", "rmse", "mae", "perplexity")  # metrics of which less is better
@@ -31,7 +31,8 @@ def client_metrics(replies: Iterable[Message]) -> Iterator[dict[str, Any]]:
     Of a client without samples there are no metrics; a metric that its samples do not define is
     nan.
     """
-    ids = replies.client_ids.tolist() if isinstance(replies, Replies) else None
+    stack = stacked(replies)
+    ids = None if stack is None else stack.client_ids.tolist()
     for place, message in enumerate(replies):
         metrics = only_metrics(message.content) if message.has_content() else None
         if metrics is None:

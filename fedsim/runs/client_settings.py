@@ -1,7 +1,7 @@
 """What a strategy tells its clients in the config: keys of `[client]` are obeyed, others named."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -9,7 +9,7 @@ from flwr.app import Message
 from fedsim.basics.errors import RunError, ScenarioError, nearest, printable, show
 from fedsim.client.clipping import CLIPPING_NORM
 from fedsim.client.procedure import ClientProcedure
-from fedsim.messages.cohort import Cohort
+from fedsim.messages.adapting import configs_of
 from fedsim.messages.records import SERVER_ROUND, WORK
 from fedsim.scenario import discovery, signatures
 
@@ -124,7 +124,7 @@ class SettingsWatch:
             RunError: If a key of `[client]` has a value that it cannot have.
         """
         settings = self._settings
-        for config in _configs(messages):
+        for config in configs_of(messages):
             for key in settings.unread(config):
                 self._say(key, server_round, self._unread(key, config[key]))
             if not training:
@@ -153,14 +153,3 @@ class SettingsWatch:
         if what not in self._told:
             self._told.add(what)
             self._tell(f"round {server_round}: {self._strategy} sends its clients {text}")
-
-
-def _configs(messages: Sequence[Message]) -> Iterable[Mapping[str, Any]]:
-    """The different configs of a round's instructions."""
-    if isinstance(messages, Cohort):
-        return [{**messages.config, **own} for own in messages.own or ({},)]
-    seen: dict[int, Mapping[str, Any]] = {}
-    for message in messages:
-        for record in message.content.config_records.values():
-            seen.setdefault(id(record), record)
-    return list(seen.values())

@@ -176,12 +176,11 @@ def _teller(progress: "Progress | None") -> Callable[[str], None]:
 def wrapped_grid(grid: Grid, world: World) -> Grid:
     """Return the grid with all in it that stands between the selected clients and the strategy."""
     engine, devices = world.scenario.engine, world.devices
-    layout = world.layout if isinstance(grid, LocalGrid) else None
     if devices is not None:
-        grid = AbsenceGrid(grid, devices, layout)
+        grid = AbsenceGrid(grid, devices)
     grid = AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout)
     if engine.on_failure == "retry":
-        grid = RetryGrid(grid, engine.retries, layout)
+        grid = RetryGrid(grid, engine.retries)
     return grid if devices is None else DeviceGrid(grid, devices)
 
 

@@ -18,8 +18,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.federation.grids.participation import SubsetGrid
-from fedsim.federation.grids.wrapper import GridWrapper, Observed, failures_of
+from fedsim.federation.grids.wrapper import GridWrapper, Observed
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import clients_of, failures_of
 from fedsim.messages.failures import Failure
 from fedsim.messages.records import (
     NUM_EXAMPLES,
@@ -129,7 +130,7 @@ class RoundLoop:
         sent = traffic(self.grid)
         observed = self.grid.observed() if isinstance(self.grid, GridWrapper) else Observed({}, {})
         failures = failures_of(replies)
-        selected = _clients_of(messages)
+        selected = clients_of(messages)
         for failure in failures:
             if failure.cause != "absent":
                 _log.warning("%s", failure)
@@ -230,13 +231,6 @@ class RoundLoop:
         self.history.append({"round": report.server_round, **report.metrics})
         for hook in self.hooks:
             hook.round_ended(report)
-
-
-def _clients_of(messages: Sequence[Message]) -> tuple[int, ...]:
-    ids = getattr(messages, "client_ids", None)
-    if ids is not None:
-        return tuple(ids.tolist())
-    return tuple(sorted(internals.client_of(m.metadata.dst_node_id) for m in messages))
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from flwr.serverapp import Grid
 
 from fedsim.federation.grids.bytes import ByteCountingGrid
 from fedsim.federation.grids.wrapper import GridWrapper
+from fedsim.messages.adapting import stacked
 from fedsim.messages.failures import Failure
 from fedsim.messages.records import NUM_EXAMPLES
-from fedsim.messages.replies import Replies
 from fedsim.runs.policy import missing
 from fedsim.scenario.expectations import failed_by
 
@@ -22,7 +22,8 @@ _log = logging.getLogger("fedsim")
 def strategy_metrics(trained: MetricRecord | None, replies: Iterable[Message]) -> dict[str, Any]:
     """Return a strategy's metrics: `train/` when clients measured them, else `server/`."""
     named: dict[str, Any] = {}
-    measured = set(replies.metrics) | {NUM_EXAMPLES} if isinstance(replies, Replies) else set()
+    stack = stacked(replies)
+    measured = set() if stack is None else {*stack.metrics, NUM_EXAMPLES}
     for name, value in (trained or {}).items():
         if isinstance(value, int | float):
             phase = "train" if name in measured or not measured else "server"

@@ -15,9 +15,9 @@ from fedsim.basics.generators import seeded
 from fedsim.basics.rng import derived_seed
 from fedsim.client.job import SettingsError
 from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met
+from fedsim.messages.adapting import stacked
 from fedsim.messages.cohort import MessagesError
 from fedsim.messages.records import CONFIG, SERVER_ROUND, ArraysMismatchError, first_not_finite
-from fedsim.messages.replies import Replies
 from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.foreign import nested
 
@@ -241,7 +241,8 @@ def _who(selected: Sequence[int]) -> str:
 
 def _idle(replies: Iterable[Message]) -> list[int]:
     """The clients that trained nothing, as far as stacked replies tell."""
-    if not isinstance(replies, Replies) or replies.params is None or not replies.num_clients:
+    stack = stacked(replies)
+    if stack is None or stack.params is None or not stack.num_clients:
         return []
-    still = (replies.update == 0).all(dim=1).numpy()
-    return [int(client) for client in replies.client_ids[still]]
+    still = (stack.update == 0).all(dim=1).numpy()
+    return [int(client) for client in stack.client_ids[still]]

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.basics.errors import RunError
+from fedsim.messages.adapting import replies_of
 from fedsim.messages.cohort import SETUP, Cohort
 from fedsim.messages.flower_internals import FIRST_NODE_ID
 from fedsim.messages.layout import Layout, Payload
@@ -147,11 +148,10 @@ def restore_fields(state: State, fields: Mapping[str, Any]) -> State:
 
 def _admitted(replies: Iterable[Message], sent: Cohort) -> Replies:
     """Admit replies, and say who was refused when nobody before has."""
-    if not isinstance(replies, Replies):
-        replies = Replies.from_messages(replies, sent)
-    if replies.admitted:  # what admitted them has the failures, as the round loop does
-        return replies
-    admitted = replies.admit()
+    received = replies_of(replies, sent)
+    if received.admitted:  # what admitted them has the failures, as the round loop does
+        return received
+    admitted = received.admit()
     refused = [f for f in admitted.failures if f.cause != "absent"]
     for failure in refused:
         _log.warning("%s", failure)

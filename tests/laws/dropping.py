@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.federation.grids.wrapper import GridWrapper, sent_round, without
+from fedsim.federation.grids.wrapper import GridWrapper, training_round, without
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.layout import Layout
+from fedsim.messages.replies import Replies
 
 
 class DropOutGrid(GridWrapper):
@@ -19,22 +18,15 @@ class DropOutGrid(GridWrapper):
     Args:
         inner: The Grid around which this one stands.
         drops: Returns the clients that drop out in a round of training.
-        layout: See `without`.
     """
 
-    def __init__(
-        self, inner: Grid, drops: Callable[[int], Iterable[int]], layout: Layout | None = None
-    ) -> None:
+    def __init__(self, inner: Grid, drops: Callable[[int], Iterable[int]]) -> None:
         super().__init__(inner)
-        self.drops, self.layout = drops, layout
+        self.drops = drops
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions to those who do not drop out."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        sent = sent_round(batch)
-        if sent is not None:
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies of those who do not drop out."""
+        if (sent := training_round(cohort)) is not None:
             gone = np.array(sorted(self.drops(sent)), dtype=np.int64)
-            batch = without(batch, gone, self.layout)
-        return self.inner.send_and_receive(batch, timeout=timeout)
+            cohort = without(cohort, gone)
+        return self.passed_on(cohort, timeout)

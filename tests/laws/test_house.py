@@ -120,6 +120,10 @@ def test_long_files_functions_and_classes_are_counted(plant):
     assert house.Piece("fedsim/two.py", "Long", 401) in house.classes()
 
 
+def test_nobody_but_the_adapter_asks_for_cohorts_and_replies():
+    assert [each for each in house.asked_for() if each[2] != "FederatedStrategy"] == []
+
+
 def test_a_question_for_a_kind_of_object_is_counted_with_its_line(plant):
     before = [*house.asked_for()]
     plant(one="def f(x):\n    return isinstance(x, list | Cohort), isinstance(x, str)\n")

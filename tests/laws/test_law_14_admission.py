@@ -1,5 +1,6 @@
 """Law 14: a reply reaches a strategy only as expected; what is refused is counted by its cause."""
 
+import json
 import math
 from dataclasses import replace
 from io import BytesIO
@@ -10,12 +11,13 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+import fedsim
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
-from fedsim.messages.admission import MAX_EXAMPLES
+from fedsim.messages.admission import MAX_EXAMPLES, finite_rows
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record
@@ -410,3 +412,22 @@ def test_an_unreadable_reply_of_a_foreign_client_app_does_not_end_a_run():
             cohorts=(range(4),),
         )
         assert records[-1]["clients/replied"] == 3
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_every_reply_of_a_round_is_looked_at_once(tmp_path, monkeypatch, remembers):
+    """By the engine that keeps clients' states, the Grid that admits and the strategy together."""
+    looked = []
+
+    def counting(stack):
+        looked.append(len(stack))
+        return finite_rows(stack)
+
+    monkeypatch.setattr("fedsim.messages.replies.finite_rows", counting)
+    keeps = f"client.keep_optimizer={str(remembers).lower()}"
+    scenario = fedsim.load_scenario(
+        "quickstart", ["engine.kind=inline", "rounds=3", "client.momentum=0.9", keeps]
+    )
+    fedsim.start(scenario, out=tmp_path / "run")
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert looked == [each["clients/replied"] for each in records if each["round"] > 0]

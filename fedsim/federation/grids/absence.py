@@ -1,14 +1,11 @@
 """Clients that are asked and do not answer."""
 
-from collections.abc import Iterable
-
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsim.federation.devices import DeviceModel
-from fedsim.federation.grids.wrapper import GridWrapper, clients_of, sent_round, without
+from fedsim.federation.grids.wrapper import GridWrapper, training_round, without
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.layout import Layout
+from fedsim.messages.replies import Replies
 
 
 class AbsenceGrid(GridWrapper):
@@ -19,21 +16,15 @@ class AbsenceGrid(GridWrapper):
     Args:
         inner: The Grid around which this one stands.
         model: The devices.
-        layout: The model's layout, when `inner` is an engine that trains in chunks.
     """
 
-    def __init__(self, inner: Grid, model: DeviceModel, layout: Layout | None) -> None:
+    def __init__(self, inner: Grid, model: DeviceModel) -> None:
         super().__init__(inner)
-        self.model, self.layout = model, layout
+        self.model = model
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions to those who do not drop out."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        server_round = sent_round(batch)
-        if server_round is not None:
-            ids = clients_of(batch)
-            gone = ids[self.model.fates(server_round, ids).gone]
-            batch = without(batch, gone, self.layout)
-        return self.inner.send_and_receive(batch, timeout=timeout)
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies of those who do not drop out."""
+        if (server_round := training_round(cohort)) is not None:
+            fates = self.model.fates(server_round, cohort.client_ids)
+            cohort = without(cohort, cohort.client_ids[fates.gone])
+        return self.passed_on(cohort, timeout)

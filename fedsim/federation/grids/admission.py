@@ -1,6 +1,6 @@
 """Replies of which only those that may pass reach a strategy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -21,19 +21,23 @@ class AdmissionGrid(GridWrapper):
 
     def __init__(self, inner: Grid, layout: Layout) -> None:
         super().__init__(inner)
-        self.layout = layout
+        self._layout = layout
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions and return the admitted replies, with everybody else named."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if isinstance(replies, Replies):
-            return replies.admit()
-        sent = batch if isinstance(batch, Cohort) else Cohort.from_messages(batch, self.layout)
-        if sent is None:
-            if not batch:
-                return replies
+    @property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return self._layout
+
+    def passed_by(self, batch: Sequence[Message], timeout: float | None) -> Iterable[Message]:
+        """Refuse messages whose replies nothing can be held against.
+
+        Raises:
+            MessagesError: If there are any.
+        """
+        if len(batch):
             raise MessagesError(why_no_cohort(batch))
-        return Replies.from_messages(replies, sent).admit()
+        return super().passed_by(batch, timeout)
+
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the admitted replies, with everybody else named."""
+        return self.passed_on(cohort, timeout).admit()

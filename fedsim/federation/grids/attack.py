@@ -1,16 +1,15 @@
 """The Grid that lets Byzantine clients attack, and records who did."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from fedsim.federation.attacks.attack import Attack, Forge, Seen, Sees
-from fedsim.federation.grids.wrapper import GridWrapper, Observed, clients_of, sent_round
-from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
+from fedsim.federation.grids.wrapper import GridWrapper, Observed, training_round
+from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 
@@ -31,8 +30,14 @@ class AttackGrid(GridWrapper):
 
     def __init__(self, inner: Grid, attack: Attack, layout: Layout, *, seed: int) -> None:
         super().__init__(inner)
-        self.attack, self.layout, self.seed = attack, layout, seed
+        self.attack, self.seed = attack, seed
+        self._layout = layout
         self._attacked: set[int] = set()
+
+    @property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return self._layout
 
     def begin_round(self, server_round: int) -> None:
         """Forget who attacked in the round before."""
@@ -45,29 +50,16 @@ class AttackGrid(GridWrapper):
         record = {"byzantine": sorted(self._attacked)}
         return super().observed().joined(Observed(found, record))
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions and return the replies, with those to training attacked."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        kinds = (
-            {batch.message_type}
-            if isinstance(batch, Cohort)
-            else {m.metadata.message_type for m in batch}
-        )
-        if MessageType.TRAIN not in kinds or not batch:
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies, with those to training attacked."""
+        replies = self.passed_on(cohort, timeout)
+        if cohort.message_type != MessageType.TRAIN:
             return replies
-        server_round = sent_round(batch)
+        server_round = training_round(cohort)
         byzantine = self.attack.byzantine_clients(self.num_clients, self.seed, server_round)
         if self.attack.forge is None:
-            self._attacked |= set(byzantine.tolist()) & set(clients_of(batch).tolist())
+            self._attacked |= set(byzantine.tolist()) & set(cohort.client_ids.tolist())
             return replies
-        if not isinstance(replies, Replies):
-            sent = batch if isinstance(batch, Cohort) else Cohort.from_messages(batch, self.layout)
-            if sent is None:
-                raise MessagesError(why_no_cohort(batch))
-            replies = Replies.from_messages(replies, sent)
         self._attacked |= set(byzantine.tolist()) & set(replies.client_ids.tolist())
         return attacked(replies, self.attack.forge, byzantine, self.seed, self.attack.sees)
 

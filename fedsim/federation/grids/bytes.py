@@ -1,12 +1,9 @@
 """Bytes sent and received, counted in a round."""
 
-from collections.abc import Iterable
-
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedsim.federation.grids.wrapper import GridWrapper
-from fedsim.messages.byte_counts import cohort_bytes, replies_bytes, sum_of_bytes
+from fedsim.messages.byte_counts import cohort_bytes, replies_bytes
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.replies import Replies
 
@@ -29,18 +26,9 @@ class ByteCountingGrid(GridWrapper):
         self.downlink_bytes = self.uplink_bytes = 0
         return counted
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions and return the replies, counting both."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        self.downlink_bytes += (
-            cohort_bytes(batch) if isinstance(batch, Cohort) else sum_of_bytes(batch)
-        )
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if isinstance(replies, Replies):
-            self.uplink_bytes += replies_bytes(replies)
-        else:
-            replies = list(replies)
-            self.uplink_bytes += sum_of_bytes(replies)
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies, counting both ways."""
+        self.downlink_bytes += cohort_bytes(cohort)
+        replies = self.passed_on(cohort, timeout)
+        self.uplink_bytes += replies_bytes(replies)
         return replies

@@ -1,24 +1,19 @@
 """What devices do to a round: each client does its share, and some are late."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.federation.devices import DeviceModel, Fates
 from fedsim.federation.grids.wrapper import (
     GridWrapper,
     Observed,
-    clients_of,
-    sent_again,
-    sent_round,
+    training_round,
 )
-from fedsim.messages.cohort import Cohort, settings_of
+from fedsim.messages.cohort import Cohort
 from fedsim.messages.failures import Failure
-from fedsim.messages.records import CONFIG, WORK
 from fedsim.messages.replies import Replies
 
 
@@ -46,24 +41,17 @@ class DeviceGrid(GridWrapper):
         """Return how many were late and did a part, and who."""
         return self._observed.joined(super().observed())
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions with each client's share of work."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        server_round = sent_round(batch)
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies to instructions with each client's share of work."""
+        server_round, ids = training_round(cohort), cohort.client_ids
         if server_round is None:
-            return self.inner.send_and_receive(batch, timeout=timeout)
-        ids = clients_of(batch)
+            return self.passed_on(cohort, timeout)
         fates = self.model.fates(server_round, ids)
         self._observed = _observation(ids, fates)
         if (fates.work < 1).any():
-            if isinstance(batch, Cohort):
-                batch = batch.altered(work=fates.work)
-            else:
-                batch = [_told(m, float(w)) for m, w in zip(batch, fates.work, strict=True)]
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        if not isinstance(replies, Replies) or not fates.late.any():
+            cohort = cohort.altered(work=fates.work)
+        replies = self.passed_on(cohort, timeout)
+        if not fates.late.any():
             return replies
         late = dict(zip(ids[fates.late].tolist(), fates.time[fates.late].tolist(), strict=True))
         failures = tuple(
@@ -84,17 +72,6 @@ class DeviceGrid(GridWrapper):
 
     def _nothing(self) -> Observed:
         return _observation(np.zeros(0, dtype=np.int64), None)
-
-
-def _told(message: Message, work: float) -> Message:
-    """The message with the share of work in its settings; those of others stay as they are."""
-    if work >= 1:
-        return message
-    records = message.content.config_records
-    name = next(iter(records), CONFIG)
-    content = RecordDict(dict(message.content))
-    content[name] = ConfigRecord({**settings_of(message.content), WORK: work})
-    return sent_again(message, content)
 
 
 def _observation(ids: npt.NDArray[np.int64], fates: Fates | None) -> Observed:

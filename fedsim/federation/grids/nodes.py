@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedsim.basics.errors import RunError
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID
 from fedsim.messages.replies import Replies
@@ -57,30 +58,12 @@ class PartitionGrid(GridWrapper):
             self._stable = {node: internals.node_of(client) for client, node in enumerate(nodes)}
         return self._nodes
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions to the nodes that hold the clients' partitions."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        if isinstance(batch, Cohort):
-            addressed = batch.altered(node_ids=self.nodes[batch.client_ids])
-            stay = np.flatnonzero(~batch.is_absent).tolist()
-            sent = [addressed[place] for place in stay]
-            answers = self.inner.send_and_receive(sent, timeout=timeout) if sent else []
-            return Replies.from_messages(map(self._back, answers), batch)
-        clients = [internals.client_of(m.metadata.dst_node_id) for m in batch]
-        forward = [
-            Message(
-                m.content,
-                int(self.nodes[client]),
-                m.metadata.message_type,
-                ttl=m.metadata.ttl,
-                group_id=m.metadata.group_id,
-            )
-            for m, client in zip(batch, clients, strict=True)
-        ]
-        answers = self.inner.send_and_receive(forward, timeout=timeout) if forward else []
-        return [self._back(reply) for reply in answers]
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies of the nodes that hold the clients' partitions."""
+        addressed = cohort.altered(node_ids=self.nodes[cohort.client_ids])
+        sent = present_in(addressed)
+        answers = self.inner.send_and_receive(sent, timeout=timeout) if sent else []
+        return Replies.from_messages(map(self._back, answers), cohort)
 
     def _back(self, reply: Message) -> Message:
         """The reply as from the client's own stable node."""

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedsim.federation.grids.wrapper import GridWrapper, sent_round
+from fedsim.federation.grids.wrapper import GridWrapper, training_round
 from fedsim.federation.participation.kinds import Participation
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.replies import Replies
 
 
 class ParticipationGrid(GridWrapper):
@@ -43,14 +43,10 @@ class ParticipationGrid(GridWrapper):
         """Return the nodes of the round's participants."""
         return [internals.node_of(client) for client in self.participants().tolist()]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send instructions; after training the next round's participants are offered."""
-        batch = messages if isinstance(messages, Cohort) else list(messages)
-        replies = self.inner.send_and_receive(batch, timeout=timeout)
-        sent = sent_round(batch)
-        if sent is not None:
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies; after training the next round's participants are offered."""
+        replies = self.passed_on(cohort, timeout)
+        if (sent := training_round(cohort)) is not None:
             self.server_round = sent + 1
         return replies
 

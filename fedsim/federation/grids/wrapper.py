@@ -1,7 +1,7 @@
-"""Grids around a Grid: whatever stands between a strategy and its clients.
+"""Grids around a Grid: what stands between a strategy and its clients.
 
-Each wraps another Grid and passes cohorts and stacked replies through, so it serves fedsim's
-strategies and foreign ones, `strategy.start`, fedsim's engines and Flower's grids alike.
+Each wraps another Grid. It serves fedsim's strategies and foreign ones, `strategy.start`, fedsim's
+engines and Flower's grids alike: the outermost makes cohorts of messages, the innermost replies.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,27 +9,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim.messages import flower_internals as internals
+from fedsim.messages.adapting import asks_for_work, batch_of, cohort_of, replies_of
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Layout
-from fedsim.messages.records import SERVER_ROUND
 from fedsim.messages.replies import Replies
-
-
-def sent_again(message: Message, content: RecordDict) -> Message:
-    """Return a new instruction to the same node, with this content."""
-    return Message(
-        content,
-        message.metadata.dst_node_id,
-        message.metadata.message_type,
-        ttl=message.metadata.ttl,
-        group_id=message.metadata.group_id,
-    )
 
 
 class Observed(NamedTuple):
@@ -101,52 +87,58 @@ class GridWrapper(Grid):
         """Pull replies."""
         return self.inner.pull_messages(message_ids)
 
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the model that foreign messages carry, where it is known."""
+        known = getattr(self.inner, "layout", None)
+        return known if isinstance(known, Layout) else None
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send instructions and return the replies."""
-        return self.inner.send_and_receive(messages, timeout=timeout)
+        """Send instructions and return the replies.
+
+        Messages that are no `Cohort` become one here, so that Grids further in see no others.
+
+        Raises:
+            MessagesError: If messages cannot be answered and checked together.
+        """
+        batch = batch_of(messages)
+        if not asks_for_work(batch):
+            return self.passed_by(batch, timeout)
+        return self.answered(cohort_of(batch, self.layout), timeout)
+
+    def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Return the replies to a cohort; what a wrapper does to a round is done here.
+
+        Args:
+            cohort: Of one client or more.
+            timeout: Seconds that it may take; None waits for ever.
+        """
+        return self.passed_on(cohort, timeout)
+
+    def passed_by(self, batch: Sequence[Message], timeout: float | None) -> Iterable[Message]:
+        """Return the replies to messages that ask for no work, such as a query."""
+        return self.inner.send_and_receive(batch, timeout=timeout)
+
+    def passed_on(self, cohort: Cohort, timeout: float | None) -> Replies:
+        """Send a cohort to the inner Grid and return the replies, stacked."""
+        return replies_of(self.inner.send_and_receive(cohort, timeout=timeout), cohort)
 
 
-def without(
-    batch: Cohort | list[Message], gone: np.ndarray, layout: Layout | None
-) -> Cohort | list[Message]:
-    """Return the instructions as if these clients had dropped out.
+def without(cohort: Cohort, gone: np.ndarray) -> Cohort:
+    """Return a cohort in which these clients have dropped out; their slots stay, neutral.
 
     Args:
-        batch: A cohort or messages.
+        cohort: The instructions.
         gone: int64, ids of clients that are asked or not.
-        layout: The model's layout, when messages go to an engine that trains in chunks: they are
-            made a cohort then, in which those who dropped out keep their neutral slots.
     """
-    nodes = set((gone + internals.FIRST_NODE_ID).tolist())
-    cohort = batch if isinstance(batch, Cohort) else None
-    if cohort is None and layout is not None and nodes:
-        cohort = Cohort.from_messages(batch, layout)
-    if cohort is None:
-        return [m for m in batch if m.metadata.dst_node_id not in nodes]
     return replace(cohort, absent=cohort.is_absent | np.isin(cohort.client_ids, gone))
 
 
-def failures_of(replies: Iterable[Message]) -> tuple[Failure, ...]:
-    """Return who failed, for replies that went through an `AdmissionGrid`."""
-    return replies.failures if isinstance(replies, Replies) else ()
+def training_round(cohort: Cohort) -> int | None:
+    """Return the round that a cohort trains in; None of a set-up exchange and an evaluation.
 
-
-def sent_round(batch: Sequence[Message]) -> int | None:
-    """The round of training instructions, or None for anything else."""
-    if isinstance(batch, Cohort):
-        return batch.server_round if batch.message_type == MessageType.TRAIN else None
-    if not batch or batch[0].metadata.message_type != MessageType.TRAIN:
-        return None
-    config = next(iter(batch[0].content.config_records.values()), ConfigRecord())
-    value = config.get(SERVER_ROUND)
-    return int(value) if isinstance(value, int) else None
-
-
-def clients_of(batch: Sequence[Message]) -> npt.NDArray[np.int64]:
-    """Return the clients that messages are for, int64 `[K]`, in their order."""
-    if isinstance(batch, Cohort):
-        return batch.client_ids
-    nodes = [internals.client_of(m.metadata.dst_node_id) for m in batch]
-    return np.array(nodes, dtype=np.int64)
+    It is None too where a foreign strategy does not tell its clients the round.
+    """
+    return cohort.server_round or None if cohort.message_type == MessageType.TRAIN else None
