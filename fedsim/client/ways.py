@@ -58,7 +58,7 @@ def train_together(
             carry = pytree.tree_map(Tensor.contiguous, carry)
             carry, losses = training.step_together(carry, batches, job.server_round)
             extra, state = vmap(procedure.finish)(carry, memory)
-            # whoever takes no step hands back exactly what it received
+            # a client without steps hands back exactly what it received
             idle = torch.from_numpy(batches.schedule.steps == 0)
             params = select(idle, params, carry["params"])
         flat = inputs.laid(params, out, places.tolist())
@@ -94,7 +94,8 @@ def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
             return None
     descent = descent_of(inputs.procedure, job.server_round)
     if descent is not None and descent.largest > torch.finfo(inputs.layout.dtype).max:
-        # a product takes no such factor; with `step` the client is found not finite
+        # too large for the dtype: a product with it raises here, while `step` gives infinity, and
+        # the client is then refused by name
         return None
     return descent
 

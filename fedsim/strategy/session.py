@@ -149,7 +149,7 @@ def _admitted(replies: Iterable[Message], sent: Cohort) -> Replies:
     """Admit replies, and say who was refused when nobody before has."""
     if not isinstance(replies, Replies):
         replies = Replies.from_messages(replies, sent)
-    if replies.admitted:  # what admitted them has the failures, as the round loop does
+    if replies.admitted:  # admitted before: the failures were counted there
         return replies
     admitted = replies.admit()
     refused = [f for f in admitted.failures if f.cause != "absent"]

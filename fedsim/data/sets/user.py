@@ -103,7 +103,7 @@ def user_factory(path: str) -> Callable[..., PooledSource]:
 
 
 def checked(data: Any, where: str) -> Loaded:
-    """Hold what a loader returned against what a federation needs.
+    """Hold a loader's result against the needs of a federation.
 
     Args:
         data: What it returned.

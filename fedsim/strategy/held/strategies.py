@@ -157,7 +157,7 @@ class StrategyMemory:
 
 def try_out(memory: StrategyMemory, second: Strategy) -> str | None:
     """Say what a second strategy is not given back as the first remembers it, or None."""
-    with seeded(0):  # whatever is drawn meanwhile
+    with seeded(0):  # for what is drawn meanwhile
         return memory.differs(second)
 
 
