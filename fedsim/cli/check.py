@@ -16,7 +16,7 @@ HELD, FAILED, REFUSED, BROKEN = "holds", "failed", "refused", "BROKEN"
 
 
 class CheckAnswer(NamedTuple):
-    """What a command has to say.
+    """The answer of a command.
 
     Attributes:
         document: For programs.

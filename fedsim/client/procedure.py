@@ -167,7 +167,7 @@ class ClientProcedure(abc.ABC):
 
     @property
     def needs_classes(self) -> str | None:
-        """What in its hyperparameters makes sense of classes alone ("margin = 0.1"), or None."""
+        """The hyperparameter that needs classes as targets ("margin = 0.1"), or None."""
         return None
 
     def descent(self, server_round: int) -> Descent | None:

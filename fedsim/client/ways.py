@@ -88,7 +88,7 @@ def trains_alone(inputs: Inputs, job: ChunkJob, training: ChainTraining | None) 
 
 
 def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
-    """What steps do that the executor may take itself."""
+    """The descent that the executor may take itself, in place of the procedure's steps; or None."""
     for name in (*job.shared.extra, *job.personal.extra):
         if name.partition(".")[0] != GUIDANCE:
             return None
