@@ -59,7 +59,7 @@ class AverageAll(LinearStrategy):
     def server_update(
         self, state: State, params: Tensor, replies: Replies
     ) -> tuple[Tensor, State, dict[str, float]]:
-        """Enrol whoever is new, then take the sum and apply it."""
+        """Enrol new clients, then take the sum and apply it."""
         clients = max(state.clients, int(replies.client_ids.max(initial=-1)) + 1)
         return super().server_update(Enrolled(clients), params, replies)
 

@@ -13,7 +13,8 @@ Deviations:
 - A round without participants leaves the model alone and counts for the intervals, as the code does
   with torch 2.13.
 - A reply that was lost or refused is none: its client did not take part.
-- Whoever joins late counts in N, and its first interval begins, in the round of its first reply.
+- A client that joins late counts in N, and its first interval begins, in the round of its first
+  reply.
 - Buffers (BatchNorm statistics), which the authors' models lack, are averaged with weights
   omega_n / sum omega over the participants.
 """
@@ -139,7 +140,7 @@ class FedAU(LinearStrategy):
     def server_update(
         self, state: State, params: Tensor, replies: Replies
     ) -> tuple[Tensor, State, dict[str, float]]:
-        """Enrol whoever is new, then take the weighted sum and apply it."""
+        """Enrol new clients, then take the weighted sum and apply it."""
         return super().server_update(_enrolled(state, replies.client_ids), params, replies)
 
     def apply(

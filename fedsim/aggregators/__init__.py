@@ -1,7 +1,7 @@
 """Robust rules: pure functions from updates, `[n, dim]`, to one, `[dim]`; each as its paper has it.
 
-Every rule exists twice: on a tensor, for whoever has one, and on `Updates`, which reads replies in
-blocks and may be mixed beforehand. `Recipe` puts rules and what comes before them together.
+Every rule exists twice: as a function of one tensor, and as a function of `Updates`, which reads
+replies in blocks and may be mixed beforehand. `Recipe` joins a rule and what comes before it.
 """
 
 from fedsim.aggregators.bounds import BULYAN, KRUM, MAJORITY, Bound

@@ -1,4 +1,4 @@
-"""What may be done to updates before a rule sees them; each returns updates again.
+"""Changes of updates before a rule sees them; each returns updates again.
 
 - Nearest-neighbour mixing: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, "Fixing by
   Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", AISTATS 2023 (arXiv:2302.01772).

@@ -129,7 +129,7 @@ def geometric_median_of(updates: Updates, weights: Tensor | None = None) -> Tens
         return updates.combined(torch.zeros(0, dtype=torch.float64))
     weights = torch.ones(count, dtype=torch.float64) if weights is None else weights
     peaks = torch.stack([block.abs().amax(dim=1) for block in updates.blocks()]).amax(dim=0).cpu()
-    if float(peaks.max()) > _FAR:  # whatever is so far pulls by its direction alone
+    if float(peaks.max()) > _FAR:  # an update so far away pulls by its direction alone
         updates = updates.mixed(torch.diag((_FAR / peaks).clamp(max=1)))
     centre = median_of(updates)
     points = updates.spread(centre)  # where the coordinate median is the origin

@@ -1,4 +1,4 @@
-"""Who is nearest to whom, with what rounding does to it: the ties of rules that go by distances.
+"""Nearest neighbours, with the error of rounding: the ties of rules that go by distances.
 
 A distance is known as well as the updates: each end may lie a few roundings of its length, times
 the root of the dimension, from where it is. Scores that differ by less are equal, and go by the

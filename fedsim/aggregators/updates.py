@@ -1,6 +1,6 @@
 """What rules on stacked updates share: the finite ones, read in blocks, and their Gram matrix.
 
-Whatever a rule learns from distances, lengths or directions lies in the inner products of the
+All that a rule learns from distances, lengths or directions lies in the inner products of the
 updates. They are summed up in float64 in one pass over `[K, dim]`, the rest is K x K algebra, and a
 second pass makes the combination; memory is a block of columns at a time, never a copy of the rows.
 """

@@ -1,4 +1,4 @@
-"""Generators that user code may draw from, seeded for what it draws for. Needs torch and numpy."""
+"""The generators that user code may draw from, and their seeds. Needs torch and numpy."""
 
 import contextlib
 import random

@@ -1,4 +1,7 @@
-"""What a strategy or procedure declares of keys that say nothing beside another one."""
+"""How a strategy declares that one of its keys has no effect while another has a certain value.
+
+A client procedure declares it in the same way.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +12,7 @@ Beside = Callable[[Mapping[str, Any]], str | None]
 
 
 class Idle(NamedTuple):
-    """Keys that can be without effect.
+    """Keys that can have no effect.
 
     Attributes:
         keys: The keys.

@@ -1,6 +1,6 @@
-"""What a user's objects keep beside the tensors of a model, put back for every client.
+"""State of a user's objects beside the tensors of a model, put back for every client.
 
-One model, one procedure and one task serve all clients of a process. Whatever they keep that is no
+One model, one procedure and one task serve all clients of a process. Anything they keep that is no
 parameter and no buffer of the model's layout (attributes, buffers that are not saved, attributes of
 their classes, variables of their modules) would go on from client to client. Here it is put back as
 it was when they were made. Needs torch and numpy.

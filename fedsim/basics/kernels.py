@@ -99,7 +99,7 @@ def stand(bits: Bits) -> bool:
 
 
 def apart() -> dict[str, str]:
-    """Return what this process's variables are beyond what importing fedsim sets by itself."""
+    """Return this process's variables, without those that importing fedsim sets by itself."""
     found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return {n: value for n, value in found.items() if (n, value) != ("MKL_CBWR", "AUTO")}
 

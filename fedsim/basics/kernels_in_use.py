@@ -152,7 +152,7 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
 
 
 def _not_portable(found: Mapping[str, str]) -> list[str]:
-    """What in use is not what portable bits need, in words."""
+    """The kernels in use that portable bits do not allow, in words."""
     wanted = kernels.settings("portable")
     beyond = set(str(wanted["NPY_DISABLE_CPU_FEATURES"]).split())
     holds: dict[str, Callable[[str], bool]] = {

@@ -1,4 +1,4 @@
-"""What loads hundreds of modules at its first use is loaded without looks for garbage between."""
+"""First uses that import hundreds of modules, made with the garbage collector off."""
 
 import contextlib
 import gc

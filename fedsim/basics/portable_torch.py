@@ -1,4 +1,4 @@
-"""What torch computes otherwise on processors of two makers whatever its settings, computed alike.
+"""Functions of torch that differ between processors' makers under any settings, made equal.
 
 MKL's elementary functions begin with the processor's approximate reciprocals (RCPPS, RSQRTPS),
 whose last bits are each maker's own: `torch.sqrt` is not rounded as IEEE 754 asks, and differs in

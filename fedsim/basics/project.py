@@ -145,7 +145,7 @@ def _arrive(folders: Sequence[str] | None, main: Mapping[str, Any]) -> SentProje
 
 
 class _Loader(SourceFileLoader):
-    """Compiles what the file says now, and remembers what that was."""
+    """Compiles the file as it is now, and remembers its content."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)

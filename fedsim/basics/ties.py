@@ -70,7 +70,7 @@ def ranks(keys: Iterable[Key]) -> Ints:
     there are any.
 
     Args:
-        keys: Values `[..., n]`, of which each row is ordered by itself, and their slacks.
+        keys: Values `[..., n]`, each row ordered by itself, and their slacks.
 
     Returns:
         int64 `[..., n]`.

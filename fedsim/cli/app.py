@@ -1,4 +1,4 @@
-"""What the commands share: the app, their common options, how they end and with which exit code."""
+"""Shared by all commands: the app, common options, and how a command ends with which exit code."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of [expect] is broken, 130 in
 
 
 class CommandOutcome(NamedTuple):
-    """What a command has to say: a document for programs, lines for people, an exit code.
+    """The answer of a command: a document for programs, lines for people, an exit code.
 
     What `ended_early` says goes to standard error: it is no result.
     """

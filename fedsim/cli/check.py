@@ -16,7 +16,7 @@ HELD, FAILED, REFUSED, BROKEN = "holds", "failed", "refused", "BROKEN"
 
 
 class CheckAnswer(NamedTuple):
-    """What a command has to say.
+    """The answer of a command.
 
     Attributes:
         document: For programs.
@@ -37,14 +37,14 @@ def run_check(
     say: Callable[[str], None],
     data: Path | None = None,
 ) -> CheckAnswer:
-    """Check scenarios one after the other; whatever becomes of one, the others are checked.
+    """Check scenarios one after the other; one that fails does not keep the others from it.
 
     Args:
         names: Files, folders or names; see `selection.select`.
         tier: Which scenarios of folders.
         overrides: Assignments for every scenario.
         say: Told of each scenario when it is done.
-        data: See `checks.check`.
+        data: See `verdict.check`.
 
     Raises:
         ScenarioError: If nothing can be selected.
@@ -89,7 +89,7 @@ def run_golden(
         update: Whether to record.
         why: The reason, which the recording keeps; needed to record.
         overrides: Assignments for every scenario.
-        data: See `checks.check`.
+        data: See `verdict.check`.
 
     Raises:
         ScenarioError: If something is refused; scenarios before it are recorded.

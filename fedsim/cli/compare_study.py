@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 class StudyAnswer(NamedTuple):
-    """What a study has to say.
+    """The answer of a study.
 
     Attributes:
         document: For programs.
@@ -58,7 +58,7 @@ class StudyAnswer(NamedTuple):
 
 
 def run_compare(asked: Asked, *, width: int, quiet: bool = False) -> StudyAnswer:
-    """Run what is missing, write tables and pictures, and return what there is to say.
+    """Make the missing runs, write tables and pictures, and return the answer.
 
     Args:
         asked: What was asked.

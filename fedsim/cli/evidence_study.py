@@ -32,7 +32,7 @@ class EvidenceAsked(NamedTuple):
 
 
 def run_evidence(asked: EvidenceAsked, *, width: int, quiet: bool = False) -> StudyAnswer:
-    """Run what is missing of declared studies, write the page, and return what there is to say.
+    """Make the missing runs of declared studies, write the page, and return the answer.
 
     Raises:
         ScenarioError: If a study's file is wrong; nothing has run then.

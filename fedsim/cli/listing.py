@@ -227,7 +227,7 @@ def _partition_outcome(scenario: "Scenario", png: Path | None) -> CommandOutcome
 
 
 def _dropped_and_owned(statistics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What of a partition is worth a line only where it happens."""
+    """Lines on a partition for things that not every partition has."""
     facts = []
     if statistics["dropped"]["samples"]:
         facts.append(

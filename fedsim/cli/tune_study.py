@@ -52,7 +52,7 @@ class TuneAsked(NamedTuple):
 
 
 def run_tune(asked: TuneAsked, *, width: int, quiet: bool = False) -> StudyAnswer:
-    """Run what is missing, write tables and a picture, and return what there is to say.
+    """Make the missing runs, write tables and a picture, and return the answer.
 
     Raises:
         ScenarioError: If anything asked is impossible; nothing has run then.

@@ -1,4 +1,4 @@
-"""What a chunk came back with, held beside what it should have. Torch alone."""
+"""The differences between a chunk's result and the expected one. Torch alone."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Changes = Mapping[str, tuple[Tensor, float]]
 
 
 def changes(executor: CohortExecutor, result: ChunkResult) -> Changes:
-    """What came back by name with the error that rounding makes; of what was sent, the change."""
+    """Tensors of a result by name, with the error of rounding; of the model, their changes."""
     assert isinstance(result.params, Tensor)
     sent, layout = tensors_of(executor.model), executor.layout
     found: dict[str, tuple[Tensor, float]] = {}

@@ -1,4 +1,4 @@
-"""What a chunk needs, laid out for its slots: received tensors, memories, samples, noise."""
+"""The inputs of a chunk, laid out for its slots: received tensors, memories, samples, noise."""
 
 import copy
 import warnings

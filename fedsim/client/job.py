@@ -1,4 +1,4 @@
-"""What is asked of the cohort executor, what it gives back, and what it asks of data and tasks."""
+"""The cohort executor's input and output, and the interfaces of the data and tasks that it uses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

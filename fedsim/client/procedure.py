@@ -167,7 +167,7 @@ class ClientProcedure(abc.ABC):
 
     @property
     def needs_classes(self) -> str | None:
-        """What in its hyperparameters makes sense of classes alone ("margin = 0.1"), or None."""
+        """The hyperparameter that needs classes as targets ("margin = 0.1"), or None."""
         return None
 
     def descent(self, server_round: int) -> Descent | None:
@@ -212,8 +212,8 @@ _NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
     """Return the procedure's descent, None where a class below has other steps than it tells of.
 
-    A class that inherits `descent` and overrides anything that steps are made of is taken by its
-    own steps: whoever overrides `descent` too says that it holds.
+    A class that inherits `descent` and overrides a part of its steps is trained by its own steps.
+    If it overrides `descent` too, it says that its descent is true.
     """
     if _overridden_below(procedure, "descent", _NO_STEPS):
         return None

@@ -60,7 +60,7 @@ def _trouble(model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor
             warnings.simplefilter("ignore")  # what it says of one sample is said below
             found = loss(functional_call(model.train(), buffers, (features,)))
         return None if bool(torch.isfinite(found).all()) else "the model, which gives no number"
-    except Exception:  # whatever it is, a client would fail by it
+    except Exception:  # of any kind: a client would fail by it
         return entered[-1] if entered else "the model"
     finally:
         for hook in hooks:

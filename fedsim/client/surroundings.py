@@ -1,4 +1,4 @@
-"""What a client finds around its model: generators, and what a user's objects keep."""
+"""The surroundings of a client's model: generators, and the state of a user's objects."""
 
 import contextlib
 from collections.abc import Iterator

@@ -137,7 +137,7 @@ def _trial(task: TaskLike, model: nn.Module, spec: SampleSpec) -> str | None:
             )
             if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
                 return "a sample's output depends on the other samples of its batch"
-        except Exception as error:  # whatever it is, it is reported and the loop serves
+        except Exception as error:  # of any kind: it is reported, and the loop serves
             first_line = str(error).strip().splitlines()[:1] or ["no message"]
             layers_entered = [f"{type(m).__name__} '{name}'" for name, m in entered if name]
             where = f" in {layers_entered[-1]}" if layers_entered else ""

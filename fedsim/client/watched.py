@@ -73,7 +73,7 @@ class PlainDescent(ClientProcedure):
 
 
 class Watching(Surroundings):
-    """Surroundings that see what moves and what is drawn from while a client trains."""
+    """Surroundings that see which objects move and which generators are drawn from in training."""
 
     def __init__(self, seen: Surroundings) -> None:
         super().__init__(seen.seed, seen.device, seen.kept)

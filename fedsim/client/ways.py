@@ -58,7 +58,7 @@ def train_together(
             carry = pytree.tree_map(Tensor.contiguous, carry)
             carry, losses = training.step_together(carry, batches, job.server_round)
             extra, state = vmap(procedure.finish)(carry, memory)
-            # whoever takes no step hands back exactly what it received
+            # a client without steps hands back exactly what it received
             idle = torch.from_numpy(batches.schedule.steps == 0)
             params = select(idle, params, carry["params"])
         flat = inputs.laid(params, out, places.tolist())
@@ -88,13 +88,14 @@ def trains_alone(inputs: Inputs, job: ChunkJob, training: ChainTraining | None) 
 
 
 def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
-    """What steps do that the executor may take itself."""
+    """The descent that the executor may take itself, in place of the procedure's steps; or None."""
     for name in (*job.shared.extra, *job.personal.extra):
         if name.partition(".")[0] != GUIDANCE:
             return None
     descent = descent_of(inputs.procedure, job.server_round)
     if descent is not None and descent.largest > torch.finfo(inputs.layout.dtype).max:
-        # a product takes no such factor; with `step` the client is found not finite
+        # too large for the dtype: a product with it raises here, while `step` gives infinity, and
+        # the client is then refused by name
         return None
     return descent
 

@@ -43,7 +43,7 @@ def entry(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[], Cont
 
     Args:
         root: The cache folder.
-        kind: Subfolder, for the eyes of whoever cleans up.
+        kind: Subfolder, for people who clean up.
         key: Everything that decides the content, as JSON.
         make: Called without arguments when the content must be made.
 

@@ -1,4 +1,4 @@
-"""What federated data look like to everything else: arrays, and rows per client."""
+"""Federated data as other rooms see them: arrays, and rows per client."""
 
 import abc
 import hashlib

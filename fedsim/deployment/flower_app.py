@@ -3,8 +3,8 @@
 The run-config holds one scenario's path; the same strategy, client procedure and round loop as in
 `fedsim run` are built from it on both sides. Keys of the run-config:
 
-    scenario    path of the scenario, from the app's folder, or the name of one that comes with
-    fedsim set         overrides, "table.key=value" separated by spaces
+    scenario    path of the scenario, from the app's folder, or the name of one of fedsim's own
+    set         overrides, "table.key=value" separated by spaces
     out         the run folder on the server; empty makes one under `runs/`
     wait-s      seconds to wait for all SuperNodes
 """

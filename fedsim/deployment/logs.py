@@ -1,4 +1,4 @@
-"""What processes have written to their logs."""
+"""The logs of processes."""
 
 from pathlib import Path
 

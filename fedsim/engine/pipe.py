@@ -88,7 +88,7 @@ class Line:
             UnspeakableError: If it cannot be pickled; nothing is said.
         """
         self._leaving = memoryview(_framed(value))
-        self._arrived = bytearray()  # an answer that nobody wanted is not the one to this
+        self._arrived = bytearray()  # else what is left of an earlier answer was taken for this one
         self._push()
 
     def receive(self) -> Any:

@@ -1,8 +1,8 @@
 """What happens to selected clients inside a round: drop-out, partial work, speed, deadlines.
 
 Time is simulated: a client of median speed takes one unit for its whole local work, however much
-that is, whatever clocks say. Everything follows from (seed, round, client); which clients come
-first also from who was selected.
+that is, and no clock is read. Everything follows from (seed, round, client); the order of arrival
+depends on the selected clients too.
 """
 
 import math
@@ -23,8 +23,8 @@ _FASTEST = 8.0  # standard deviations beyond which no client is ever seen
 class Devices(BaseModel):
     """`[devices]`: what happens to selected clients in a round.
 
-    Whoever drops out or is late does not answer: it counts as absent, not as failed. Whoever does a
-    part of its work is still weighed by all the samples that it holds.
+    A client that drops out or is late does not answer: it counts as absent, not as failed. A client
+    that does a part of its work is still weighed by all the samples that it holds.
 
     Attributes:
         drop_out: Probability that a selected client drops out in mid-round.

@@ -142,7 +142,7 @@ class Cohort(LazyMessages):
         return self._content(0)
 
     def _content_of(self, index: int) -> RecordDict:
-        """What one client receives; clients of whom nothing is told apart share one object."""
+        """The message content for one client. Clients whose content is equal share one object."""
         if not self.personal.is_empty:
             content = self._content(index)
         elif self.is_partial[index] or self.own is not None:

@@ -52,8 +52,8 @@ def spread(replies: Iterable[Message]) -> dict[str, float]:
     """Return per metric the clients' plain mean, the worst tenth's mean, and the variance.
 
     The worst tenth (at least one client) has the largest values of a loss or an error and the
-    smallest of anything else; clients without samples do not count, nor those whose samples do not
-    define the metric, whose number is `local/NAME_undefined` when there are any.
+    smallest of anything else. Clients without samples are left out, and so are clients whose
+    samples leave the metric undefined; `local/NAME_undefined` counts those, if there are any.
     """
     columns: dict[str, list[float]] = {}
     for record in client_metrics(replies):

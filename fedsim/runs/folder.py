@@ -113,7 +113,7 @@ class RunFolder(NamedTuple):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that says in one line that the disk does not take it, and lets the run fail or not."""
+    """A log file that reports a full disk once, in one line, and does not itself stop the run."""
 
     _told = False
 

@@ -18,8 +18,8 @@ class Policy:
         on_failure: "skip" goes on without them, and so does "retry" when asking them again (see
             `RetryGrid`) has not helped; "stop" ends the run at the first one.
         min_replies: Fewer admissible replies than this, when clients failed, end the run.
-        quorum: The share of the clients that did not drop out, in (0, 1], of whom admissible
-            replies must be there when clients failed; None asks for none.
+        quorum: When a client fails, the round stands only if at least this share of the clients
+            that did not drop out gave an admissible reply; in (0, 1], None switches the check off.
     """
 
     on_failure: Literal["skip", "retry", "stop"] = "skip"

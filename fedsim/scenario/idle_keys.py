@@ -1,4 +1,4 @@
-"""Keys of a scenario that say nothing beside another one: a run names them and goes on.
+"""Keys of a scenario that have no effect while another has a certain value: a run names them.
 
 They are not refused, for a comparison may switch off what they belong to and leave them there. A
 strategy or procedure declares its own in `idle`.

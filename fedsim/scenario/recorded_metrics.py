@@ -17,7 +17,7 @@ from fedsim.scenario.expectations import failed_by
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.task import Task
 
-_SPREAD = ("mean", "worst_decile", "variance", "undefined")  # `local_metrics.spread`'s
+_SPREAD = ("mean", "worst_decile", "variance", "undefined")  # `client_metrics.spread`'s
 _EXTREMES = ("min", "max")  # of the nodes' own models
 _PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
 

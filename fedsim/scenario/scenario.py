@@ -236,7 +236,7 @@ class Scenario:
 
     @property
     def sha256(self) -> str:
-        """The hash of what decides the run's result, on any machine and by anybody."""
+        """A hash of every key that can change the run's result; equal on every machine."""
         return identity_of(self.resolved())
 
 

@@ -33,7 +33,7 @@ def keys(kind: str) -> dict[str, signatures.Key]:
 
 
 def check(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is given of `keys`, without what says no more than leaving it out.
+    """Return the given keys, leaving out those that are at their default.
 
     So a scenario keeps its hash when keys are added to tasks.
 

@@ -269,7 +269,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         params, session.state, metrics = self.server_update(session.state, session.params, stack)
         buffers = average_buffers(session.buffers, stack, buffer_weights)
         if (personal := self.personal_models(session.state)) is not None:
-            models, own = personal  # everybody's count, whoever took part
+            models, own = personal  # everybody's count, present or not
             buffers.update(mean_buffers(own, torch.ones(len(models), dtype=torch.float64)))
         averaged = mean_metrics(stack)
         record = kept_model_record(session.layout, params.to(session.layout.dtype), buffers)

@@ -1,4 +1,4 @@
-"""What a strategy says of itself: its state, its set-up, the inputs it cannot do much with."""
+"""Declarations of a strategy: its state, its set-up, settings in which it becomes another one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

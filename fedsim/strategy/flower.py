@@ -133,9 +133,9 @@ def adapted(
 ) -> Callable[..., "Strategy"]:
     """Return a factory of a foreign class whose keyword arguments are scenario keys.
 
-    The factory's attribute `inner` names the argument that holds the table of the strategy inside
-    (None for what wraps nothing), `wrapped` is what that strategy is by default, and `asks` says
-    which keys of `[client]` must equal which of the strategy's own.
+    The factory has three attributes. `fedsim_inner` names the argument that holds the table of the
+    strategy inside; it is None where there is none. `fedsim_wrapped` is that strategy's default
+    name. `fedsim_asks` maps keys of `[client]` to the strategy's own keys that they must equal.
 
     Args:
         cls: The strategy's class.

@@ -1,7 +1,7 @@
 """State of strategies for checkpoints: fedsim's State, or what a foreign strategy remembers.
 
-A strategy inside another one is part of the outer one's state, whoever made it. How it is held is
-`fedsim.strategy.held`'s; checkpoints of before are read too.
+A strategy inside another one is part of the outer one's state. How it is held is said in
+`fedsim.strategy.held`; older checkpoints are read too.
 """
 
 import json

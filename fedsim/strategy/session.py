@@ -149,7 +149,7 @@ def restore_fields(state: State, fields: Mapping[str, Any]) -> State:
 def _admitted(replies: Iterable[Message], sent: Cohort) -> Replies:
     """Admit replies, and say who was refused when nobody before has."""
     received = replies_of(replies, sent)
-    if received.admitted:  # what admitted them has the failures, as the round loop does
+    if received.admitted:  # before: the failures were counted there
         return received
     admitted = received.admit()
     refused = [f for f in admitted.failures if f.cause != "absent"]

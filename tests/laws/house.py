@@ -97,7 +97,24 @@ def sources() -> dict[str, str]:
 @functools.cache
 def trees() -> dict[str, ast.Module]:
     """What Python makes of every file."""
-    return {file: ast.parse(text) for file, text in sources().items()}
+    return {file: _parsed(text) for file, text in sources().items()}
+
+
+@functools.cache  # the text, not the file: a planted file costs no more than itself
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+@functools.cache
+def _imported(text: str) -> list[tuple[str, str]]:
+    """What a source imports: a module and a name of it, or a module and nothing."""
+    found = []
+    for node in ast.walk(_parsed(text)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
 
 
 def module_of(file: str) -> str:
@@ -113,17 +130,13 @@ def module_of(file: str) -> str:
 @functools.cache
 def imports() -> dict[str, set[str]]:
     """The modules of the product that each of its modules imports, lazily or for types too."""
-    modules = {module_of(file) for file in trees()}
+    modules = {module_of(file) for file in sources()}
     found: dict[str, set[str]] = {}
-    for file, tree in trees().items():
+    for file, text in sources().items():
         here = found.setdefault(module_of(file), set())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                here |= {alias.name for alias in node.names} & modules
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    inner = f"{node.module}.{alias.name}"
-                    here |= {inner if inner in modules else node.module} & modules
+        for module, name in _imported(text):
+            inner = f"{module}.{name}"
+            here |= {inner if inner in modules else module} & modules
         here.discard(module_of(file))
     return found
 
@@ -233,20 +246,29 @@ def circles() -> list[list[str]]:
 
 def pieces(kinds: tuple[type[ast.AST], ...]) -> list[Piece]:
     """All functions or classes, the longest first."""
-    found: list[Piece] = []
+    found = [
+        Piece(file, name, lines)
+        for file, text in sources().items()
+        for name, lines in _pieces(text, kinds)
+    ]
+    return sorted(found, key=lambda piece: -piece.lines)
 
-    def look(file: str, node: ast.AST, inside: str) -> None:
+
+@functools.cache
+def _pieces(text: str, kinds: tuple[type[ast.AST], ...]) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+
+    def look(node: ast.AST, inside: str) -> None:
         for child in ast.iter_child_nodes(node):
             name = inside
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 name = f"{inside}.{child.name}".lstrip(".")
                 if isinstance(child, kinds):
-                    found.append(Piece(file, name, _span(child) - _docstring(child)))
-            look(file, child, name)
+                    found.append((name, _span(child) - _docstring(child)))
+            look(child, name)
 
-    for file, tree in trees().items():
-        look(file, tree, "")
-    return sorted(found, key=lambda piece: -piece.lines)
+    look(_parsed(text), "")
+    return found
 
 
 def _span(node: ast.stmt) -> int:
@@ -278,15 +300,19 @@ def twice() -> dict[str, list[str]]:
 
 def asked_for() -> Iterator[tuple[str, int, str]]:
     """Where code other than an adapter asks whether something is a Cohort, Replies or ours."""
-    for file, tree in trees().items():
-        if file in ADAPTERS:
-            continue
-        for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance"):
-                continue
+    for file, text in sources().items():
+        if file not in ADAPTERS:
+            yield from ((file, line, name) for line, name in _asked_for(text))
+
+
+@functools.cache
+def _asked_for(text: str) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(_parsed(text)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
             names = {getattr(part, "id", "") for part in ast.walk(node.args[1])}
-            for name in sorted(names & set(ASKED_FOR)):
-                yield file, node.lineno, name
+            found += [(node.lineno, name) for name in sorted(names & set(ASKED_FOR))]
+    return found
 
 
 def long_files(above: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What a probe has to say of the machine."""
+"""The finding of one look at the machine."""
 
 from typing import Literal, NamedTuple
 
@@ -10,8 +10,8 @@ class Finding(NamedTuple):
 
     Attributes:
         name: What was looked at, such as "torch" or "memory".
-        state: "ok"; "note" for what is absent or tight and can be done without; "failed" for what
-            must be put right first.
+        state: "ok"; "note" for a thing that is absent or tight and can be done without; "failed"
+            for one that must be put right first.
         found: What is there, in words.
         remedy: What to do about it, with the exact command where there is one; empty when nothing
             is to be done.

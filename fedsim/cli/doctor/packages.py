@@ -1,4 +1,4 @@
-"""What is installed beside what fedsim asks for, and whether it can be imported."""
+"""The packages that fedsim asks for: which versions are installed, and whether they import."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def _fedsim() -> Finding:
 
 
 def _requirements() -> "Iterator[Requirement]":
-    """What fedsim asks for, and what the extras among it ask for (Flower's simulation: Ray)."""
+    """The packages that fedsim asks for, with those of their extras (Flower's simulation: Ray)."""
     from packaging.requirements import Requirement
 
     for text in metadata.requires(DISTRIBUTION) or []:

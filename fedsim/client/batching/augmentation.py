@@ -41,7 +41,7 @@ class Augmentation:
     """Random crop, then horizontal flip, then Gaussian noise.
 
     Args:
-        crop: Pixels of zero padding on each side, of which a random crop of the old size is taken;
+        crop: Pixels of zero padding on each side; a random crop of the old size is then taken;
             >= 0, and 0 does not crop.
         flip: Probability of a mirror image, in [0, 1].
         noise: Standard deviation of what is added to every feature, in the features' unit; >= 0.

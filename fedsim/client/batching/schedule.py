@@ -78,7 +78,7 @@ class Schedule:
         """Samples that a model is given when the slots train together, padding included.
 
         Args:
-            leaving: Whether whoever has finished leaves, until two slots are left.
+            leaving: Whether clients that have finished leave, until two slots are left.
         """
         slots, steps = self.counts.shape
         active = np.maximum((self.counts > 0).sum(axis=0), 2) if leaving else slots * steps
@@ -174,9 +174,9 @@ def phases(steps: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def steps_of(share: float, steps: int) -> int:
-    """Return how many of its steps a client takes that does a share of its work: the first ones.
+    """Return how many steps a client takes that does a share of its work: the first ones.
 
-    Rounded up, so that whoever has steps takes one at least.
+    Rounded up, so that a client with any steps takes at least one.
 
     Example:
         >>> [steps_of(share, 10) for share in (1.0, 0.7, 0.21, 0.001)], steps_of(0.5, 0)

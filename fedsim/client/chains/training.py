@@ -1,7 +1,7 @@
 """Training of a chunk whose model is a chain of known layers, without autograd or `torch.func`.
 
 Dense chains train all clients of a chunk together, each layer one batched product. The clients are
-in descending order of their steps. In a descent whoever has finished leaves the products:
+in descending order of their steps. In a descent a client that has finished leaves the products:
 there is no padding but that of a client's own last batch; other steps keep the chunk's shape, and
 large models take them one client after another. So do chains with convolutions, in the memory
 format in which convolutions are fastest.

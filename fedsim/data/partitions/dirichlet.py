@@ -122,8 +122,8 @@ def dirichlet_client(
 
     Client c draws q ~ Dirichlet(alpha p), where p is the law of all training samples, and then its
     samples by q without replacement. A class that runs out is shared at random among the clients
-    that ask for it; what they miss they draw anew among the classes that are left, by their own law
-    as far as that goes. All samples are dealt out.
+    that ask for it. A client draws the samples that it then lacks from the classes that are left,
+    by its own law as far as that goes. All samples are dealt out.
 
     Args:
         alpha: Concentration; > 0, small means few classes per client, large the law of all.

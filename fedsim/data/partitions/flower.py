@@ -140,7 +140,7 @@ def _assign(
         count = int(partitioner.num_partitions)
         table = partitioner.dataset  # the partitioner may have sorted it
         numbers = np.asarray(table[_ROW], dtype=np.int64)
-        # a selection of which the numbers alone are asked; building each takes milliseconds
+        # only the rows' numbers are asked of a selection, and building one takes milliseconds
         table.select = lambda indices, **_: {_ROW: numbers[np.asarray(indices, dtype=np.int64)]}
         for client_id in range(count):
             rows = np.asarray(partitioner.load_partition(client_id)[_ROW], dtype=np.int64)
@@ -171,7 +171,10 @@ def _table(samples: Samples) -> Any:
 def _build(
     cls: type[Any], kind: str, arguments: Mapping[str, Any], offered: Mapping[str, Any]
 ) -> Any:
-    """Call a constructor with the scenario's arguments and what it takes of what is offered."""
+    """Build the partitioner from the scenario's arguments.
+
+    Of `offered`, those are added that its constructor accepts.
+    """
     parameters = inspect.signature(cls, eval_str=True).parameters
     given = {key: value for key, value in offered.items() if key in parameters}
     for key, value in arguments.items():

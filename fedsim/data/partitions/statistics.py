@@ -165,8 +165,8 @@ def _total_variation(counts: Ints, shares: npt.NDArray[np.float64]) -> npt.NDArr
 def draw_partition(data: FederatedData, path: Path | str) -> None:
     """Draw which client holds how much of which class, and write it as an image.
 
-    Up to 60 clients are stacked bars in the order of their ids. More are columns, sorted by the
-    class of which they hold most: their sizes above, the shares of the classes below; beyond 1,000
+    Up to 60 clients are stacked bars in the order of their ids. More are columns, sorted by their
+    most frequent class: their sizes above, the shares of the classes below; beyond 1,000
     a column is the mean of neighbours.
 
     Args:

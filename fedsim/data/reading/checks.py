@@ -1,7 +1,6 @@
 """Arrays of unknown origin, held against what a federation needs of them.
 
-Every refusal here is the end of a message: what was found and what must be. Who calls it says
-where.
+Every refusal here is the end of a message: what was found and what must be. The caller says where.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What was chosen from a table because its scenario does not say it, in lines for its user.
+"""Lines for the user on choices that the scenario left open, such as a table's columns.
 
 Nothing is chosen in silence: each line names what was taken, and the keys that settle it.
 """

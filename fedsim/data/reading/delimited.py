@@ -1,7 +1,7 @@
 """How tables of text are written: what separates their columns, decimals, encoding.
 
-Whatever a scenario does not say is found in the first lines of every file; what does not show
-there, or shows two ways, is asked about.
+What a scenario leaves open is found in the first lines of every file. What these lines do not show,
+or show two ways, is asked about.
 """
 
 import codecs

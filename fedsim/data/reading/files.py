@@ -109,7 +109,7 @@ class LocalFiles:
     def _written(
         self, named: Mapping[str, list[tuple[str, Path]]]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return what `datasets` reads the files with, and what of it was found."""
+        """Return the arguments with which `datasets` reads the files, and lines on those found."""
         if self.format not in SEPARATORS:
             return {}, self._pooled()
         every = [pair for pairs in named.values() for pair in pairs]
@@ -287,7 +287,7 @@ def _made(
     group: str | None,
     dialect: Dialect | None,
 ) -> LocalFiles:
-    """Hold what the scenario says of the files against what they are."""
+    """Hold the scenario's keys about the files against the files."""
     dialect = dialect or ANY_DIALECT
     if kind not in SEPARATORS:
         for key in ("separator", "decimal", "encoding"):

@@ -38,7 +38,7 @@ class Origin(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells one content from another without reading it, as JSON."""
+        """The identity of the content, known without reading it, as JSON."""
 
     @property
     def description(self) -> dict[str, Any]:

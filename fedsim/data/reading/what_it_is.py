@@ -1,4 +1,4 @@
-"""What a file is that is not what its name says, or that no reader here takes."""
+"""Names a file's true format where its ending is wrong, or where no reader takes it."""
 
 from pathlib import Path
 

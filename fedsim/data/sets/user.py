@@ -103,7 +103,7 @@ def user_factory(path: str) -> Callable[..., PooledSource]:
 
 
 def checked(data: Any, where: str) -> Loaded:
-    """Hold what a loader returned against what a federation needs.
+    """Hold a loader's result against the needs of a federation.
 
     Args:
         data: What it returned.
@@ -194,7 +194,7 @@ def _said(
     raw: npt.NDArray[Any], names: list[str] | None, targets: Targets,
     *, vocabulary: int, num_classes: int,
 ) -> list[str]:  # fmt: skip
-    """What a user should know of columns and targets that may not be what they seem."""
+    """Warnings about columns and targets that may be something else than they seem."""
     said: list[str] = []
     if not vocabulary and raw.dtype.kind in "fiu":
         said += row_numbers_of(raw, names)

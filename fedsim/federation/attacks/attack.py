@@ -1,4 +1,4 @@
-"""Who attacks when, what an attack sees, and what it is made of."""
+"""The parts of an attack: who attacks in which round, and what the attackers see."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

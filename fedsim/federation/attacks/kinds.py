@@ -1,4 +1,4 @@
-"""The attacks: each a function that says what it sees and what becomes of updates or data.
+"""The attacks: each function says what the attackers see, and what they send or train on.
 
 A new one is one function here and one line in `ATTACKS` (`named.py`): its keyword arguments, and
 those that say who attacks when, are the keys of `[attack]`.

@@ -1,7 +1,7 @@
-"""Clients whose updates are not what training gave: attackers, and links that lose packets.
+"""The attacks by name: Byzantine clients, and links that lose packets.
 
-An attack is a pure function from what it sees to what the Byzantine clients send, an effect on the
-data that they train on, or both; who attacks in which round is a function of the seed.
+An attack is a pure function from the updates that it sees to those that the Byzantine clients send,
+an effect on the data that they train on, or both. The seed decides who attacks in which round.
 """
 
 from collections.abc import Callable

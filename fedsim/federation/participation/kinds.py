@@ -1,7 +1,6 @@
 """Who takes part in a round, as a function of (seed, round) alone: the rules.
 
-Rates that change over the rounds are in `participation_seasons`, recorded participation in
-`participation_trace`.
+Rates that change over the rounds are in `seasons`, recorded participation in `trace`.
 """
 
 import math
@@ -239,7 +238,7 @@ class Cyclic(RatedParticipation):
 
     A client of rate p is on for max(1, round(c p)) rounds and off for the rest of the cycle of c,
     at least one round; so its true rate is a multiple of 1 / c, or c / (c + 1) when it is on for c.
-    It begins in an off phase, of which a random number of rounds has passed.
+    It begins at a random place in an off phase.
 
     Args:
         rate: Share of rounds in which a client takes part, in (0, 1]; or one per client.

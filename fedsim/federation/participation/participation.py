@@ -58,7 +58,7 @@ class Participation(abc.ABC):
         return None
 
     def note(self, num_clients: int) -> str | None:
-        """Return in what clients take part otherwise than the scenario's numbers say, if so."""
+        """Return a sentence on how participation differs from the scenario's numbers, or None."""
         return None
 
     def over_selected(self, factor: float) -> "Participation":

@@ -102,7 +102,7 @@ def erdos_renyi(
 def small_world(
     *, degree: int = 4, rewiring: float = 0.1, every: int | None = None, connected: bool = True
 ) -> Topology:
-    """A ring of near neighbours of which some edges lead anywhere (Watts and Strogatz).
+    """A ring of near neighbours in which some edges lead anywhere (Watts and Strogatz).
 
     Args:
         degree: Neighbours of each node before rewiring; even, >= 2, below the number of nodes.

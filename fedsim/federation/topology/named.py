@@ -1,7 +1,6 @@
 """The topologies by name."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from fedsim.federation.topology.kinds import (
     barabasi_albert,
@@ -16,10 +15,6 @@ from fedsim.federation.topology.kinds import (
     torus,
 )
 from fedsim.federation.topology.topology import Topology
-
-if TYPE_CHECKING:
-    pass
-
 
 TOPOLOGIES: dict[str, Callable[..., Topology]] = {
     "ring": ring,

@@ -139,13 +139,13 @@ class Delivery(NamedTuple):
         return own.double() + (1 - self.self_weight) * step
 
     def _weight(self, neighbours: Neighbours, node: int, other: int) -> float:
-        """What a message weighs among the received: all alike, or as Metropolis and Hastings."""
+        """The weight of a received message: the same for all, or Metropolis and Hastings'."""
         if self.mixing == "uniform":
             return 1.0
         return 1 / (1 + max(len(neighbours[node]), len(neighbours[other])))
 
     def _own_weight(self, neighbours: Neighbours, node: int, received: Tensor) -> float:
-        """What the own model weighs; Metropolis-Hastings leaves it what did not arrive."""
+        """The weight of the own model; by Metropolis-Hastings, that of lost messages is added."""
         if self.mixing == "uniform":
             return self.self_weight
         whole = sum(self._weight(neighbours, node, other) for other in neighbours[node].tolist())

@@ -1,4 +1,4 @@
-"""What kind of thing an object is, as far as it decides how it is written."""
+"""The kinds of objects, as far as they decide how an object is written."""
 
 import types
 from typing import Any, NamedTuple

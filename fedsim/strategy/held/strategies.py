@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a strategy, and whether it comes back from it as it was."""
+"""The part of a checkpoint that a strategy has, and a test whether it comes back the same."""
 
 import enum
 import hashlib
@@ -156,8 +156,8 @@ class StrategyMemory:
 
 
 def try_out(memory: StrategyMemory, second: Strategy) -> str | None:
-    """Say what a second strategy is not given back as the first remembers it, or None."""
-    with seeded(0):  # whatever is drawn meanwhile
+    """Restore a strategy's memory into a second one; name what comes back otherwise, or None."""
+    with seeded(0):  # for what is drawn meanwhile
         return memory.differs(second)
 
 

@@ -92,7 +92,7 @@ class Known:
 
 
 def _moved(module: str, name: str) -> Any | None:
-    """What fedsim had in another module when a checkpoint was written, if one thing is called so.
+    """A class that lay elsewhere in fedsim when a checkpoint was written, if one has its name.
 
     A class name stands once in the house (a law), so that a class is found wherever it moves to.
     """

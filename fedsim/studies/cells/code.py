@@ -1,4 +1,4 @@
-"""What a study says of its user's own code: that it has changed, and what cannot be followed."""
+"""Lines of a study on the user's own code: it has changed, or it cannot be followed."""
 
 import contextlib
 from collections.abc import Iterable

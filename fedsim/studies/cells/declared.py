@@ -1,4 +1,4 @@
-"""What a study compares, as its folder remembers it: so that it can be gone on with."""
+"""The comparison that a study's folder remembers, so that a study can be gone on with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

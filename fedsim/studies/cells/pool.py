@@ -30,7 +30,7 @@ _END_S = 5.0  # seconds that a process may take to end when it is asked to
 
 
 class CellWatch(Protocol):
-    """Whoever is told how far the cells are."""
+    """Is told how far the cells are."""
 
     def begun(self, cell: Cell) -> None:
         """A cell is being run."""

@@ -1,4 +1,4 @@
-"""What is held beside what: scenarios, or one scenario with `--vary key=value,value`."""
+"""The variants of a study: scenarios, or one scenario with `--vary key=value,value`."""
 
 import hashlib
 import itertools

@@ -2,8 +2,8 @@
 
 It reads one JSON document per line from standard input,
 `{"folder", "scenario", "origin", "code"}`, and writes what happens to standard output in the same
-way. When standard input ends it ends, in the middle of a run too: whoever asked for the run is
-gone, and a run can be resumed.
+way. When standard input ends it ends, in the middle of a run too: the process that asked for the
+run is gone, and a run can be resumed.
 """
 
 import gc

@@ -38,7 +38,7 @@ def page(found: Sequence[Evidence], versions: str) -> str:
 
 
 def stamp(evidence: Evidence) -> str:
-    """Return the line that says of which study's file a page's section was made."""
+    """Return the line that names the study's file behind a section of the page."""
     return f"<!-- {evidence.declared.name} {evidence.declared.sha256[:16]} -->"
 
 

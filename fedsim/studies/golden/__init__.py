@@ -1,4 +1,4 @@
-"""Scenario regression: what a scenario did when it was recorded, and whether it still does it.
+"""Scenario regression: a scenario's recorded results, and whether it still has them.
 
 `fedsim check` and the pytest plugin run a scenario twice: as it stands, which its claims and the
 hashes of its recording are held against, and for its first rounds in float64, whose metrics are

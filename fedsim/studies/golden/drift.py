@@ -1,4 +1,4 @@
-"""Where what a scenario does now parts from what was recorded."""
+"""Where a scenario's results now part from the recorded ones."""
 
 import math
 from collections.abc import Iterator

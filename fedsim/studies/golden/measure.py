@@ -17,7 +17,7 @@ from fedsim.studies.golden.recording import MetricTrace, Recording
 
 TRACED_ROUNDS = 10
 
-# what is measured differently every time, and what later versions may count otherwise
+# metrics that differ in every run, and metrics that later versions may count otherwise
 _UNTRACED = ("time/", "comm/")
 # versions that say nothing of bits
 _UNDECIDED = ("python", "fedsim", "flwr", "ray", "system")
@@ -53,8 +53,8 @@ class _Unwatched:
 class Measurer:
     """Measures scenarios in processes of its own, whose kernels are pinned before anything loads.
 
-    So a recording has portable bits, whatever this process has imported before. Used as a context;
-    the processes start with the first scenario.
+    So a recording has portable bits, even if this process has imported torch before. Used as a
+    context; the processes start with the first scenario.
 
     Args:
         workers: Processes at a time; None takes one for each of a scenario's two runs, as far as

@@ -71,7 +71,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _measurer_of(config: pytest.Config) -> "Measurer":
-    """What runs all scenarios of a session: one process, for pytest may run several sessions."""
+    """The measurer of a session's scenarios; a process may run several sessions of pytest."""
     from fedsim.studies.golden.measure import Measurer
 
     if (measurer := config.stash.get(_MEASURER, None)) is None:

@@ -132,7 +132,7 @@ def record(
 
     Args:
         scenario: Its file.
-        why: What moved it, for whoever reads the history.
+        why: What moved it, for readers of the history.
         overrides: Assignments such as "data.path=/data/mnist".
         data: As for `check`.
         measurer: As for `check`.
