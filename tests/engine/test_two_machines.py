@@ -20,7 +20,7 @@ from engine import two_machines as two
 from faults.worlds import SCENARIO
 import fedsim
 import fedsim.engine.ray.grid as engine
-from fedsim.runs.folder import JsonLines
+from fedsim.basics.json_files import JsonLines
 
 folder = sys.argv[1]
 with open(f"{folder}/small.toml", "w") as file:
