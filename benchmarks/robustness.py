@@ -26,7 +26,7 @@ from fedsim.messages.records import model_tensors
 from fedsim.runs.evaluation_data import triggered_samples
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.world import build
-from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.scenario import Scenario
 
 CLIENTS = 11
@@ -94,7 +94,7 @@ def row(name: str, num_byzantine: int, seed: int, rounds: int) -> dict[str, floa
         if num_byzantine > recipe.bearable(CLIENTS) and rule != "mean":
             continue
         told = {} if rule == "mean" else {"num_byzantine": num_byzantine}
-        strategy = discovery.make_strategy({"name": "robust", **options, **told})
+        strategy = Choice("strategies", {"name": "robust", **options, **told}).make()
         strategy.declare_buffers([])
         strategy.declare_seed(seed)
         assert world.attack is not None

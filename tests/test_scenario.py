@@ -20,6 +20,7 @@ import fedsim
 import strategies
 from fedsim.basics.errors import ScenarioError
 from fedsim.scenario import discovery, signatures
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.expectations import Expectation, check_expectations
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
@@ -630,7 +631,7 @@ def test_module_with_two_strategies_is_refused(
 
 
 def test_flower_strategy_is_built_to_take_everybody() -> None:
-    strategy = discovery.make_strategy({"name": "flower:FedAdam", "eta": 0.5})
+    strategy = Choice("strategies", {"name": "flower:FedAdam", "eta": 0.5}).make()
     assert vars(strategy)["eta"] == 0.5
     assert vars(strategy)["fraction_train"] == 1.0
     assert vars(strategy)["fraction_evaluate"] == 1.0

@@ -9,7 +9,6 @@ from fedsim.basics.text import names_of
 from fedsim.client.procedure import ClientProcedure, Work
 from fedsim.client.short_batches import ends_with_one, why_not_one
 from fedsim.data.federated import FederatedData
-from fedsim.scenario import discovery
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.task import Task
 
@@ -53,7 +52,7 @@ def check_last_batches(
         return None
     if work.batch_size == 1:
         raise ScenarioError(f"[client] batch_size = 1: {layer} cannot train on one sample")
-    has_key = "last_batch" in discovery.schema("clients", scenario.client["name"])
+    has_key = "last_batch" in scenario.choices["client"].keys
     remedy = "last_batch = 'drop' or 'merge', or " if has_key else ""
     raise ScenarioError(
         f"[client] batch_size = {work.batch_size}: {names_of(short, data.num_clients)} would end "

@@ -11,7 +11,8 @@ from fedsim.client.clipping import CLIPPING_NORM
 from fedsim.client.procedure import ClientProcedure
 from fedsim.messages.adapting import configs_of
 from fedsim.messages.records import SERVER_ROUND, WORK
-from fedsim.scenario import discovery, signatures
+from fedsim.scenario import signatures
+from fedsim.scenario.choice import Choice
 
 _READ = {SERVER_ROUND, WORK, CLIPPING_NORM}
 # Flower's own name of a setting, and names that people give: what they mean
@@ -27,18 +28,17 @@ class ClientSettings:
     """The keys of a scenario's `[client]` table, and what a round's config makes of them.
 
     Args:
-        table: The validated table.
+        client: What the table names.
     """
 
-    def __init__(self, table: Mapping[str, Any]) -> None:
-        self._table = dict(table)
-        self.name = str(table["name"])
-        self._procedure: Any = discovery.procedure_factory(self.name)
+    def __init__(self, client: Choice) -> None:
+        self._client, self._table = client, client.table
+        self.name = client.name
 
     @functools.cached_property
     def keys(self) -> dict[str, signatures.Key]:
         """The procedure's keys by name."""
-        return discovery.schema("clients", self.name)
+        return self._client.keys
 
     def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys of `[client]` that a config gives another value, with these values.
@@ -65,7 +65,8 @@ class ClientSettings:
         Raises:
             ValueError: If a value is impossible.
         """
-        return discovery.make_procedure({**self._table, **overrides})
+        made: ClientProcedure = self._client.having(overrides).make()
+        return made
 
     def unread(self, config: Mapping[str, Any]) -> list[str]:
         """Return the entries of a config that no client reads."""
@@ -76,7 +77,7 @@ class ClientSettings:
         table = {**self._table, **overrides}
         return [
             f"'{key}' is without effect with {why}"
-            for idle in getattr(self._procedure, "idle", ())
+            for idle in getattr(self._client.factory, "idle", ())
             if (why := idle.beside(table))
             for key in idle.keys
             if key in overrides

@@ -22,7 +22,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.attacks.attack import Attack
 from fedsim.runs.client_settings import ClientSettings
-from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks import named as tasks
 
@@ -41,7 +41,7 @@ def task_and_procedure(
     """
     task = task_of(scenario.task, data, scenario.data["name"])
     augmentation_of(scenario.task.get("augment"), data.spec)  # or refused here
-    procedure = discovery.make_procedure(scenario.client)
+    procedure: ClientProcedure = scenario.choices["client"].make()
     needs = procedure.needs_classes
     if needs and not data.spec.has_classes:
         raise ScenarioError(
@@ -106,8 +106,8 @@ def make_app(
     paths = scenario.import_paths
     own = SentProject(scenario.folders if paths else None, of_main(paths))
     build_executor = functools.partial(
-        make_executor, own, data, dict(scenario.task), dict(scenario.client), scenario.seed, plan,
-        dict(scenario.attack), **options,
+        make_executor, own, data, dict(scenario.task), scenario.choices["client"], scenario.seed,
+        plan, scenario.choices.get("attack"), **options,
     )  # fmt: skip
     return CohortApp(build_executor, plan)
 
@@ -116,10 +116,10 @@ def make_executor(
     own: SentProject,
     data: FederatedData,
     task: Mapping[str, Any],
-    client: Mapping[str, Any],
+    client: Choice,
     seed: int,
     plan: ExecutionPlan,
-    attack: Mapping[str, Any] | None = None,
+    attack: Choice | None = None,
     **options: bool,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
@@ -127,8 +127,8 @@ def make_executor(
     Args:
         own: Opened the project's folders when it arrived in this process.
         data: The clients' data.
-        task: The scenario's table, as are `client` and `attack`.
-        client: What runs on clients.
+        task: The scenario's table.
+        client: What runs on clients; where it comes from another process it is looked up here.
         seed: The scenario's seed.
         plan: How the run computes.
         attack: Who attacks, or None.
@@ -139,21 +139,21 @@ def make_executor(
     """
     own.open()
     kernels_in_use.keep(plan.bits)
-    procedure = discovery.make_procedure(client)
+    procedure: ClientProcedure = client.make()
     poison = _poison(attack_of(attack, data), data, seed)
     given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
 
 
-def attack_of(table: Mapping[str, Any] | None, data: FederatedData) -> Attack | None:
-    """Return the attack of a table [attack].
+def attack_of(choice: Choice | None, data: FederatedData) -> Attack | None:
+    """Return the attack that a table [attack] names, or None without one.
 
     Raises:
         ScenarioError: If the samples are none that can be attacked so.
     """
-    if not table:
+    if choice is None:
         return None
-    attack: Attack = discovery.make("attacks", table)
+    attack: Attack = choice.make()
     try:
         if attack.effect is not None:
             attack.effect.check(data.spec)

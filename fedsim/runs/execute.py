@@ -152,7 +152,9 @@ def _loop(
         seed=seed,
         hooks=hooks,
         history=history,
-        watch=SettingsWatch(ClientSettings(scenario.client), type(world.strategy).__name__, tell),
+        watch=SettingsWatch(
+            ClientSettings(scenario.choices["client"]), type(world.strategy).__name__, tell
+        ),
     )
 
 

@@ -30,11 +30,11 @@ from fedsim.runs.certain_failures import check_last_batches
 from fedsim.runs.client_side import attack_of, make_app, planned, task_and_procedure
 from fedsim.runs.notes import notes_of
 from fedsim.runs.start_model import StartModel, own_start, with_weights
-from fedsim.scenario import discovery
+from fedsim.scenario.discovery import TOPOLOGY
 from fedsim.scenario.recorded_metrics import check_watched
 from fedsim.scenario.scenario import Scenario
 from fedsim.strategy.base import FederatedStrategy
-from fedsim.strategy.flower import check_model
+from fedsim.strategy.flower import COHORT, check_model
 from fedsim.strategy.foreign import nested
 from fedsim.tasks.task import Task
 
@@ -123,7 +123,7 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     devices, selected = _devices(scenario, takes_part, data.num_clients)
     at_once = selected.expected_cohort(data.num_clients)
     plan, found = planned(scenario, data, task, procedure, at_once)
-    attack = attack_of(scenario.attack, data)
+    attack = attack_of(scenario.choices.get("attack"), data)
     app = make_app(scenario, data, plan, found)
     topology = _topology(scenario, data)
     cohort = takes_part.expected_cohort(data.num_clients)
@@ -168,7 +168,7 @@ def _data(scenario: Scenario) -> FederatedData:
 
 def _check_batch(scenario: Scenario, data: FederatedData) -> None:
     """Refuse a batch that is almost all padding: every step would need memory for it."""
-    batch = discovery.make_procedure(scenario.client).work.batch_size
+    batch = scenario.choices["client"].make().work.batch_size
     held = data.manifest["data"].get("samples")  # text where samples are made on demand
     if isinstance(held, int) and batch > max(held, _LARGE_BATCH):
         largest = data.manifest["sizes"]["max"]
@@ -180,7 +180,7 @@ def _check_batch(scenario: Scenario, data: FederatedData) -> None:
 
 def _takes_part(scenario: Scenario, data: FederatedData) -> Participation:
     """Who takes part when."""
-    takes_part: Participation = discovery.make("participation", scenario.participation)
+    takes_part: Participation = scenario.choices["participation"].make()
     if takes_part.needs_labels:
         # every client's labels are counted: of generated data this makes all of them once
         takes_part.learn_labels(label_counts(data, whole=True).counts, seed=scenario.seed)
@@ -202,9 +202,9 @@ def _devices(
 
 def _topology(scenario: Scenario, data: FederatedData) -> Topology | None:
     """The graph of a strategy that averages over one."""
-    if not scenario.topology:
+    if (choice := scenario.choices.get("topology")) is None:
         return None
-    topology: Topology = discovery.make("topologies", scenario.topology)
+    topology: Topology = choice.make()
     topology.graph(data.num_clients, server_round=1, seed=scenario.seed)  # or refused here
     return topology
 
@@ -216,7 +216,8 @@ def _make_strategy(
     if seeded:
         draws = seeded_draws(derived_seed(scenario.seed, "strategy"))
     with draws:
-        return discovery.make_strategy(scenario.strategy, topology, cohort=cohort)
+        made: Strategy = scenario.choices["strategy"].make(**{TOPOLOGY: topology, COHORT: cohort})
+        return made
 
 
 def _introduce(

@@ -1,5 +1,6 @@
 """What tables of a scenario may not be together."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,30 +11,51 @@ from fedsim.basics.errors import (
 from fedsim.basics.import_paths import is_import_path
 from fedsim.federation.devices import Devices
 from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.expectations import METRIC_PHASES, Expectation
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     EvaluationTable,
 )
+from fedsim.strategy.flower import COHORT
 
 
 def check_clients(
-    origin: str, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
+    problems: ScenarioProblems,
+    choices: Mapping[str, Choice],
+    fixed: Mapping[str, Any],
+    clients: int,
 ) -> None:
-    """Refuse what so many clients cannot do, where the data alone say how many there are.
+    """Refuse what so many clients cannot do.
 
     Args:
-        origin: What messages call the scenario.
-        tables: Its tables that name a factory.
-        fixed: Its other tables.
+        problems: Where problems go.
+        choices: What the scenario's tables name, by table.
+        fixed: Its tables with fixed keys.
         clients: Clients registered.
-
-    Raises:
-        ScenarioError: With one line for everything that is wrong.
     """
-    problems = ScenarioProblems(origin, tables)
-    _check_clients(problems, tables, fixed, clients)
-    problems.raise_any()
+    engine, evaluation = fixed["engine"], fixed["evaluation"]
+    if evaluation is not None and evaluation.clients > clients:
+        problems.add(
+            f"[evaluation] clients = {evaluation.clients} with {clients} clients: at most "
+            f"{clients} can evaluate"
+        )
+    for name in ("attack", "topology"):
+        if choice := choices.get(name):
+            problems.attempt(functools.partial(_check_made, choice, clients))
+    if (participation := choices.get("participation")) is None:
+        return
+    expected = problems.attempt(lambda: int(participation.make().expected_cohort(clients)))
+    if (devices := fixed["devices"]) is not None and devices.over_select > 1:
+        problems.attempt(lambda: _check_over_selection(devices, participation, clients))
+    strategy = choices.get("strategy")
+    if strategy is not None and expected is not None and strategy.takes(COHORT):
+        problems.attempt(lambda: strategy.make(expected_cohort=expected), where="[strategy] ")
+    cohort = participation.table.get("cohort_size", clients)
+    if engine is not None and engine.min_replies > cohort:
+        problems.add(
+            f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
+        )
 
 
 def check_metric(problems: ScenarioProblems, metric: str, *, where: str) -> None:
@@ -49,7 +71,7 @@ def check_metric(problems: ScenarioProblems, metric: str, *, where: str) -> None
 
 
 def check_combinations(
-    problems: ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any]
+    problems: ScenarioProblems, choices: Mapping[str, Choice], fixed: Mapping[str, Any]
 ) -> None:
     """Refuse what each table allows and all together do not."""
     engine, evaluation = fixed["engine"], fixed["evaluation"]
@@ -58,13 +80,13 @@ def check_combinations(
             f"[engine] chunk_size = {engine.chunk_size}: must be at least 2 (a client that is "
             "computed alone takes other kernels and so gets other bits)"
         )
-    _check_sent(problems, tables["strategy"], tables["client"])
-    data, partition = tables["data"], tables["partition"]
+    _check_sent(problems, choices.get("strategy"), choices.get("client"))
+    data, partition = choices.get("data"), choices.get("partition")
     if data is None or partition is None:
         return
-    if data["name"] == "synthetic" and partition["kind"] != "natural":
+    if data.name == "synthetic" and partition.name != "natural":
         problems.add(
-            f'[partition] kind = "{partition["kind"]}" with [data] name = "synthetic": its clients '
+            f'[partition] kind = "{partition.name}" with [data] name = "synthetic": its clients '
             'are generated one by one and nothing is there to split; use kind = "natural"'
         )
     if evaluation is not None and evaluation.per_client and not evaluation.clients:
@@ -72,73 +94,44 @@ def check_combinations(
             "[evaluation] per_client = true with [evaluation] clients = 0: say how many clients "
             "evaluate"
         )
-    if (clients := partition.get("clients")) is not None:
-        _check_clients(problems, tables, fixed, clients)
+    if (clients := partition.table.get("clients")) is not None:
+        check_clients(problems, choices, fixed, clients)
 
 
-def _check_clients(
-    problems: ScenarioProblems, tables: Mapping[str, Any], fixed: Mapping[str, Any], clients: int
-) -> None:
-    """Refuse what so many clients cannot do."""
-    engine, evaluation = fixed["engine"], fixed["evaluation"]
-    if evaluation is not None and evaluation.clients > clients:
-        problems.add(
-            f"[evaluation] clients = {evaluation.clients} with {clients} clients: at most "
-            f"{clients} can evaluate"
-        )
-    if attack := tables["attack"]:
-        problems.attempt(lambda: discovery.make("attacks", attack).check(clients))
-    if topology := tables["topology"]:
-        problems.attempt(lambda: discovery.make("topologies", topology).check(clients))
-    if (participation := tables["participation"]) is None:
-        return
-    expected = problems.attempt(lambda: expected_cohort(participation, clients))
-    if (devices := fixed["devices"]) is not None and devices.over_select > 1:
-        problems.attempt(lambda: _check_over_selection(devices, participation, clients))
-    strategy = tables["strategy"]
-    if strategy is not None and expected is not None and discovery.takes_cohort(strategy["name"]):
-        problems.attempt(
-            lambda: discovery.make_strategy(strategy, cohort=expected), where="[strategy] "
-        )
-    cohort = participation.get("cohort_size", clients)
-    if engine is not None and engine.min_replies > cohort:
-        problems.add(
-            f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
-        )
-
-
-def _check_sent(
-    problems: ScenarioProblems,
-    strategy: Mapping[str, Any] | None,
-    client: Mapping[str, Any] | None,
-) -> None:
+def _check_sent(problems: ScenarioProblems, strategy: Choice | None, client: Choice | None) -> None:
     """Refuse a client procedure that does not use what the strategy sends."""
     if strategy is None or client is None:
         return
 
-    def takes(procedure: str, name: str) -> bool:
-        return name in getattr(discovery.procedure_factory(procedure), "takes", ())
+    def takes(factory: Any, name: str) -> bool:
+        return name in getattr(factory, "takes", ())
 
-    for name in getattr(discovery.strategy_factory(strategy["name"]), "sends", ()):
-        if not takes(client["name"], name):
-            fit = [known for known in discovery.names("clients") if takes(known, name)]
+    for name in getattr(strategy.factory, "sends", ()):
+        if not takes(client.factory, name):
+            fit = [
+                known
+                for known in discovery.names("clients")
+                if takes(discovery.procedure_factory(known), name)
+            ]
             problems.add(
-                f'[client] name = "{client["name"]}": does not use the {name} that [strategy] name '
-                f'= "{strategy["name"]}" sends; allowed: {", ".join(fit)}'
+                f'[client] name = "{client.name}": does not use the {name} that [strategy] name '
+                f'= "{strategy.name}" sends; allowed: {", ".join(fit)}'
             )
 
 
-def _check_claims(
+def check_claims(
     problems: ScenarioProblems,
     expect: Mapping[str, Expectation],
     evaluation: EvaluationTable | None,
-    strategy: Mapping[str, Any] | None,
+    strategy: Choice | None,
 ) -> None:
     """Refuse what waits for a metric that this scenario never records."""
     if evaluation is None:
         return
-    name = None if strategy is None else strategy["name"]
-    has_nodes = name is None or is_import_path(name) or discovery.takes_topology(name)
+    name = None if strategy is None else strategy.name
+    has_nodes = (
+        strategy is None or is_import_path(strategy.name) or strategy.takes(discovery.TOPOLOGY)
+    )
     watched = [("[expect]", metric) for metric in expect]
     if evaluation.stop is not None:
         watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
@@ -158,18 +151,17 @@ def _check_claims(
             )
 
 
-def _check_over_selection(devices: Devices, table: Mapping[str, Any], clients: int) -> None:
-    larger: Any = discovery.make("participation", table).over_selected(devices.over_select)
+def _check_made(choice: Choice, clients: int) -> None:
+    choice.make().check(clients)
+
+
+def _check_over_selection(devices: Devices, participation: Choice, clients: int) -> None:
+    larger: Any = participation.make().over_selected(devices.over_select)
     try:
         larger.expected_cohort(clients)
     except ScenarioError:
-        size = table.get("cohort_size")
+        size = participation.table.get("cohort_size")
         raise ScenarioError(
             f"[devices] over_select = {devices.over_select:g}: times [participation] cohort_size "
             f"= {size} that is more than [partition] clients = {clients}; lower one of them"
         ) from None
-
-
-def expected_cohort(table: Mapping[str, Any], clients: int) -> int:
-    """Ask the participation rule how many take part; it refuses what the clients cannot give."""
-    return int(discovery.make("participation", table).expected_cohort(clients))

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.client.procedure import ClientProcedure
-    from fedsim.federation.topology.topology import Topology
 
 _NOUNS = {
     "strategies": "a strategy",
@@ -128,9 +127,12 @@ def schema(kind: str, name: str) -> dict[str, signatures.Key]:
         from fedsim.scenario import task_keys as task_schema
 
         return task_schema.keys(name) | {"dtype": task_schema.DTYPE}
-    return signatures.keys(
-        factory(kind, name), skip=given_by_fedsim(kind), foreign=is_import_path(name)
-    )
+    return keys_of(kind, name, factory(kind, name))
+
+
+def keys_of(kind: str, name: str, made_by: Callable[..., Any]) -> dict[str, signatures.Key]:
+    """Return the scenario keys of a kind and name, where its factory has been looked up."""
+    return signatures.keys(made_by, skip=given_by_fedsim(kind), foreign=is_import_path(name))
 
 
 def given_by_fedsim(kind: str) -> tuple[str, ...]:
@@ -193,7 +195,7 @@ def strategy_factory(name: str) -> Callable[..., "Strategy"]:
         ScenarioError: If there is none of that name; the message names the nearest.
     """
     if name.startswith(flower_strategies.PREFIX):
-        return flower_strategies.factory(name, make_strategy)
+        return flower_strategies.factory(name)
     if is_import_path(name):
         from flwr.serverapp.strategy import Strategy
 
@@ -206,7 +208,7 @@ def strategy_factory(name: str) -> Callable[..., "Strategy"]:
                 raise
             raise ScenarioError(f"{error}; or did you mean '{guess}'?") from error
         wraps = flower_strategies.inner_argument(cls) is not None
-        return flower_strategies.adapted(cls, name, make_strategy) if wraps else cls
+        return flower_strategies.adapted(cls, name) if wraps else cls
     if name not in (found := names("strategies")):
         raise ScenarioError(unknown(name, _NOUNS["strategies"], [*found, *flower_names()]))
     from fedsim.strategy.base import FederatedStrategy
@@ -230,66 +232,6 @@ def procedure_factory(name: str) -> "Callable[..., ClientProcedure]":
     if name not in (found := names("clients")):
         raise ScenarioError(unknown(name, _NOUNS["clients"], found))
     return _only_class(importlib.import_module(f"clients.{name}"), ClientProcedure)
-
-
-def make(kind: str, table: Mapping[str, Any]) -> Any:
-    """Build what a validated table with a `kind` describes.
-
-    Args:
-        kind: The kind of thing, one of `KINDS`.
-        table: The table.
-
-    Raises:
-        ScenarioError: If a value is impossible.
-    """
-    return factory(kind, table["kind"])(**_without(table, "kind"))
-
-
-def make_strategy(
-    table: Mapping[str, Any], topology: "Topology | None" = None, *, cohort: int | None = None
-) -> "Strategy":
-    """Build the strategy of a validated `[strategy]` table.
-
-    Args:
-        table: The table.
-        topology: The graph, for a strategy that averages over one.
-        cohort: The clients expected per round, for a wrapper that counts on them.
-
-    Raises:
-        ValueError: If a hyperparameter is impossible.
-    """
-    made_by = strategy_factory(table["name"])
-    offered = {TOPOLOGY: topology, flower_strategies.COHORT: cohort}
-    takes = inspect.signature(made_by).parameters
-    given = {key: value for key, value in offered.items() if value is not None and key in takes}
-    return made_by(**_without(table, "name"), **given)
-
-
-def takes_topology(name: str) -> bool:
-    """Return whether the strategy of that name averages over a graph."""
-    return TOPOLOGY in inspect.signature(strategy_factory(name)).parameters
-
-
-def takes_cohort(name: str) -> bool:
-    """Return whether the strategy of that name counts on so many clients per round."""
-    return flower_strategies.COHORT in inspect.signature(strategy_factory(name)).parameters
-
-
-def asked_of_client(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of `[client]` that a validated `[strategy]` table decides, with values."""
-    made_by = strategy_factory(table["name"])
-    inner = table.get(getattr(made_by, "fedsim_inner", None) or "")
-    asked = {} if inner is None else asked_of_client(inner)
-    return asked | {key: table[own] for key, own in getattr(made_by, "fedsim_asks", {}).items()}
-
-
-def make_procedure(table: Mapping[str, Any]) -> "ClientProcedure":
-    """Build the client procedure of a validated `[client]` table.
-
-    Raises:
-        ValueError: If a hyperparameter is impossible.
-    """
-    return procedure_factory(table["name"])(**_without(table, "name"))
 
 
 def _modules_in(folder: str) -> Iterator[str]:
@@ -336,10 +278,6 @@ def _described_scenarios(known: list[str], name: str | None) -> list[Entry]:
         title = tomllib.loads(files[each].read_text(encoding="utf-8")).get("title", "")
         found.append(Entry(each, str(title), {}))
     return found
-
-
-def _without(table: Mapping[str, Any], selector: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != selector}
 
 
 def _only_class(module: ModuleType, base: type) -> type[Any]:

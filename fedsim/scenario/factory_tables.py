@@ -12,59 +12,66 @@ from fedsim.basics.errors import (
 )
 from fedsim.basics.import_paths import is_import_path
 from fedsim.scenario import discovery, signatures
+from fedsim.scenario.choice import Choice, inner_of, selector_of
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     WITH_PATHS,
 )
+from fedsim.strategy.flower import COHORT
 
 
 def factory_tables(
     problems: ScenarioProblems, tables: Mapping[str, Any], folder: Path | None
-) -> dict[str, dict[str, Any] | None]:
-    """Return the tables that name a factory, complete; None for one with a problem."""
+) -> tuple[dict[str, Any] | None, dict[str, Choice]]:
+    """Hold the tables that name a factory against it.
+
+    Args:
+        problems: Where problems go.
+        tables: The scenario's tables.
+        folder: Where relative paths are looked up first, or None.
+
+    Returns:
+        `[task]`, complete, None when it has a problem; and what the other tables choose, without
+        those that have a problem and those that are left out.
+    """
     tables = {
         name: _located(table, folder, WITH_PATHS[name]) if name in WITH_PATHS else table
         for name, table in tables.items()
     }
-    made = {
-        "task": _task(problems, tables.get("task", {})),
-        "data": _named(problems, tables, "data", "datasets", "name", None),
-        "partition": _named(problems, tables, "partition", "partitions", "kind", None),
-        "participation": _named(problems, tables, "participation", "participation", "kind", "full"),
-        "strategy": _named(problems, tables, "strategy", "strategies", "name", "fedavg"),
-        "client": _named(problems, tables, "client", "clients", "name", "local_sgd"),
-        "attack": {},
-        "topology": {},
+    task = _task(problems, tables.get("task", {}))
+    found = {
+        "data": _named(problems, tables, "data", "datasets", None),
+        "partition": _named(problems, tables, "partition", "partitions", None),
+        "participation": _named(problems, tables, "participation", "participation", "full"),
+        "strategy": _named(problems, tables, "strategy", "strategies", "fedavg"),
+        "client": _named(problems, tables, "client", "clients", "local_sgd"),
     }
     if "attack" in tables:
-        made["attack"] = _named(problems, tables, "attack", "attacks", "kind", None)
-    strategy = made["strategy"]
-    if strategy is not None and made["client"] is not None:
-        made["client"] = _obeying(problems, strategy, made["client"], tables.get("client", {}))
-    needs = strategy is not None and discovery.takes_topology(strategy["name"])
+        found["attack"] = _named(problems, tables, "attack", "attacks", None)
+    strategy = found["strategy"]
+    if strategy is not None and found["client"] is not None:
+        found["client"] = _obeying(problems, strategy, found["client"], tables.get("client", {}))
+    needs = strategy is not None and strategy.takes(discovery.TOPOLOGY)
     if "topology" in tables or needs:
-        made["topology"] = _named(problems, tables, "topology", "topologies", "kind", "ring")
+        found["topology"] = _named(problems, tables, "topology", "topologies", "ring")
     if "topology" in tables and strategy is not None and not needs:
         kind = tables["topology"].get("kind", "ring")
         problems.add(
             f"[topology] kind = {show(kind)}: [strategy] name "
-            f'= "{strategy["name"]}" has a server and no graph; leave the table out'
+            f'= "{strategy.name}" has a server and no graph; leave the table out'
         )
-    return made
+    return task, {name: choice for name, choice in found.items() if choice is not None}
 
 
 def _obeying(
-    problems: ScenarioProblems,
-    strategy: Mapping[str, Any],
-    client: dict[str, Any],
-    given: Mapping[str, Any],
-) -> dict[str, Any] | None:
+    problems: ScenarioProblems, strategy: Choice, client: Choice, given: Mapping[str, Any]
+) -> Choice | None:
     """Return `[client]` with what the strategy leaves to the clients; None when it cannot be."""
-    name = f'[strategy] name = "{strategy["name"]}"'
-    asked = discovery.asked_of_client(strategy)
+    name = f'[strategy] name = "{strategy.name}"'
+    asked = strategy.asked_of_client()
     for key, value in asked.items():
-        if key not in client:
-            problems.add(f'[client] name = "{client["name"]}": has no {key}, which {name} needs')
+        if key not in client.table:
+            problems.add(f'[client] name = "{client.name}": has no {key}, which {name} needs')
             return None
         if given.get(key, value) != value:
             problems.add(
@@ -72,8 +79,8 @@ def _obeying(
                 f"as {name} has it; leave it out"
             )
             return None
-    obeying = {**client, **asked}
-    made = problems.attempt(lambda: discovery.make_procedure(obeying), where="[client] ")
+    obeying = client.having(asked)
+    made = problems.attempt(obeying.make, where="[client] ")
     return None if made is None else obeying
 
 
@@ -82,11 +89,10 @@ def _named(
     tables: Mapping[str, Any],
     name: str,
     kind: str,
-    selector: str,
     default: str | None,
     beside: Sequence[str] = (),
-) -> dict[str, Any] | None:
-    """Hold one table against the factory that its selector names; None when it has a problem.
+) -> Choice | None:
+    """Hold one table against the factory that it names; None when it has a problem.
 
     The factory is called once, so that it can refuse what no signature tells; data are not read.
 
@@ -95,55 +101,57 @@ def _named(
         tables: The scenario's tables.
         name: The table.
         kind: What it names, one of `discovery.KINDS`.
-        selector: Its key that names the factory.
-        default: What the selector is when left out; None when it must be given.
+        default: What it names when it says nothing; None when it must say it.
         beside: Keys of the table that have been looked at already.
     """
-    where = f"[{name}]"
+    where, selector = f"[{name}]", selector_of(kind)
     arguments = dict(tables.get(name, {}))
-    choice = arguments.pop(selector, default)
-    if choice is None:
+    named = arguments.pop(selector, default)
+    if named is None:
         allowed = ", ".join(discovery.names(kind))
         problems.add(f"{where} '{selector}' is missing; allowed: {allowed}")
         for key in arguments:  # perhaps it is there under a slightly wrong name
             if nearest(key, [selector]):
                 problems.add(f"{where} {unknown(key, f'a key of [{name}]', [selector])}")
         return None
-    if not isinstance(choice, str):
-        problems.add(f"{where} {selector} = {show(choice)}: must be a string")
+    if not isinstance(named, str):
+        problems.add(f"{where} {selector} = {show(named)}: must be a string")
         return None
-    factory = problems.attempt(lambda: discovery.factory(kind, choice), where=f"{where} ")
+    choice = Choice(kind, {selector: named})
+    factory = problems.attempt(lambda: choice.factory, where=f"{where} ")
     if factory is None:
         return None
-    if inner := getattr(factory, "fedsim_inner", None):  # a strategy around another one
+    inside = None
+    if inner := inner_of(factory):  # a strategy around another one
         given = arguments.get(inner, {})
         if isinstance(given, dict):
             place, default = f"{name}.{inner}", getattr(factory, "fedsim_wrapped", None)
-            made = _named(problems, {place: given}, place, kind, selector, default)
-            if made is None:
+            inside = _named(problems, {place: given}, place, kind, default)
+            if inside is None:
                 return None
-            arguments[inner] = made
+            arguments[inner] = inside.table
     noun = "hyperparameter" if kind in ("strategies", "clients") else "key"
     checked = problems.attempt(
         lambda: signatures.check(
             factory,
             arguments,
             where=where,
-            owner=f"a {noun} of {choice}",
+            owner=f"a {noun} of {named}",
             skip=discovery.given_by_fedsim(kind),
-            foreign=is_import_path(choice),
+            foreign=is_import_path(named),
             beside=(selector, *beside),
         )
     )
     if checked is None:
         return None
+    choice = choice.having(checked, inside)
     # A model cannot be built before its data's shape is known, nor a strategy that counts on so
     # many clients per round before these are.
-    if kind != "models" and not (kind == "strategies" and discovery.takes_cohort(choice)):
-        built = problems.attempt(lambda: factory(**checked), where=f"{where} ")
+    if kind != "models" and not (kind == "strategies" and choice.takes(COHORT)):
+        built = problems.attempt(choice.make, where=f"{where} ")
         if built is None:
             return None
-    return {selector: choice, **checked}
+    return choice
 
 
 def _task(problems: ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -166,9 +174,10 @@ def _task(problems: ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Any
     mine = {key: given.pop(key) for key in keys if key in given}
     own = problems.attempt(lambda: task_keys.check(fixed["kind"], mine))
     beside = [*fixed, *keys]
-    model = _named(problems, {"task": given}, "task", "models", "model", "logistic", beside=beside)
-    if model is None or own is None:
+    chosen = _named(problems, {"task": given}, "task", "models", "logistic", beside=beside)
+    if chosen is None or own is None:
         return None
+    model = chosen.table
     for key in keys:
         if key in model:
             problems.add(

@@ -11,15 +11,16 @@ from fedsim.basics.errors import show
 from fedsim.basics.idle import Idle
 from fedsim.basics.import_paths import is_import_path
 from fedsim.client.procedure import GUIDANCE
-from fedsim.scenario import discovery, signatures
+from fedsim.scenario import signatures
 from fedsim.scenario.scenario import Scenario
 from fedsim.strategy.base import FederatedStrategy
 
 
 def idle_keys(scenario: Scenario) -> list[str]:
     """Return a line for each key that is not at its default and has no effect."""
-    strategy: Any = discovery.factory("strategies", name := scenario.strategy["name"])
-    client: Any = discovery.factory("clients", scenario.client["name"])
+    strategy: Any = scenario.choices["strategy"].factory
+    client: Any = scenario.choices["client"].factory
+    name = scenario.strategy["name"]
     found = _found("strategy", scenario.strategy, strategy, _declared(strategy))
     declared = _declared(client)
     if GUIDANCE in getattr(client, "takes", ()) and not is_import_path(name):

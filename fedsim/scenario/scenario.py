@@ -8,7 +8,7 @@ against the models below; every problem is reported, one line each, with file, t
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
 from fedsim.federation.devices import Devices
+from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
 from fedsim.scenario.combinations import check_clients
 from fedsim.scenario.expectations import Expectation
 from fedsim.scenario.identity import identity_of
 from fedsim.scenario.overrides import apply
+from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     FACTORY_TABLES,
     FIXED_TABLES,
@@ -69,6 +71,8 @@ class Scenario:
         expect: The claims, by metric.
         origin: What messages call the scenario: its file.
         modules: The folders of what is named by import path, as PYTHONPATH lists folders.
+        choices: What the tables name, by table, each looked up once; `[task]` is not among them,
+            and no table that is empty.
     """
 
     title: str
@@ -92,6 +96,18 @@ class Scenario:
     expect: dict[str, Expectation]
     origin: str
     modules: str = ""
+    choices: Mapping[str, Choice] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Let every table have its choice: that which was checked, or one still to be looked up."""
+        tables = {name: table for name in KINDS_OF_TABLES if (table := getattr(self, name))}
+        choices = {
+            name: found
+            if (found := self.choices.get(name)) and found.table is table
+            else Choice(KINDS_OF_TABLES[name], table)
+            for name, table in tables.items()
+        }
+        object.__setattr__(self, "choices", choices)
 
     @property
     def stem(self) -> str:
@@ -187,7 +203,9 @@ class Scenario:
         """
         tables = {name: getattr(self, name) for name in (*FACTORY_TABLES, *OPTIONAL_TABLES)}
         fixed = {name: getattr(self, name) for name in (*FIXED_TABLES, *OPTIONAL_FIXED)}
-        check_clients(self.origin, tables, fixed, clients)
+        problems = ScenarioProblems(self.origin, tables)
+        check_clients(problems, self.choices, fixed, clients)
+        problems.raise_any()
 
     @classmethod
     def from_resolved(cls, document: Mapping[str, Any], origin: str) -> "Scenario":

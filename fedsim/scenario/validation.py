@@ -16,7 +16,7 @@ from fedsim.basics.errors import (
 )
 from fedsim.federation.devices import Devices
 from fedsim.scenario import signatures
-from fedsim.scenario.combinations import _check_claims, check_combinations, check_metric
+from fedsim.scenario.combinations import check_claims, check_combinations, check_metric
 from fedsim.scenario.expectations import Expectation
 from fedsim.scenario.factory_tables import factory_tables
 from fedsim.scenario.problems import ScenarioProblems
@@ -39,7 +39,7 @@ def validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) 
         folder: Where relative paths are looked up first, or None.
 
     Returns:
-        The scenario's fields by name, `origin` among them, complete with defaults.
+        The scenario's fields by name, `origin` and `choices` among them, complete with defaults.
 
     Raises:
         ScenarioError: With one line for everything that is wrong.
@@ -66,11 +66,15 @@ def validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) 
     if fixed["devices"] == Devices():  # says nothing
         fixed["devices"] = None
     expect = _expectations(problems, tables.get("expect", {}))
-    made = factory_tables(problems, tables, folder)
-    check_combinations(problems, made, fixed)
-    _check_claims(problems, expect, fixed["evaluation"], made["strategy"])
+    task, choices = factory_tables(problems, tables, folder)
+    check_combinations(problems, choices, fixed)
+    check_claims(problems, expect, fixed["evaluation"], choices.get("strategy"))
     problems.raise_any()
-    return {**dict(head or {}), **made, **fixed, "expect": expect, "origin": origin}
+    absent: dict[str, Any] = {name: {} for name in OPTIONAL_TABLES}
+    made = {"task": task, **absent, **{name: choice.table for name, choice in choices.items()}}
+    return {
+        **dict(head or {}), **made, **fixed, "expect": expect, "origin": origin, "choices": choices
+    }  # fmt: skip
 
 
 def _fixed(

@@ -20,7 +20,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedsim.basics.errors import ScenarioError, unknown
 from fedsim.basics.import_paths import names_in_source
@@ -89,6 +89,17 @@ _DESCRIPTIONS = {
 }
 
 
+class Inside(Protocol):
+    """What makes the strategy inside a wrapper."""
+
+    @property
+    def name(self) -> str:
+        """Its scenario name."""
+
+    def make(self, *, expected_cohort: int | None) -> "Strategy":
+        """Build it, for so many clients per round."""
+
+
 def names() -> list[str]:
     """Return the scenario names of Flower's strategies, such as `flower:FedAdam`."""
     listed = names_in_source(_MODULE, "__all__")  # importing them takes a second
@@ -96,12 +107,11 @@ def names() -> list[str]:
     return sorted(PREFIX + name for name in classes if not _why_unfit(name))
 
 
-def factory(name: str, make_inner: Callable[..., "Strategy"]) -> Callable[..., "Strategy"]:
+def factory(name: str) -> Callable[..., "Strategy"]:
     """Return the factory of one of Flower's strategies.
 
     Args:
         name: `flower:` and the name of the class.
-        make_inner: Builds the strategy inside a wrapper: (table, cohort=...) -> Strategy.
 
     Raises:
         ScenarioError: If there is none of that name, or a scenario cannot use it.
@@ -111,7 +121,7 @@ def factory(name: str, make_inner: Callable[..., "Strategy"]) -> Callable[..., "
         raise ScenarioError(unknown(name, "a strategy of Flower", names()))
     if reason := _why_unfit(cls.__name__):
         raise ScenarioError(f"'{name}' {reason}")
-    return adapted(cls, name, make_inner, fixed=_FIXED, asks=_ASKS.get(cls.__name__, {}))
+    return adapted(cls, name, fixed=_FIXED, asks=_ASKS.get(cls.__name__, {}))
 
 
 def inner_argument(cls: type[Any]) -> str | None:
@@ -126,23 +136,22 @@ def inner_argument(cls: type[Any]) -> str | None:
 def adapted(
     cls: type[Any],
     name: str,
-    make_inner: Callable[..., "Strategy"],
     *,
     fixed: Mapping[str, Any] | None = None,
     asks: Mapping[str, str] | None = None,
 ) -> Callable[..., "Strategy"]:
     """Return a factory of a foreign class whose keyword arguments are scenario keys.
 
-    The factory has three attributes. `fedsim_inner` names the argument that holds the table of the
-    strategy inside; it is None where there is none. `fedsim_wrapped` is that strategy's default
-    name. `fedsim_asks` maps keys of `[client]` to the strategy's own keys that they must equal.
+    The factory's attribute `fedsim_inner` names the argument for the strategy inside (None for what
+    wraps nothing): a table in the scenario, what makes that strategy when the factory is called.
+    `fedsim_wrapped` is what it is by default, and `fedsim_asks` says which keys of `[client]` must
+    equal which of the strategy's own.
 
     Args:
         cls: The strategy's class.
         name: Its scenario name.
-        make_inner: Builds the strategy inside a wrapper: (table, cohort=...) -> Strategy.
         fixed: Arguments that fedsim sets itself.
-        asks: See above.
+        asks: What `fedsim_asks` is to say.
     """
     signature = inspect.signature(cls, eval_str=True)
     set_here = {key: value for key, value in (fixed or {}).items() if key in signature.parameters}
@@ -153,11 +162,11 @@ def adapted(
         if inner is not None:
             if _SAMPLED in given and given[_SAMPLED] is None:
                 given[_SAMPLED] = cohort
-            table = given[inner]
-            given[inner] = made = make_inner(table, cohort=cohort)
+            inside: Inside = given[inner]
+            given[inner] = made = inside.make(expected_cohort=cohort)
             if reason := _why_not_inside(made):
                 where = f"[strategy.{inner}] name"
-                raise ScenarioError(f'{where} = "{table.get("name")}": {reason}')
+                raise ScenarioError(f'{where} = "{inside.name}": {reason}')
         if fixed:
             _check_bounds(given)
             if cohort is not None:

@@ -241,7 +241,9 @@ def test_a_setting_without_effect_is_named(tmp_path, caplog):
 
 
 def test_the_proximal_term_of_a_subclass_of_fedprox_is_obeyed():
-    settings: ClassVar = ClientSettings(build(worlds.scenario("flower:FedAvg")).scenario.client)
+    settings: ClassVar = ClientSettings(
+        build(worlds.scenario("flower:FedAvg")).scenario.choices["client"]
+    )
     assert settings.overrides({"proximal-mu": 0.5}) == {"proximal": 0.5}
 
 

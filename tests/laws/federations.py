@@ -31,6 +31,7 @@ from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record
 from fedsim.runs.loop import RoundLoop
 from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from fedsim.tasks import named as tasks
 
 SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
@@ -121,7 +122,7 @@ def procedures():
 def make_procedure(name="local_sgd", **arguments):
     if name == "local_sgd":
         arguments = {**_QUICK, **arguments}
-    return discovery.make_procedure({"name": name, **arguments})
+    return Choice("clients", {"name": name, **arguments}).make()
 
 
 def strategies():
@@ -129,7 +130,7 @@ def strategies():
 
 
 def make_strategy(name, **arguments):
-    return discovery.make_strategy({"name": name, **arguments})
+    return Choice("strategies", {"name": name, **arguments}).make()
 
 
 def starting_alike(name):

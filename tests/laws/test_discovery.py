@@ -9,6 +9,7 @@ import pytest
 import clients
 import strategies
 from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from laws import federations as fed
 
 STRATEGY = '''
@@ -122,7 +123,7 @@ def test_every_strategy_is_built_without_an_argument(name):
 
 @pytest.mark.parametrize("name", discovery.names("clients"))
 def test_every_procedure_is_built_without_an_argument(name):
-    assert discovery.make_procedure({"name": name}).work.batch_size >= 1
+    assert Choice("clients", {"name": name}).make().work.batch_size >= 1
 
 
 @pytest.mark.parametrize("name", fed.strategies())

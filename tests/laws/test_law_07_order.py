@@ -16,6 +16,7 @@ from fedsim.messages import flower_internals as internals
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from fedsim.scenario import discovery
+from fedsim.scenario.choice import Choice
 from fedsim.strategy.base import FederatedStrategy
 from laws import federations as fed
 
@@ -77,7 +78,7 @@ def synthetic_replies(server_round, params, names, seed=0):
 def renamed_strategy(name, names) -> FederatedStrategy:
     """The strategy; where clients have places in a graph and starts, these go by their names."""
     made = discovery.strategy_factory(name)
-    if discovery.takes_topology(name):
+    if Choice("strategies", {"name": name}).takes(discovery.TOPOLOGY):
         strategy = made(topology=from_edges([(names[a], names[b]) for a, b in EDGES]))
         client = {new: old for old, new in enumerate(names)}
         strategy.declare_starts(lambda new: STARTS[client[new]])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fedsim.basics.errors import show
 from fedsim.scenario import discovery, tables
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.expectations import METRIC_PHASES
 
 # table: (kind of thing in discovery, key that names one, whether a scenario must have the table)
@@ -171,7 +172,7 @@ def documents(
             document[table] = draw(factory_table(table, choices, careful=careful))
     if careful and "topology" in document:
         name = document.get("strategy", {}).get("name", "fedavg")
-        if not discovery.takes_topology(name):
+        if not Choice("strategies", {"name": name}).takes(discovery.TOPOLOGY):
             del document["topology"]
     for table, model in FIXED_TABLES.items():
         if draw(st.integers(0, 3)) == 0:

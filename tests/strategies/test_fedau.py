@@ -11,7 +11,7 @@ from fedsim.engine.inline import InlineGrid
 from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from fedsim.scenario.discovery import make_strategy
+from fedsim.scenario.choice import Choice
 from fedsim.scenario.signatures import check_value
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
@@ -184,7 +184,7 @@ def test_a_federation_of_one_client_enrols_nobody():
 
 def test_nodes_that_are_still_to_come_leave_the_model_alone():
     for name in ("fedau", "average_all", "known_participation", "mifa", "fedvarp"):
-        strategy = make_strategy({"name": name})
+        strategy = Choice("strategies", {"name": name}).make()
         state = strategy.init(START, 0)
         params, state, _ = strategy.server_update(state, START, replies(START, {}))
         assert torch.equal(params, START), name
@@ -249,7 +249,7 @@ def test_an_impossible_cutoff_is_refused(cutoff):
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_server_step_that_is_not_positive_is_refused(name, value):
     with pytest.raises(ValueError, match=r"server_lr = .*: must be > 0 and finite"):
-        make_strategy({"name": name, "server_lr": value})
+        Choice("strategies", {"name": name, "server_lr": value}).make()
 
 
 def test_a_scenario_may_leave_out_the_cutoff_by_name():

@@ -111,10 +111,7 @@ def _data(scenario: "Scenario") -> Finding:
 
 def _source(scenario: "Scenario") -> Any:
     """What the scenario's data come from; nothing is read yet."""
-    from fedsim.scenario import discovery
-
-    keys = dict(scenario.data)
-    return discovery.factory("datasets", keys.pop("name"))(**keys)
+    return scenario.choices["data"].make()
 
 
 def _repository(source: Any) -> str | None:
