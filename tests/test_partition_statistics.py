@@ -77,7 +77,7 @@ def test_every_partition_can_be_drawn(build, tmp_path, loader, partition):
 
 
 def test_the_command_prints_all_that(build, tmp_path, monkeypatch):
-    from fedsim.cli.listing import _partition_outcome
+    from fedsim.cli.partition import _partition_outcome
     from fedsim.scenario.load import load
 
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.aggregators.geometric import unit_mean_of
 from fedsim.aggregators.sums import weighted_sum
-from fedsim.aggregators.updates import Directions, Updates, finite
+from fedsim.aggregators.updates import Directions, Updates
+from fedsim.messages.admission import finite_rows
 from strategies.coordinate_median import coordinate_median
 from strategies.fedld import principal_gradient_aggregate
 from strategies.flag import flag_aggregate
@@ -66,7 +67,7 @@ def test_a_row_without_weight_is_not_looked_at():
 def test_rows_are_finite_when_all_their_values_are(value):
     rows = draw(5, 9)
     rows[1, 3], rows[4] = value, 3e38  # whose sum is not, either
-    assert finite(rows).tolist() == [True, False, True, True, True]
+    assert finite_rows(rows).tolist() == [True, False, True, True, True]
 
 
 def test_distances_that_rounding_would_swallow_are_taken_from_the_differences():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.aggregators.sums import weighted_sum
 from fedsim.basics.ties import EPSILON
+from fedsim.messages.admission import finite_rows
 
 _COLUMNS = 2**13  # of a block; fixed, for it decides in which order inner products are summed
 NEAR = 1e-6  # of the squared lengths: a squared distance below has lost 6 digits to them
@@ -23,15 +24,6 @@ _SQUARABLE = 2.0**400  # the square of a float64 up to here, and of its inverse,
 def rounding(dim: int) -> float:
     """Return how much of the lengths of so long vectors rounding may be in sums of them."""
     return 16 * EPSILON * math.sqrt(max(1, dim))
-
-
-def finite(stack: Tensor) -> Tensor:
-    """Tell which rows of `[K, dim]` hold neither NaN nor infinity, bool `[K]`."""
-    # a finite sum has finite terms; only where it is not are they looked at
-    mask = torch.isfinite(stack.sum(dim=1))
-    for place in torch.nonzero(~mask).flatten().tolist():
-        mask[place] = torch.isfinite(stack[place]).all()
-    return mask
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Updates:
     @classmethod
     def of(cls, rows: Tensor, reference: Tensor | None = None) -> "Updates":
         """Return the updates whose rows are finite; nothing is copied when all are."""
-        keep = finite(rows)
+        keep = torch.from_numpy(finite_rows(rows))
         if not keep.all():
             rows = rows[keep]
             if reference is not None and reference.dim() == 2:  # every client has its own

@@ -4,8 +4,8 @@ Results go to standard output (with `--json` exactly one JSON document), everyth
 error. Exit codes: 0 done, 1 failed, 2 refused, 3 a claim of `[expect]` is broken, 130 interrupted,
 143 terminated.
 
-The commands stand in the order in which `fedsim --help` lists them; a module holds what belongs
-together. Nothing heavy is imported before a command does its work.
+The commands stand in the order in which `fedsim --help` lists them, each in a module of its name.
+Nothing heavy is imported before a command does its work.
 """
 
 import atexit
@@ -18,9 +18,17 @@ from fedsim.cli.app import app
 # commands register themselves, in the order of `fedsim --help`
 # isort: off
 from fedsim.cli import run  # noqa: F401
+from fedsim.cli import resume  # noqa: F401
+from fedsim.cli import plan  # noqa: F401
 from fedsim.cli import compare  # noqa: F401
-from fedsim.cli import check_commands  # noqa: F401
+from fedsim.cli import tune  # noqa: F401
+from fedsim.cli import evidence  # noqa: F401
+from fedsim.cli import check  # noqa: F401
+from fedsim.cli import golden  # noqa: F401
 from fedsim.cli import listing  # noqa: F401
+from fedsim.cli import partition  # noqa: F401
+from fedsim.cli.doctor import command as doctor  # noqa: F401
+from fedsim.cli.new import command as new  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -10,11 +10,18 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from fedsim.basics.errors import FedsimError, ScenarioError
+from fedsim.basics.text import names_of
+from fedsim.cli.words import columns, number
+
+if TYPE_CHECKING:
+    from fedsim.cli.compare_study import StudyAnswer
+    from fedsim.runs.execute import RunResult
+    from fedsim.runs.profile import Profile
 
 OK, FAILED, REFUSED, BROKEN, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
@@ -195,3 +202,60 @@ def _only_results_on_stdout() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def run_outcome(result: "RunResult", profile: "Profile | None" = None) -> CommandOutcome:
+    """Return what a command says of a run that ended.
+
+    Args:
+        result: What it came to.
+        profile: Where the time went, if that was asked for.
+    """
+    summary, folder = result.summary, result.folder
+    final = {str(metric): value for metric, value in summary.get("final", {}).items()}
+    claims = summary.get("expect") or []
+    broken = any(not claim["holds"] for claim in claims)
+    facts = [
+        ("run folder", str(folder)),
+        ("rounds", f"{summary['rounds']}{_because(summary.get('stopped'))}"),
+        ("time", f"{summary['wall_time_s']:.1f} s"),
+        *((metric, number(value)) for metric, value in final.items()),
+        ("params", str(summary["params_sha256"])),
+        ("see", f"{folder / 'metrics.jsonl'}, {folder / 'summary.json'}"),
+    ]
+    lines = columns(facts)
+    if never := summary.get("always_failed"):
+        causes = ", ".join(sorted(set(never.values())))
+        lines += ["", f"{names_of([*never], 0)} failed in every round that asked for it: {causes}"]
+    if claims:
+        rows = [("claim", "measured", "verdict")]
+        for claim in claims:
+            verdict = "holds" if claim["holds"] else "BROKEN"
+            rows.append((f"{claim['metric']} {claim['claim']}", number(claim["value"]), verdict))
+        lines += ["", *columns(rows)]
+    code = BROKEN if broken else OK
+    document = {**summary, "folder": str(folder), "exit_code": code}
+    if profile is not None:
+        lines += ["", *profile.lines()]
+        document["profile"] = profile.report()
+    return CommandOutcome(document, lines, code)
+
+
+def _because(stopped: str | None) -> str:
+    return f" ({stopped})" if stopped else ""
+
+
+AtOnceOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Run at most N at the same time; N >= 1.")
+]
+
+
+LastOption = Annotated[
+    float, typer.Option(metavar="SHARE", help="Its mean over this last share of the rounds.")
+]
+
+
+def study_outcome(answer: "StudyAnswer") -> CommandOutcome:
+    """Return what a command says of a study."""
+    code = FAILED if answer.failed else OK
+    return CommandOutcome({**answer.document, "exit_code": code}, answer.lines, code)

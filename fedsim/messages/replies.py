@@ -18,8 +18,8 @@ from flwr.app import (
 from torch import Tensor
 
 from fedsim.messages import flower_internals as internals
-from fedsim.messages.admission import MAX_EXAMPLES, finite_rows
-from fedsim.messages.cohort import DEFAULT_TTL, SETUP, Cohort
+from fedsim.messages.admission import refusals
+from fedsim.messages.cohort import DEFAULT_TTL, Cohort
 from fedsim.messages.failures import ERROR_CODES, Failure
 from fedsim.messages.layout import Layout
 from fedsim.messages.lazy import LazyMessages, next_message_id
@@ -185,28 +185,13 @@ class Replies(LazyMessages):
         keep = np.ones(len(self.client_ids), dtype=bool)
         failures: list[Failure] = []
         stacks = {"params": self.params, **self.buffers, **self.extra}
-
-        knob = "setup_lr" if self.message_type == SETUP else "local_lr"
-
-        def refuse(bad: np.ndarray, cause: str, what: str) -> None:
+        for bad, cause, what in refusals(
+            stacks, self.num_examples, self.metrics, message_type=self.message_type
+        ):
             for place in np.flatnonzero(bad & keep):
                 client = int(self.client_ids[place])
                 failures.append(Failure(client, self.server_round, cause, what))
             keep[bad] = False
-
-        for name, stack in stacks.items():
-            if stack is not None and stack.is_floating_point() and len(stack):
-                what = f"'{name}' holds NaN or infinity; is {knob} too large?"
-                refuse(~finite_rows(stack), "not finite", what)
-        counts = self.num_examples.numpy()
-        bounds = f"num-examples must be in 0..{MAX_EXAMPLES}"
-        refuse((counts < 0) | (counts > MAX_EXAMPLES), "num-examples", bounds)
-        for name, column in self.metrics.items():
-            values = column.numpy()
-            # in an evaluation nan says that the samples do not define a metric; a loss always is
-            undefined = self.message_type == MessageType.EVALUATE and name != "loss"
-            bad = np.isinf(values) if undefined else ~np.isfinite(values)
-            refuse(bad, "metrics", f"metric '{name}' is not finite")
         return replace(self.select(keep, failures), admitted=True)
 
     def _build(self, index: int) -> Message:

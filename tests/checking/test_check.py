@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim.basics import kernels_in_use
-from fedsim.cli import app, check
+from fedsim.cli import app
+from fedsim.cli import check_study as check
 from fedsim.studies.cells.pool import Pool
 from fedsim.studies.golden.measure import Measurer
 from fedsim.studies.golden.recording import place_of, read

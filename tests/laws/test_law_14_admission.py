@@ -423,7 +423,7 @@ def test_every_reply_of_a_round_is_looked_at_once(tmp_path, monkeypatch, remembe
         looked.append(len(stack))
         return finite_rows(stack)
 
-    monkeypatch.setattr("fedsim.messages.replies.finite_rows", counting)
+    monkeypatch.setattr("fedsim.messages.admission.finite_rows", counting)
     keeps = f"client.keep_optimizer={str(remembers).lower()}"
     scenario = fedsim.load_scenario(
         "quickstart", ["engine.kind=inline", "rounds=3", "client.momentum=0.9", keeps]

@@ -86,7 +86,7 @@ def scenarios_of(strategy: str) -> list[Path]:
 
 def wrong_scenario(files: Sequence[Path]) -> str | None:
     """Return the first scenario that `fedsim check` is not content with, and what became of it."""
-    from fedsim.cli.check import HELD, run_check
+    from fedsim.cli.check_study import HELD, run_check
 
     for file in files:
         answer = run_check([str(file)], tier=None, overrides=(), say=lambda _: None)
