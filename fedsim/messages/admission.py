@@ -18,7 +18,7 @@ def finite_rows(stack: Tensor) -> np.ndarray:
     A row's sum is finite only if all of it is; a row whose sum is not may still be (its sum is out
     of range), and is looked at number by number. One pass, ten times as fast as `isfinite`.
     """
-    rows = stack.reshape(len(stack), -1)
+    rows = stack if stack.dim() == 2 else stack.reshape(len(stack), -1)
     finite: np.ndarray = torch.isfinite(rows.sum(dim=1)).numpy()
     if not finite.all():
         for place in np.flatnonzero(~finite).tolist():
