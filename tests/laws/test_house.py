@@ -126,6 +126,11 @@ def test_a_question_for_a_kind_of_object_is_counted_with_its_line(plant):
     assert {*house.asked_for()} - {*before} == {("fedsim/one.py", 2, "Cohort")}
 
 
+def test_whose_a_strategy_is_is_asked_in_one_place():
+    asked = [file for file, _, name in house.asked_for() if name == "FederatedStrategy"]
+    assert asked == ["fedsim/strategy/adapter.py"]
+
+
 def test_the_report_names_every_figure():
     report = house.report()
     for figure in ("rooms", "circles", "files above 400", "functions above 60", "stand twice 0"):
