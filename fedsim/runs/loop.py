@@ -27,6 +27,7 @@ from fedsim.messages.records import (
 )
 from fedsim.runs.client_metrics import client_metrics, spread
 from fedsim.runs.client_settings import SettingsWatch
+from fedsim.runs.foreign_calls import calls_of
 from fedsim.runs.policy import EarlyStop, Policy
 from fedsim.runs.round_metrics import (
     beyond_what_is_borne,
@@ -35,8 +36,7 @@ from fedsim.runs.round_metrics import (
     traffic,
 )
 from fedsim.runs.round_report import Hook, RoundReport
-from fedsim.runs.strategy_calls import StrategyCalls
-from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.adapter import as_ours
 
 _log = logging.getLogger("fedsim")
 
@@ -84,7 +84,7 @@ class RoundLoop:
 
     def __post_init__(self) -> None:
         """Prepare the calls of the strategy."""
-        self._calls = StrategyCalls(self.strategy, self.seed)
+        self._calls, self._ours = calls_of(self.strategy, self.seed), as_ours(self.strategy)
 
     def run(self, arrays: ArrayRecord, *, first_round: int = 1) -> ArrayRecord:
         """Run the rounds from `first_round` on and return the last model.
@@ -98,8 +98,7 @@ class RoundLoop:
             RunError: If a round cannot stand, with the round, the client, the cause and the remedy.
         """
         internals.ensure_identity()
-        if isinstance(self.strategy, FederatedStrategy):
-            self.strategy.declare_setup_timeout(self.round_timeout_s)
+        self._ours.declare_setup_timeout(self.round_timeout_s)
         for server_round in range(first_round, self.num_rounds + 1):
             if self._is_over():
                 break
@@ -171,13 +170,8 @@ class RoundLoop:
         found = {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
         if self.pooled is not None:
             found |= {f"pooled/{name}": value for name, value in self.pooled(arrays).items()}
-        personal = (
-            self.strategy.personal_records()
-            if isinstance(self.strategy, FederatedStrategy)
-            else iter(())
-        )
         columns: dict[str, list[float]] = {}
-        for record in personal:
+        for record in self._ours.personal_records():
             for name, value in self.evaluate(record).items():
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
@@ -210,9 +204,7 @@ class RoundLoop:
 
     def _report_start(self, arrays: ArrayRecord) -> None:
         """Record round 0: the initial model, and the set-up exchange when the strategy held one."""
-        setup = (
-            self.strategy.setup_replies if isinstance(self.strategy, FederatedStrategy) else None
-        )
+        setup = self._ours.setup_replies
         metrics: dict[str, Any] = self._evaluate(arrays)
         sent = traffic(self.grid)
         selected: tuple[int, ...] = ()

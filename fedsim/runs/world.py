@@ -33,7 +33,7 @@ from fedsim.runs.start_model import StartModel, own_start, with_weights
 from fedsim.scenario.discovery import TOPOLOGY
 from fedsim.scenario.recorded_metrics import check_watched
 from fedsim.scenario.scenario import Scenario
-from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.adapter import as_ours
 from fedsim.strategy.flower import COHORT, check_model
 from fedsim.strategy.foreign import nested
 from fedsim.tasks.task import Task
@@ -236,20 +236,18 @@ def _introduce(
     """
     clients = data.num_clients
     for each in nested(strategy):
-        if isinstance(each, FederatedStrategy):
-            each.declare_buffers([spec.name for spec in start.layout.buffers])
-            each.declare_seed(scenario.seed)
-            try:
-                each.check(clients, takes_part.expected_cohort(clients))
-            except ValueError as error:
-                raise ScenarioError(f"[strategy] {error}") from None
-            if attack is not None:
-                each.declare_byzantine(
-                    functools.partial(_byzantine, attack, clients, scenario.seed)
-                )
-            each.declare_starts(
-                functools.partial(own_start, task, start.layout, scenario.seed, start.pretrained)
-            )
+        told = as_ours(each)
+        told.declare_buffers([spec.name for spec in start.layout.buffers])
+        told.declare_seed(scenario.seed)
+        try:
+            told.check(clients, takes_part.expected_cohort(clients))
+        except ValueError as error:
+            raise ScenarioError(f"[strategy] {error}") from None
+        if attack is not None:
+            told.declare_byzantine(functools.partial(_byzantine, attack, clients, scenario.seed))
+        told.declare_starts(
+            functools.partial(own_start, task, start.layout, scenario.seed, start.pretrained)
+        )
         if isinstance(each, WantsRates):
             rates = takes_part.rates(clients)
             if rates is not None:

@@ -287,11 +287,12 @@ def _why_not_inside(strategy: "Strategy") -> str | None:
 
     A wrapper sees the model before and after a round and what clients return of it, nothing else.
     """
+    from fedsim.strategy.adapter import is_ours
     from fedsim.strategy.base import FederatedStrategy
 
     if inner_argument(type(strategy)) is not None:
         return "wraps a strategy itself; allowed inside: strategies that do not"
-    if not isinstance(strategy, FederatedStrategy):
+    if not is_ours(strategy):
         return None
     kind = type(strategy)
     if kind.setup is not FederatedStrategy.setup:

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.basics.errors import CheckpointError
 from fedsim.messages.records import array_record
-from fedsim.strategy.base import FederatedStrategy
+from fedsim.strategy.adapter import is_ours
 from fedsim.strategy.held.kinds import Unheld
 from fedsim.strategy.held.strategies import GRAPH, Held, StrategyMemory
 
@@ -39,7 +39,7 @@ def nested(strategy: Strategy) -> Iterator[Strategy]:
         seen.add(id(each))
         if isinstance(each, Strategy):
             yield each
-            if not isinstance(each, FederatedStrategy):
+            if not is_ours(each):
                 waiting += vars(each).values()
         elif isinstance(each, Mapping | list | tuple) and len(each) <= _LOOKED_INTO:
             waiting += each.values() if isinstance(each, Mapping) else each
@@ -63,7 +63,7 @@ def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: If something of it cannot be made here.
     """
-    if GRAPH in state or isinstance(strategy, FederatedStrategy):
+    if GRAPH in state or is_ours(strategy):
         StrategyMemory(strategy).restore(state)
     else:
         _load_attributes(strategy, state)

@@ -65,7 +65,7 @@ BESIDE = (
     "procedure",
 )  # modules in no room; the last names the former place
 # who makes one kind of object of several, so that nobody else asks which of them one is
-ADAPTERS = {"fedsim/messages/adapting.py"}
+ADAPTERS = {"fedsim/messages/adapting.py", "fedsim/strategy/adapter.py"}
 # kinds of object that the code asks for where it could be handed one kind alone
 ASKED_FOR = ("Cohort", "Replies", "FederatedStrategy")
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from fedsim.basics.errors import CheckpointError
 from fedsim.basics.generators import seeded
 from fedsim.basics.tensor_file import DTYPES
-from fedsim.strategy.base import SESSION_FIELDS, FederatedStrategy, state_fields
+from fedsim.strategy.adapter import is_ours
+from fedsim.strategy.base import SESSION_FIELDS, state_fields
 from fedsim.strategy.held.kinds import Unheld, says_what_to_keep
 from fedsim.strategy.held.reading import Reader
 from fedsim.strategy.held.trust import Known, adopt, is_users, label_of
@@ -126,14 +127,14 @@ class StrategyMemory:
                 raise CheckpointError(
                     f"{type(strategy).__name__} cannot be given back what it remembered: {what}"
                 ) from error
-        if isinstance(strategy, FederatedStrategy) and fields:
+        if is_ours(strategy) and fields:
             strategy.restore(fields)
 
     def _root(self, writer: Writer) -> Any:
         return _write_root(writer, self._strategy)
 
     def _plain_fields(self) -> dict[str, Any]:
-        if not isinstance(self._strategy, FederatedStrategy):
+        if not is_ours(self._strategy):
             return {}
         return {n: v for n, v in state_fields(self._strategy).items() if _is_plain(v)}
 
@@ -168,7 +169,7 @@ def _write_root(writer: Writer, strategy: Strategy) -> Any:
     one_half = [n for n in ("state_dict", "load_state_dict") if hasattr(strategy, n)]
     if len(one_half) == 1:
         writer.unheld.append(Unheld(one_half[0], "one of state_dict and load_state_dict only"))
-    if not isinstance(strategy, FederatedStrategy):
+    if not is_ours(strategy):
         writer.nodes.append(["self"])
         writer._seen[id(strategy)] = len(writer.nodes) - 1
         return {"attributes": writer._attributes(strategy, "")}
