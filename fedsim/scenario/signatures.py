@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError
@@ -61,6 +62,13 @@ class Key(NamedTuple):
         return _type_name(self.annotation)
 
 
+_OURS = ("fedsim", "strategies", "clients")
+# keys of factories of fedsim's own: a scenario asks for the same some twenty times
+_KNOWN: WeakKeyDictionary[Callable[..., Any], dict[tuple[frozenset[str], bool], dict[str, Key]]] = (
+    WeakKeyDictionary()
+)
+
+
 def keys(
     factory: Callable[..., Any], *, skip: Collection[str] = (), foreign: bool = False
 ) -> dict[str, Key]:
@@ -76,6 +84,16 @@ def keys(
         The keys; an argument whose type or default has no TOML value (a function, a class) is left
         out if it has a default.
     """
+    if getattr(factory, "__module__", "").partition(".")[0] not in _OURS:
+        return _read(factory, skip, foreign=foreign)  # a user's may be altered in a notebook
+    known = _KNOWN.setdefault(factory, {})
+    asked = frozenset(skip), foreign
+    if asked not in known:
+        known[asked] = _read(factory, skip, foreign=foreign)
+    return dict(known[asked])
+
+
+def _read(factory: Callable[..., Any], skip: Collection[str], *, foreign: bool) -> dict[str, Key]:
     kinds: tuple[Any, ...] = (inspect.Parameter.KEYWORD_ONLY,)
     if foreign:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
