@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import torch
-from laws import federations as fed
 
 from fedsim.engine.shared_memory import Arena, ArenaView, Probe
+from tests.laws import federations as fed
 
 
 def test_what_a_view_writes_the_owner_reads():

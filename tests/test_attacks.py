@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from laws import federations as fed
 
 from fedsim.basics import rng
 from fedsim.basics.errors import RunError, ScenarioError
@@ -23,6 +22,7 @@ from fedsim.messages.cohort import SETUP, Cohort
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.replies import Replies
 from fedsim.scenario import signatures
+from tests.laws import federations as fed
 
 SEED, DIM = 7, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

@@ -3,8 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
-from laws.federations import SEED, SHAPE, InMemoryData, job, make_task, result_bits
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.rng import generator
@@ -12,6 +10,8 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.client.batching.augmentation import Augmentation, augmentation_of
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import ClientProcedure, Work
+from tests.laws import federations as fed
+from tests.laws.federations import SEED, SHAPE, InMemoryData, job, make_task, result_bits
 
 EVERYTHING = {"crop": 2, "flip": 0.5, "noise": 0.1}
 STEPS, BATCH = 4, 8

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from laws import federations as fed
-from laws.federations import SEED, SPEC, InMemoryData, initial_payload, job
 from torch import nn
 
 import fedsim
@@ -24,6 +22,8 @@ from fedsim.runs.checkpoint import FOLDER, latest, load
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.classification import Classification
+from tests.laws import federations as fed
+from tests.laws.federations import SEED, SPEC, InMemoryData, initial_payload, job
 
 SIZES = (5, 9, 20)
 POLICIES = ["average", "local", "reset"]

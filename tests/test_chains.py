@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from laws import federations as fed
 from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
@@ -21,6 +20,7 @@ from fedsim.client.vectorising import made_up_samples, why_not_batched
 from fedsim.runs import start as run
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
+from tests.laws import federations as fed
 
 SHAPE = (2, 8, 8)
 MODELS = {

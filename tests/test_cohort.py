@@ -5,7 +5,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import example, given
 from hypothesis import strategies as st
-from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.admission import AdmissionGrid
@@ -18,6 +17,7 @@ from fedsim.messages.failures import Failure
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import SERVER_ROUND, model_record
 from fedsim.messages.replies import Replies
+from tests.laws import federations as fed
 
 NAMED = {
     "w": torch.zeros(2, 3),

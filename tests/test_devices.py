@@ -8,7 +8,6 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from laws import federations as fed
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
@@ -28,6 +27,7 @@ from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
+from tests.laws import federations as fed
 
 EVERYBODY = np.arange(8_000)
 

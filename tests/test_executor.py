@@ -4,19 +4,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord
-from laws import federations as fed
-from laws.federations import (
-    CLASSES,
-    SEED,
-    SHAPE,
-    SPEC,
-    InMemoryData,
-    initial_payload,
-    job,
-    make_executor,
-    make_task,
-    result_bits,
-)
 from torch import nn
 
 from clients.local_sgd import LocalSGD
@@ -28,6 +15,19 @@ from fedsim.client.vectorising import loop_reason, why_loop
 from fedsim.messages.layout import Payload, rows_at
 from fedsim.tasks import named as tasks
 from fedsim.tasks.classification import Classification
+from tests.laws import federations as fed
+from tests.laws.federations import (
+    CLASSES,
+    SEED,
+    SHAPE,
+    SPEC,
+    InMemoryData,
+    initial_payload,
+    job,
+    make_executor,
+    make_task,
+    result_bits,
+)
 
 KINDS = ["vmap", "loop"]
 PIXELS = math.prod(SHAPE)

@@ -3,7 +3,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws.federations import (
+
+from clients.local_sgd import LocalSGD
+from fedsim.basics.rng import generator
+from fedsim.client.procedure import Work
+from fedsim.messages.layout import Payload
+from tests.laws.federations import (
     SEED,
     InMemoryData,
     initial_payload,
@@ -13,12 +18,7 @@ from laws.federations import (
     named_bits,
     result_bits,
 )
-from oracles import sgd_oracle as oracle
-
-from clients.local_sgd import LocalSGD
-from fedsim.basics.rng import generator
-from fedsim.client.procedure import Work
-from fedsim.messages.layout import Payload
+from tests.oracles import sgd_oracle as oracle
 
 OPTIONS = {
     "plain": {},

@@ -126,7 +126,7 @@ def test_grouped_owners_are_listed_by_client(build):
 SCENARIO = """
 rounds = 1
 [data]
-name = "test_partition_division:hospitals"
+name = "tests.test_partition_division:hospitals"
 [partition]
 kind = "natural"
 test_fraction = 0.3

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
-from test_partition_division import hospitals, mine, numbers
 
 from fedsim.data.partitions.statistics import draw_partition, label_names, partition_statistics
 from fedsim.data.preparation import prepare
+from tests.test_partition_division import hospitals, mine, numbers
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_command_prints_all_that(build, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
     file = tmp_path / "mine.toml"
     file.write_text(
-        '[data]\nname = "test_partition_division:hospitals"\n[partition]\nkind = "natural"\n'
+        '[data]\nname = "tests.test_partition_division:hospitals"\n[partition]\nkind = "natural"\n'
         "clients = 3\nfeature_noise = 0.1\ntest_fraction = 0.2\n"
     )
     lines = "\n".join(_partition_outcome(load(file), None).lines)

@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
 
 from fedsim.basics import rng
 from fedsim.basics.errors import ScenarioError
@@ -20,6 +19,7 @@ from fedsim.federation.attacks.kinds import backdoor
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.runs import start as run
 from fedsim.scenario.scenario import Scenario
+from tests.laws import federations as fed
 
 PICTURE = SampleSpec((1, 4, 4), 10)
 EFFECTS = {"label_flip": FlippedLabels(), "backdoor": Trigger(target=1, size=2, share=0.6)}

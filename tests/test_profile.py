@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import typer
-from laws import federations as fed
 
 from clients.local_sgd import LocalSGD
 from fedsim import cli
@@ -21,6 +20,7 @@ from fedsim.runs.profile import Profile, screen
 from fedsim.runs.round_report import RoundReport
 from fedsim.runs.start import start
 from fedsim.scenario.scenario import Scenario
+from tests.laws import federations as fed
 
 SCENARIO = {
     "rounds": 3,

@@ -6,7 +6,6 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from laws import federations as fed
 from torch import Tensor
 
 from fedsim.aggregators.sums import average_buffers, mean_metrics
@@ -21,6 +20,7 @@ from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.declarations import NoState, Setup
 from fedsim.strategy.linear import LinearStrategy
 from fedsim.strategy.session import federation_size, restore_fields
+from tests.laws import federations as fed
 
 
 class Memory(NamedTuple):

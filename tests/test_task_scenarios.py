@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord
-from laws import federations as fed
 from safetensors.torch import load_file, save_file
 from sklearn import metrics as sk
 
@@ -25,6 +24,7 @@ from fedsim.runs.policy import EarlyStop
 from fedsim.runs.world import build
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
+from tests.laws import federations as fed
 
 HOSPITALS = {
     "seed": 2,

@@ -5,7 +5,7 @@ import pytest
 from sklearn import datasets
 from sklearn.preprocessing import StandardScaler
 
-from data.tables import load
+from tests.data.tables import load
 
 PARTITION = {"kind": "iid", "clients": 3, "test_fraction": 0.2}
 ORIGINALS = {

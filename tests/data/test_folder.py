@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.tables import IID, load, pictures, png, write
 from fedsim.basics.errors import ScenarioError
+from tests.data.tables import IID, load, pictures, png, write
 
 NATURAL = {"kind": "natural"}
 

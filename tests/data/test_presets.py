@@ -12,9 +12,9 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from data.tables import IID, load, pictures, png, write
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.data.reading.characters import CHARACTERS, UNKNOWN
+from tests.data.tables import IID, load, pictures, png, write
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")

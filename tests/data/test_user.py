@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.tables import IID, load
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.scenario import discovery
 from fedsim.scenario.load import load as load_scenario
+from tests.data.tables import IID, load
 
-TESTS = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+LOADERS = ROOT / "tests" / "data" / "loaders.py"
 
 
 def user(cache_dir, name, partition=IID, **arguments):
-    return load(cache_dir, partition, name=f"data.loaders:{name}", **arguments)
+    return load(cache_dir, partition, name=f"tests.data.loaders:{name}", **arguments)
 
 
 def test_what_a_loader_returns_is_what_clients_hold(tmp_path):
@@ -64,19 +65,19 @@ def test_a_loader_without_a_test_set_has_its_fraction_held_out_by_class(tmp_path
 
 
 def test_its_arguments_are_scenario_keys():
-    keys = discovery.schema("datasets", "data.loaders:blobs")
+    keys = discovery.schema("datasets", "tests.data.loaders:blobs")
     assert {name: key.default for name, key in keys.items()} == {
         "samples": 60, "shift": 2.0, "calls": "",
     }  # fmt: skip
     assert keys["shift"].description == "Between the two."
-    (entry,) = discovery.describe("datasets", "data.loaders:blobs")
+    (entry,) = discovery.describe("datasets", "tests.data.loaders:blobs")
     assert entry.description == "Two blobs"
 
 
 SCENARIO = """
 rounds = 1
 [data]
-name = "data.loaders:{name}"
+name = "tests.data.loaders:{name}"
 {keys}
 [partition]
 kind = "iid"
@@ -87,10 +88,14 @@ clients = 4
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("blobs", "sample = 3", r"'sample' is not a key of data.loaders:blobs; did you mean 'samp"),
+        (
+            "blobs",
+            "sample = 3",
+            r"'sample' is not a key of tests.data.loaders:blobs; did you mean 'samp",
+        ),
         ("blobs", "samples = 'x'", r'\[data\] samples = "x": must be an integer'),
         ("from_file", "", r"\[data\] 'path' is missing: give a str"),
-        ("blob", "", r"\[data\] name = 'data.loaders:blob': .* did you mean 'blobs'"),
+        ("blob", "", r"\[data\] name = 'tests.data.loaders:blob': .* did you mean 'blobs'"),
         ("not_a_function", "", r"names a int, expected a function that returns a fedsim.data.Dat"),
     ],
 )
@@ -133,21 +138,19 @@ def test_a_scenario_that_misuses_a_loader_is_refused(tmp_path, name, keys, messa
     ],
 )
 def test_what_no_federation_can_use_is_refused_by_field_and_row(tmp_path, case, message):
-    with pytest.raises(ScenarioError, match=rf"name = 'data.loaders:returning': {message}"):
+    with pytest.raises(ScenarioError, match=rf"name = 'tests.data.loaders:returning': {message}"):
         user(tmp_path, "returning", case=case)
 
 
 def test_an_error_of_the_loader_is_told_with_its_line(tmp_path):
-    line = (Path(__file__).parent / "loaders.py").read_text().splitlines().index(
-        '    return {}["missing"]'
-    ) + 1  # fmt: skip
+    line = LOADERS.read_text().splitlines().index('    return {}["missing"]') + 1
     with pytest.raises(ScenarioError, match=rf"KeyError: 'missing' \(loaders.py, line {line}\)"):
         user(tmp_path, "failing")
 
 
 def test_a_changed_loader_or_file_never_gives_stale_data(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    source = (TESTS / "data" / "loaders.py").read_text()
+    source = LOADERS.read_text()
     (tmp_path / "changing_loader.py").write_text(source)
     module = importlib.import_module("changing_loader")
     first = load(tmp_path / "cache", name="changing_loader:blobs")
@@ -171,7 +174,7 @@ def test_a_changed_loader_or_file_never_gives_stale_data(tmp_path, monkeypatch):
 def test_the_manifest_names_the_loader_and_no_folder(tmp_path):
     np.savetxt(tmp_path / "numbers.txt", np.arange(40.0).reshape(20, 2) / 8)
     data = user(tmp_path, "from_file", path=str(tmp_path / "numbers.txt"))
-    assert data.manifest["data"]["name"] == "data.loaders:from_file"
+    assert data.manifest["data"]["name"] == "tests.data.loaders:from_file"
     assert str(tmp_path) not in json.dumps(data.manifest)
 
 
@@ -187,7 +190,7 @@ def _elsewhere(data, **environment):
         [sys.executable, "-c", READ_PICKLE],
         input=pickle.dumps(data),
         capture_output=True,
-        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", **environment},
+        env={"PYTHONPATH": str(ROOT), **environment},
         timeout=120,
     )
 
@@ -221,7 +224,9 @@ def test_a_loader_that_gives_other_data_on_another_machine_is_refused(tmp_path, 
     sent = pickle.dumps(user(tmp_path / "here", "unseeded"))
     (tmp_path / "here").rename(tmp_path / "gone")
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "there"))
-    with pytest.raises(RunError, match=r"'data.loaders:unseeded': gives other data here .* seed"):
+    with pytest.raises(
+        RunError, match=r"'tests.data.loaders:unseeded': gives other data here .* seed"
+    ):
         pickle.loads(sent)
 
 

@@ -1,12 +1,12 @@
 """A worker that computes with other kernels is found before it has done anything."""
 
 import pytest
-from basics.processes import run
-from faults.worlds import small_world
 from torch.backends.cpu import get_cpu_capability
 
 from fedsim.basics import kernels, kernels_in_use
 from fedsim.basics.errors import RunError
+from tests.basics.processes import run
+from tests.faults.worlds import small_world
 
 needs_avx2 = pytest.mark.skipif(
     kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"

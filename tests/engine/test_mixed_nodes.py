@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
-from faults.worlds import finish, small_world
 
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.pipe import Line
+from tests.faults.worlds import finish, small_world
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def undisturbed(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(ray_cluster, world):
-    from engine.mixed import MixedGrid
+    from tests.engine.mixed import MixedGrid
 
     with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         assert len(grid.worker_pids) == 2  # both have started

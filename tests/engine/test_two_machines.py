@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import two_machines
+from tests.engine import two_machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCRIPT = """
 import json, os, signal, sys, time
 import ray
-from engine import two_machines as two
-from faults.worlds import SCENARIO
+from tests.engine import two_machines as two
+from tests.faults.worlds import SCENARIO
 import fedsim
 import fedsim.engine.ray.grid as engine
 from fedsim.basics.json_files import JsonLines

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parents[2]
 _NET = "10.99.0"
 FIRST = f"{_NET}.1"
 _PORT = 6379
@@ -52,8 +53,7 @@ def alone(source: str, folder: Path, timeout_s: float, *arguments: str) -> Ended
     """Run a Python program on the first machine; `folder` is empty on the second one."""
     # its address is there with or without a cable
     setup = f'ip link set lo up && ip addr add {FIRST}/32 dev lo && exec "$@"'
-    tests = Path(__file__).parents[1]
-    paths = filter(None, [str(tests), str(tests.parent), os.environ.get("PYTHONPATH")])
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     env = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
     command = [*_apart(), "sh", "-c", setup, "sh", sys.executable, "-c", source, *arguments]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:

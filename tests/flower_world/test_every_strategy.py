@@ -11,7 +11,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.runs import start as run
 from fedsim.runs.world import build
 from fedsim.scenario import discovery
-from flower_world.worlds import ARGUMENTS, WRAPPERS, flower, records, scenario, train
+from tests.flower_world.worlds import ARGUMENTS, WRAPPERS, flower, records, scenario, train
 
 SHIPPED = [
     name
@@ -147,7 +147,7 @@ def test_fedprox_inside_a_wrapper_asks_the_clients_too():
 
 def test_a_client_procedure_without_what_a_strategy_leaves_to_it_is_refused():
     with pytest.raises(ScenarioError, match=r"has no proximal, which \[strategy\] name = \"flower"):
-        scenario(flower("FedProx"), client={"name": "flower_world.procedure:Still"})
+        scenario(flower("FedProx"), client={"name": "tests.flower_world.procedure:Still"})
 
 
 def test_moments_of_batch_norm_s_counters_are_kept_too(tmp_path):

@@ -9,7 +9,7 @@ from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.runs.world import build
-from flower_world.worlds import scenario
+from tests.flower_world.worlds import scenario
 
 MAJOR, MINOR = version("flwr").split(".")[:2]
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
-from laws.dropping import DropOutGrid
 
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.engine.inline import InlineGrid
@@ -16,7 +15,8 @@ from fedsim.messages import flower_internals as internals
 from fedsim.messages.records import model_tensors
 from fedsim.runs import start as run
 from fedsim.runs.world import build
-from flower_world.worlds import WRAPPERS, clipped, flower, ours, records, scenario, train
+from tests.flower_world.worlds import WRAPPERS, clipped, flower, ours, records, scenario, train
+from tests.laws.dropping import DropOutGrid
 
 SERVER, CLIENT = (f"DifferentialPrivacy{side}SideFixedClipping" for side in ("Server", "Client"))
 ADAPTIVE = [name for name in WRAPPERS if "Adaptive" in name]
@@ -136,7 +136,7 @@ class Plainly:
 
 
 def test_a_client_that_moved_nothing_is_not_clipped():
-    still = {"name": "flower_world.procedure:Still"}
+    still = {"name": "tests.flower_world.procedure:Still"}
     kept = Kept()
     train(flower(CLIENT, **EXACT), 1, client=still, inner=kept)
     replies = kept.grid.replies
@@ -146,7 +146,7 @@ def test_a_client_that_moved_nothing_is_not_clipped():
 
 
 def test_flowers_division_by_the_length_of_nothing_is_named_with_the_clients():
-    still = {"name": "flower_world.procedure:Still"}
+    still = {"name": "tests.flower_world.procedure:Still"}
     with pytest.raises(RunError) as failed:
         train(flower(SERVER, **EXACT), 1, client=still)
     assert str(failed.value) == (
@@ -257,7 +257,7 @@ def test_a_run_of_a_strategy_in_a_wrapper_resumes_to_the_undisturbed_bits(tmp_pa
 
 def test_a_users_own_wrapper_takes_a_table_too(tmp_path):
     table = {
-        "name": "flower_world.own_wrapper:Shrinking",
+        "name": "tests.flower_world.own_wrapper:Shrinking",
         "factor": 0.25,
         "base": {"name": "flower:FedAdam", "eta": 0.05},
     }

@@ -9,7 +9,7 @@ import pytest
 import clients
 import strategies
 from fedsim.scenario import discovery
-from laws import federations as fed
+from tests.laws import federations as fed
 
 STRATEGY = '''
 """A strategy that nobody has registered."""

@@ -17,7 +17,7 @@ from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.runs import start as run
 from fedsim.scenario.load import load
-from studies.worlds import write
+from tests.studies.worlds import write
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "from fedsim.cli import main; main()"

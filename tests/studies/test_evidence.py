@@ -14,7 +14,7 @@ from fedsim.cli import app
 from fedsim.studies.comparison.intervals import Paired
 from fedsim.studies.evidence import file as evidence_file
 from fedsim.studies.evidence.evidence import judged
-from studies.worlds import write
+from tests.studies.worlds import write
 
 STUDY = """
 title = "Half a step"

@@ -14,7 +14,7 @@ from fedsim.studies.cells.cell import CELLS, cells_of, of_other_versions
 from fedsim.studies.cells.machine import ASSUMED, has_room
 from fedsim.studies.cells.pool import Pool
 from fedsim.studies.cells.variants import of_scenarios
-from studies.worlds import write
+from tests.studies.worlds import write
 
 needs_avx2 = pytest.mark.skipif(
     kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"
@@ -107,7 +107,7 @@ def test_the_data_of_one_cell_are_given_back_before_the_next(tmp_path):
     (tmp_path / CELLS).mkdir()
     file = tmp_path / "large.toml"
     file.write_text(
-        'rounds = 1\n[task]\nmodel = "logistic"\n[data]\nname = "studies.worlds:large"\n'
+        'rounds = 1\n[task]\nmodel = "logistic"\n[data]\nname = "tests.studies.worlds:large"\n'
         '[partition]\nkind = "iid"\nclients = 4\n[client]\nlocal_steps = 1\n'
     )
     (variant,) = of_scenarios([str(file)], [], [])

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.studies.tuning.tune import Candidate, best_first
-from studies.worlds import write
+from tests.studies.worlds import write
 
 SEEDS = [1003, 1004]
 

@@ -9,7 +9,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.runs.world import build
 from fedsim.studies.cells.cell import cells_of, in_one_process
 from fedsim.studies.cells.variants import fingerprint, of_scenarios, parse_axis, parse_seeds
-from studies.worlds import write
+from tests.studies.worlds import write
 
 
 def test_values_with_commas_of_their_own_stay_whole():
