@@ -21,7 +21,7 @@ from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
 from tests.cases.own_projects import NET, project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

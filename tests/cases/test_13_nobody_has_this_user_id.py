@@ -17,7 +17,7 @@ from fedsim.cli import app
 from fedsim.cli.doctor import machine
 from tests.cases.own_projects import project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = """
 import pwd
 

@@ -18,7 +18,7 @@ from fedsim.cli import app
 from fedsim.engine.ray.place import in_words
 from tests.cases.own_projects import project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 

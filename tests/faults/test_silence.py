@@ -23,7 +23,7 @@ def undisturbed(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster, world):
-    from tests.engine.mixed import MixedGrid
+    from tests.engine.ray.mixed import MixedGrid
 
     with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         yield grid

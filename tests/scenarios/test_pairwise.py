@@ -14,7 +14,7 @@ from fedsim.runs import start as run
 from fedsim.scenario import discovery
 from fedsim.scenario.scenario import Scenario
 from tests.data.tables import pictures, write
-from tests.flower_world.worlds import ARGUMENTS
+from tests.strategy.flower_world.worlds import ARGUMENTS
 
 CLIENTS, SAMPLES = 4, 80
 FROM_THE_NET = {"hub"}
