@@ -11,13 +11,13 @@ import socket
 import warnings
 from pathlib import Path
 
-import optimisations
 import pytest
 import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from fedsim.basics.kernels_in_use import in_use
+from tests import optimisations
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,7 +147,7 @@ def ray_cluster():
         return
     with pytest.MonkeyPatch.context() as patch:
         # workers import the helpers that tests share
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with _leaks_of_ray():
             ray.init(

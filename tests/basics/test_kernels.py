@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from basics.processes import ended_process, run
 from fedsim.basics import kernels, kernels_in_use
 from fedsim.basics.errors import ScenarioError
+from tests.basics.processes import ended_process, run
 
 SAY = "import json; from fedsim.basics.kernels_in_use import in_use, notes; "
 PORTABLE = """

@@ -2,8 +2,8 @@
 
 import pytest
 
-from basics.processes import run
 from fedsim.basics import kernels_in_use
+from tests.basics.processes import run
 
 pytestmark = pytest.mark.skipif(
     kernels_in_use.why_not_portable() is not None, reason="portable bits need AVX2 and MKL"

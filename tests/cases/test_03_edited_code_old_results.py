@@ -8,7 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 import fedsim
-from cases.own_projects import NET, project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import code_behind
 from fedsim.basics.json_files import read_json
@@ -19,6 +18,7 @@ from fedsim.studies.cells.cell import cells_of
 from fedsim.studies.cells.code import said_of_code
 from fedsim.studies.cells.given import of_runs
 from fedsim.studies.cells.variants import of_scenarios
+from tests.cases.own_projects import NET, project
 
 LAYERS = NET.format(units=4)
 LOADER = """

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fedsim
-from cases.own_projects import NET, project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.project import enter
 from fedsim.cli import app
@@ -20,8 +19,9 @@ from fedsim.runs.folder import create
 from fedsim.runs.manifest import write_plan
 from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
+from tests.cases.own_projects import NET, project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import torch
 from flwr.serverapp.strategy import FedAvg
 
 import fedsim
-from cases import rememberers, worlds
 from fedsim.basics.errors import CheckpointError
 from fedsim.basics.json_files import JsonLines
 from fedsim.runs.checkpoint import latest
 from fedsim.strategy.foreign import dump_attributes, load_attributes
 from fedsim.strategy.held.strategies import StrategyMemory, try_out
+from tests.cases import rememberers, worlds
 
 SHORT = {"rounds": 4, "checkpoint": {"every": 1}}
 
@@ -27,7 +27,7 @@ def untimed(folder):
 
 
 def test_a_helper_s_velocity_survives_a_power_cut(tmp_path):
-    described = worlds.scenario("cases.rememberers:Helper", **SHORT)
+    described = worlds.scenario("tests.cases.rememberers:Helper", **SHORT)
     whole, again = worlds.both(described, tmp_path)
     assert whole == again
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "broken")
@@ -42,7 +42,7 @@ def test_a_helper_s_velocity_survives_a_power_cut(tmp_path):
     ],
 )  # fmt: skip
 def test_each_way_of_remembering_survives_a_power_cut(name, tmp_path):
-    described = worlds.scenario(f"cases.rememberers:{name}")
+    described = worlds.scenario(f"tests.cases.rememberers:{name}")
     rememberers.Enclosed.counted[:] = [0]  # as a new process would have it
     whole = fedsim.start(described, out=tmp_path / "whole")
     rememberers.Enclosed.counted[:] = [0]
@@ -201,7 +201,9 @@ class TwoFaced:
 @pytest.mark.parametrize("every", [1, 3])
 def test_what_is_new_is_tried_before_it_is_relied_on(every, tmp_path, caplog):
     described = worlds.scenario(
-        "cases.test_05_resume_forgets_an_object:LateTwoFaced", rounds=3, checkpoint={"every": every}
+        "tests.cases.test_05_resume_forgets_an_object:LateTwoFaced",
+        rounds=3,
+        checkpoint={"every": every},
     )
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         result = fedsim.start(described, out=tmp_path / "run")
@@ -213,7 +215,7 @@ def test_what_is_new_is_tried_before_it_is_relied_on(every, tmp_path, caplog):
 
 
 def test_a_strategy_s_own_draws_when_it_is_made_are_the_seed_s(tmp_path):
-    described = worlds.scenario("cases.test_05_resume_forgets_an_object:Drawn", rounds=1)
+    described = worlds.scenario("tests.cases.test_05_resume_forgets_an_object:Drawn", rounds=1)
     found = [fedsim.start(described, out=tmp_path / str(n)).summary for n in range(2)]
     assert found[0]["params_sha256"] == found[1]["params_sha256"]
 

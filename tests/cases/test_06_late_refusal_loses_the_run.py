@@ -6,17 +6,19 @@ import logging
 import pytest
 
 import fedsim
-from cases import worlds
 from fedsim.runs.checkpoint import latest
 from fedsim.strategy.foreign import dump_attributes, load_attributes
+from tests.cases import worlds
 
 
 def test_losses_by_node_and_pairs_of_the_history_are_kept(tmp_path):
-    described = worlds.scenario("cases.rememberers:Remembers", rounds=3, checkpoint={"every": 10})
+    described = worlds.scenario(
+        "tests.cases.rememberers:Remembers", rounds=3, checkpoint={"every": 10}
+    )
     result = fedsim.start(described, out=tmp_path / "run")
     assert (result.folder / "params.safetensors").is_file()
     assert latest(result.folder / "checkpoints").name == "round_000003.safetensors"
-    from cases.rememberers import Remembers
+    from tests.cases.rememberers import Remembers
 
     strategy = Remembers()
     strategy.loss_of = {2: 0.5, 2**63: 0.25}
@@ -28,7 +30,9 @@ def test_losses_by_node_and_pairs_of_the_history_are_kept(tmp_path):
 
 
 def test_what_cannot_be_kept_is_said_before_round_1_and_once(tmp_path, caplog):
-    described = worlds.scenario("cases.rememberers:Streaming", rounds=3, checkpoint={"every": 1})
+    described = worlds.scenario(
+        "tests.cases.rememberers:Streaming", rounds=3, checkpoint={"every": 1}
+    )
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         result = fedsim.start(described, out=tmp_path / "run")
     said = [r.getMessage() for r in caplog.records if "checkpoint cannot hold" in r.getMessage()]
@@ -41,7 +45,9 @@ def test_what_cannot_be_kept_is_said_before_round_1_and_once(tmp_path, caplog):
 
 
 def test_a_resume_of_such_a_run_is_the_run_from_where_it_could_still_be_held(tmp_path):
-    described = worlds.scenario("cases.rememberers:Streaming", rounds=3, checkpoint={"every": 1})
+    described = worlds.scenario(
+        "tests.cases.rememberers:Streaming", rounds=3, checkpoint={"every": 1}
+    )
     whole, again = worlds.both(described, tmp_path, 3)
     assert whole == again
 
@@ -49,7 +55,7 @@ def test_a_resume_of_such_a_run_is_the_run_from_where_it_could_still_be_held(tmp
 @pytest.mark.parametrize("every", [1, 10])
 def test_what_comes_later_is_said_in_its_round_and_older_checkpoints_stay(tmp_path, caplog, every):
     described = worlds.scenario(
-        "cases.rememberers:StreamingLater", rounds=4, checkpoint={"every": every}
+        "tests.cases.rememberers:StreamingLater", rounds=4, checkpoint={"every": every}
     )
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         result = fedsim.start(described, out=tmp_path / "run")

@@ -10,15 +10,15 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 from safetensors.torch import load_file
 
 import fedsim
-from cases import worlds
 from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.cohort import Cohort
 from fedsim.runs.client_settings import ClientSettings
 from fedsim.runs.world import build
+from tests.cases import worlds
 
-NAME = "cases.test_07_config_that_nobody_reads:"
+NAME = "tests.cases.test_07_config_that_nobody_reads:"
 
 
 class Telling(FedAvg):

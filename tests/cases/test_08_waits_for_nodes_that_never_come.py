@@ -16,12 +16,12 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 import fedsim
-from cases import worlds
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.federation.grids.waiting import check_minima
 from fedsim.federation.participation.kinds import PARTICIPATION
 from fedsim.messages.patience import Patience
 from fedsim.runs.world import build
+from tests.cases import worlds
 
 BERNOULLI = {"participation": {"kind": "bernoulli", "rate": 0.3}}
 pytestmark = pytest.mark.timeout(60)
@@ -72,7 +72,7 @@ class Polls(Elsewhere):
         return []
 
 
-NAME = "cases.test_08_waits_for_nodes_that_never_come:"
+NAME = "tests.cases.test_08_waits_for_nodes_that_never_come:"
 
 
 def test_a_subclass_goes_on_with_one_client_as_flowers_own_does(tmp_path):

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fedsim
-from cases.own_projects import NET, project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import read_json
 from fedsim.basics.project import enter
 from fedsim.cli import app
 from fedsim.runs.folder import resuming
+from tests.cases.own_projects import NET, project
 
 ROUNDS = 3
 ROWS = "a,b,label\n" + "".join(f"{i % 5},{i % 3},{i % 2}\n" for i in range(60))

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 import fedsim
-from cases.own_projects import project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.home import cache_root, expanded, home
 from fedsim.basics.project import enter
 from fedsim.cli import app
 from fedsim.cli.doctor import machine
+from tests.cases.own_projects import project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = """
 import pwd
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cases.own_projects import project
 from fedsim.basics.errors import RunError
 from fedsim.cli.doctor import machine
 from fedsim.engine.ray import cluster
 from fedsim.engine.ray.place import make_folder, place
+from tests.cases.own_projects import project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 LONG = "a_folder_of_a_job_of_some_batch_system_with_a_name_that_says_everything"
 
 

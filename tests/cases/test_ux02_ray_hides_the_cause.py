@@ -10,15 +10,15 @@ from flwr.clientapp import ClientApp
 from typer.testing import CliRunner
 
 import fedsim
-from cases.own_projects import project
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import of_main
 from fedsim.basics.json_files import read_json
 from fedsim.basics.project import SentProject
 from fedsim.cli import app
 from fedsim.engine.ray.place import in_words
+from tests.cases.own_projects import project
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 

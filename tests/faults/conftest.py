@@ -2,7 +2,7 @@
 
 import pytest
 
-from faults.worlds import Trouble
+from tests.faults.worlds import Trouble
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from faults.worlds import CULPRIT, Misshapen, finish, is_alive, small_world
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
 from fedsim.runs.policy import Policy
+from tests.faults.worlds import CULPRIT, Misshapen, finish, is_alive, small_world
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from faults.killer import Killer
-from faults.test_kill_resume import ROOT, SCENARIO, _check, _outcome
+from tests.faults.killer import Killer
+from tests.faults.test_kill_resume import ROOT, SCENARIO, _check, _outcome
 
 MOUNT = 'mount -t tmpfs -o size=128k none "$0" && exec "$@"'
 

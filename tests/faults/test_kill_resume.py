@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from faults.killer import COMMAND, Killer
 from fedsim.basics import rng
 from fedsim.basics.json_files import JsonLines, read_json
+from tests.faults.killer import COMMAND, Killer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 7
 SCENARIO = f"""
 seed = 3

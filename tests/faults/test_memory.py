@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own: Ray watches memory with limits that are set when its cluster starts.
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from faults.worlds import CULPRIT, Trouble, finish, small_world
+from tests.faults.worlds import CULPRIT, Trouble, finish, small_world
 from fedsim.engine.inline import InlineGrid
 from fedsim.engine.ray.grid import RayGrid
 
@@ -51,7 +51,7 @@ def test_a_client_that_takes_the_machine_s_memory_in_every_round_counts_as_dropp
         [sys.executable, "-c", SCRIPT, str(tmp_path), str(limit)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from faults.plain_app import app
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages import flower_internals as internals
+from tests.faults.plain_app import app
 
 CLIENTS = 12
 

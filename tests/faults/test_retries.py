@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from faults.worlds import CULPRIT, finish, small_world
 from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import JsonLines
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.failures import Failure
 from fedsim.runs.policy import Policy
+from tests.faults.worlds import CULPRIT, finish, small_world
 
 RETRY = ("engine.on_failure=retry",)
 

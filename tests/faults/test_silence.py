@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from faults.worlds import CULPRIT, finish, is_alive, small_world
 from fedsim.engine.inline import InlineGrid
+from tests.faults.worlds import CULPRIT, finish, is_alive, small_world
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def undisturbed(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(ray_cluster, world):
-    from engine.mixed import MixedGrid
+    from tests.engine.ray.mixed import MixedGrid
 
     with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         yield grid

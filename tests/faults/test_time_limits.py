@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from faults.worlds import CULPRIT, SlowBuild, Unreadable, is_alive, small_world
 from fedsim.basics.errors import RunError
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Payload
 from fedsim.messages.records import model_tensors
+from tests.faults.worlds import CULPRIT, SlowBuild, Unreadable, is_alive, small_world
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
-from laws.dropping import DropOutGrid
 
 from fedsim.basics.json_files import JsonLines
 from fedsim.client.executor import CohortExecutor
@@ -31,6 +30,7 @@ from fedsim.runs.client_side import make_app
 from fedsim.runs.execute import RunResult, execute
 from fedsim.runs.world import World, build
 from fedsim.scenario.load import load
+from tests.laws.dropping import DropOutGrid
 
 SCENARIO = """
 seed = 5

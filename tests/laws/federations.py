@@ -9,7 +9,6 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import optimisations
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
@@ -33,6 +32,7 @@ from fedsim.runs.loop import RoundLoop
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
 from fedsim.tasks import named as tasks
+from tests import optimisations
 
 SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
 SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11

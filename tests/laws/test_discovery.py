@@ -10,7 +10,7 @@ import clients
 import strategies
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
-from laws import federations as fed
+from tests.laws import federations as fed
 
 STRATEGY = '''
 """A strategy that nobody has registered."""

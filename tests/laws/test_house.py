@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from laws import house
+from tests.laws import house
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.executor import CohortExecutor
 from fedsim.tasks import named as tasks
-from laws.federations import SEED, InMemoryData, job, make_procedure, result_bits
+from tests.laws.federations import SEED, InMemoryData, job, make_procedure, result_bits
 
 WIDTHS = (9, 15, 17, 30)
 SIZES = (49, 50, 51, 7, 120, 33, 50, 1)

@@ -1,11 +1,11 @@
 """Law 1: what only makes a run fast changes no bit: same plan, all of it on, then all of it off."""
 
 import numpy as np
-import optimisations
 import pytest
 
 from fedsim.engine.ray.grid import RayGrid
-from laws import federations as fed
+from tests import optimisations
+from tests.laws import federations as fed
 
 pytestmark = pytest.mark.slow
 

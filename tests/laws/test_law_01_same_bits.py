@@ -9,8 +9,8 @@ import torch
 from fedsim.client.plan import ExecutionPlan
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
-from laws import federations as fed
-from laws.federations import (
+from tests.laws import federations as fed
+from tests.laws.federations import (
     MODELS,
     InMemoryData,
     job,
@@ -19,7 +19,7 @@ from laws.federations import (
     record_bits,
     result_bits,
 )
-from laws.many import OneFederation, only
+from tests.laws.many import OneFederation, only
 
 CASES = [(model, *procedure[1:]) for model in MODELS for procedure in fed.procedures()]
 IDS = [f"{model}-{procedure[0]}" for model in MODELS for procedure in fed.procedures()]

@@ -13,7 +13,7 @@ from fedsim.basics.errors import CheckpointError, RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.runs import start as runs
 from fedsim.scenario.scenario import Scenario
-from laws import federations as fed
+from tests.laws import federations as fed
 
 ROUNDS = 4
 SCENARIOS = {

@@ -10,7 +10,6 @@ which the executor doubles to two slots.
 import numpy as np
 import pytest
 import torch
-from oracles import sgd_oracle as oracle
 
 from clients.local_sgd import LocalSGD
 from fedsim.basics.rng import generator
@@ -18,8 +17,9 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import GUIDANCE
 from fedsim.messages.layout import Payload
 from fedsim.tasks.named import make_task
-from laws import federations as fed
-from laws.federations import SEED, InMemoryData, initial_payload, job, result_bits
+from tests.laws import federations as fed
+from tests.laws.federations import SEED, InMemoryData, initial_payload, job, result_bits
+from tests.oracles import sgd_oracle as oracle
 
 BATCH = 4
 SIZES = (0, 1, BATCH - 1, BATCH, BATCH + 1, 50 * BATCH)

@@ -3,8 +3,8 @@
 import pytest
 
 from fedsim.scenario import discovery
-from laws import federations as fed
-from laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
+from tests.laws import federations as fed
+from tests.laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
 
 KINDS = ("loop", "batched", "vmap")
 OPTIONS = {

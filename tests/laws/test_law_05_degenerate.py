@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.scenario import discovery
-from laws import federations as fed
+from tests.laws import federations as fed
 
 ROUNDS = 3
 DECLARED = {

@@ -18,7 +18,7 @@ from fedsim.messages.replies import Replies
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
 from fedsim.strategy.base import FederatedStrategy
-from laws import federations as fed
+from tests.laws import federations as fed
 
 COHORTS = ((0, 1, 4, 5, 6), (0, 2, 3, 6, 7), (1, 3, 5, 6, 7))
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 0), (0, 4), (1, 6), (2, 5))

@@ -11,7 +11,7 @@ from fedsim.messages.replies import Replies
 from fedsim.runs import checkpoint
 from fedsim.runs.checkpoint import Checkpoint
 from fedsim.strategy.session import restore_fields
-from laws import federations as fed
+from tests.laws import federations as fed
 
 CASES = [(model, *procedure[1:]) for model in fed.MODELS for procedure in fed.procedures()]
 IDS = [f"{model}-{procedure[0]}" for model in fed.MODELS for procedure in fed.procedures()]

@@ -10,7 +10,7 @@ from fedsim.basics.rng import derived_seed, generator
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import ClientProcedure, Work
 from fedsim.federation.participation.kinds import PARTICIPATION
-from laws import federations as fed
+from tests.laws import federations as fed
 
 STEPS, BATCH, HIDDEN = 6, 8, 15  # the last as in `federations`
 

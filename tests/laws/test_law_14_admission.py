@@ -23,8 +23,8 @@ from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record
 from fedsim.messages.replies import Replies
 from fedsim.runs.policy import Policy
-from laws import federations as fed
-from laws.dropping import DropOutGrid
+from tests.laws import federations as fed
+from tests.laws.dropping import DropOutGrid
 
 LAYOUT = Layout.from_named(
     {"w": torch.zeros(2, 3), "b": torch.zeros(3), "n.num_batches_tracked": torch.tensor(0)}

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedsim.basics.errors import RunError
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.records import array_record, named_tensors
-from laws import federations as fed
+from tests.laws import federations as fed
 
 
 class Noisy(FedAvg):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from laws import house
+from tests.laws import house
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

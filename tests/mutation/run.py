@@ -188,7 +188,7 @@ def prepare() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("FLWR_LOG_LEVEL", "ERROR")
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT))
     import datasets  # noqa: F401
     import hypothesis  # noqa: F401
     import pytest  # noqa: F401

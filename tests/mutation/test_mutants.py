@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from mutation.mutants import mutants, spread
-from mutation.report import Fate, report
+from tests.mutation.mutants import mutants, spread
+from tests.mutation.report import Fate, report
 
 SOURCE = '''
 """A number like 7 in a docstring is nothing that runs."""

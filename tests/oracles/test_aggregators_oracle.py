@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from property.kinds import KINDS
 
 from fedsim import aggregators
 from fedsim.aggregators import Recipe, Round
 from fedsim.aggregators.updates import Updates
-from oracles import robust_oracle as oracle
+from tests.oracles import robust_oracle as oracle
+from tests.property.kinds import KINDS
 
 DIM = 9
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.federation.participation.kinds import Cyclic, Markov
-from oracles import fedau_oracle as oracle
 from strategies.fedau import advance, no_history, participation_weights
+from tests.oracles import fedau_oracle as oracle
 
 TRACE = [0, 0, 1, 1, 0, 1, 0, 0, 0, 0]
 CUTOFFS = st.one_of(st.none(), st.integers(1, 12))

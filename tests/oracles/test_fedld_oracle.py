@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from oracles import fedld_oracle as oracle
 from strategies.fedld import FedLD, margin_penalty, principal_gradient_aggregate
+from tests.oracles import fedld_oracle as oracle
 
 ROOT5 = np.sqrt(5)
 PAIR = [(2, 1), (2, -1)]

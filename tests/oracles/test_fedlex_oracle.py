@@ -3,14 +3,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import federations as fed
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from oracles import fedlex_oracle as oracle
-from oracles import sgd_oracle
 from strategies.fedlex import FedLEx, guidance
+from tests.laws import federations as fed
+from tests.oracles import fedlex_oracle as oracle
+from tests.oracles import sgd_oracle
 
 ORDERS = {False: "normalise-then-average", True: "average-then-normalise"}
 START = (0.0, 0.0, 0.0, 0.0)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import flag_oracle as oracle
 from strategies.flag import flag_aggregate
 from strategies.unit_mean import unit_mean
+from tests.oracles import flag_oracle as oracle
 
 COS, SIN = math.cos(math.radians(30)), math.sin(math.radians(30))
 AT_30_DEGREES = torch.tensor([[1.0, 0.0], [1.0, 0.0], [COS, SIN]], dtype=torch.float64)

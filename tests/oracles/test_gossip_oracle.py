@@ -15,9 +15,9 @@ from fedsim.federation.topology.kinds import from_edges
 from fedsim.federation.topology.named import TOPOLOGIES
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
-from oracles import gossip_oracle as oracle
 from strategies.gossip import GossipAveraging, variance_corrected_average
 from strategies.variance_corrected_gossip import VarianceCorrectedGossip
+from tests.oracles import gossip_oracle as oracle
 
 DOUBLE = torch.float64
 EXACT = {"rtol": 1e-12, "atol": 1e-13}

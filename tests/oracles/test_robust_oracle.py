@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oracles import robust_oracle as oracle
 from strategies.coordinate_median import coordinate_median
 from strategies.multi_krum import multi_krum
 from strategies.unit_mean import unit_mean
+from tests.oracles import robust_oracle as oracle
 
 
 def krum(updates):

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from parity import app
-from parity.app import FAILS, NODES, ROUNDS, STRATEGIES
+from tests.parity import app
+from tests.parity.app import FAILS, NODES, ROUNDS, STRATEGIES
 
 # Flower adds replies up in the order in which they arrive, fedsim in client order: ten numbers of
 # size 1 in float64, over three rounds.

@@ -15,7 +15,7 @@ from fedsim.runs.world import build
 from fedsim.scenario import discovery
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
-from property.scenario_documents import (
+from tests.property.scenario_documents import (
     ALL_TABLES,
     FACTORY_TABLES,
     TABLES,

@@ -17,9 +17,9 @@ import torch
 from fedsim.aggregators import BeforeName, Recipe, Round, rules
 from fedsim.aggregators.recipe import degree, jumps
 from fedsim.aggregators.updates import Updates
-from property.kinds import KINDS
 from strategies.fedld import FedLD, principal_gradient_aggregate
 from strategies.flag import FlagAggregator, flag_aggregate
+from tests.property.kinds import KINDS
 
 RULES = [(rule, variant) for rule, variants in rules().items() for variant in variants]
 BEFORE = [(), *((name,) for name in get_args(BeforeName))]

@@ -7,14 +7,14 @@ import re
 
 import numpy as np
 import pytest
-from data.tables import pictures, write
-from flower_world.worlds import ARGUMENTS
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.runs import start as run
 from fedsim.scenario import discovery
 from fedsim.scenario.scenario import Scenario
+from tests.data.tables import pictures, write
+from tests.strategy.flower_world.worlds import ARGUMENTS
 
 CLIENTS, SAMPLES = 4, 80
 FROM_THE_NET = {"hub"}

@@ -3,9 +3,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import federations as fed
-from oracles import fedau_oracle as oracle
-from oracles import sgd_oracle
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.failures import Failure
@@ -16,6 +13,9 @@ from fedsim.scenario.signatures import check_value
 from strategies.average_all import AverageAll
 from strategies.fedau import FedAU
 from strategies.fedavg import FedAvg
+from tests.laws import federations as fed
+from tests.oracles import fedau_oracle as oracle
+from tests.oracles import sgd_oracle
 
 DIM, CLIENTS = 3, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
-from oracles import sgd_oracle as oracle
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from fedsim.strategy.declarations import NoState
 from strategies.fedavg import FedAvg
+from tests.laws import federations as fed
+from tests.oracles import sgd_oracle as oracle
 
 LAYOUT = Layout.from_named({"w": torch.zeros(3, dtype=torch.float64)})
 

@@ -4,14 +4,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
-from oracles import flag_oracle as oracle
 
 from fedsim.engine.inline import InlineGrid
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
 from strategies.flag import FlagAggregator, Momentum, flag_aggregate
 from strategies.unit_mean import UnitMean
+from tests.laws import federations as fed
+from tests.oracles import flag_oracle as oracle
 
 DIM = 12
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

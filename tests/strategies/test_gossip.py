@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import federations as fed
-from oracles.test_gossip_oracle import EDGES, LAYOUT, NODES, SEED, built, play, replies
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.engine.inline import InlineGrid
@@ -23,6 +21,8 @@ from fedsim.strategy.session import restore_fields
 from strategies.fedavg import FedAvg
 from strategies.gossip import GossipAveraging
 from strategies.variance_corrected_gossip import VarianceCorrectedGossip
+from tests.laws import federations as fed
+from tests.oracles.test_gossip_oracle import EDGES, LAYOUT, NODES, SEED, built, play, replies
 
 BOTH = pytest.mark.parametrize("cls", [GossipAveraging, VarianceCorrectedGossip])
 PARAMS = torch.linspace(-1, 1, LAYOUT.dim).double()

@@ -5,7 +5,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from oracles import fedau_oracle as oracle
 
 from fedsim.messages.layout import Layout
 from fedsim.messages.replies import Replies
@@ -15,6 +14,7 @@ from strategies.fedavg import FedAvg
 from strategies.fedvarp import FedVARP
 from strategies.known_participation import KnownParticipation
 from strategies.mifa import MIFA
+from tests.oracles import fedau_oracle as oracle
 
 DIM, CLIENTS = 4, 5
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

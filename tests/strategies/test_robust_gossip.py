@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
-from oracles import robust_oracle as oracle
 
 from fedsim.basics.json_files import JsonLines
 from fedsim.federation.topology.kinds import complete, ring, small_world
@@ -13,6 +11,8 @@ from fedsim.messages.replies import Replies
 from fedsim.runs import start as run
 from fedsim.scenario.scenario import Scenario
 from strategies.gossip import GossipAveraging
+from tests.laws import federations as fed
+from tests.oracles import robust_oracle as oracle
 
 NODES, DIM = 7, 6
 LAYOUT = Layout.from_named({"w": torch.zeros(2, 3, dtype=torch.float64)})

@@ -5,8 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from laws import federations as fed
-from oracles import robust_oracle as oracle
 
 from fedsim.aggregators import rules
 from fedsim.basics.errors import RunError
@@ -18,6 +16,8 @@ from strategies.coordinate_median import CoordinateMedian
 from strategies.multi_krum import MultiKrum
 from strategies.robust import Robust
 from strategies.unit_mean import UnitMean
+from tests.laws import federations as fed
+from tests.oracles import robust_oracle as oracle
 
 DIM = 6
 LAYOUT = Layout.from_named({"w": torch.zeros(DIM, dtype=torch.float64)})

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from laws import federations as fed
-from laws.federations import record_bits
-from laws.many import only
 
 from fedsim.engine.inline import InlineGrid
+from tests.laws import federations as fed
+from tests.laws.federations import record_bits
+from tests.laws.many import only
 from tests.zoo import whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsim
 from fedsim.basics.errors import ScenarioError
 from fedsim.runs.world import build
+from tests.cases import worlds
 from tests.cases.own_tables import read
-from tests.zoo import tables
+from tests.zoo import strategies, tables
 from tests.zoo.composed import PARTS
 from tests.zoo.trained import check, scenario
-from zoo import strategies
 
 pytestmark = [
     pytest.mark.hypothesis,
@@ -66,7 +65,10 @@ TAKES_PART = st.sampled_from(
 def interrupted(name, cut, every, takes_part):
     """Run a user's strategy undisturbed, and interrupted before a round and resumed."""
     described = worlds.scenario(
-        f"zoo.strategies:{name}", rounds=5, participation=takes_part, checkpoint={"every": every}
+        f"tests.zoo.strategies:{name}",
+        rounds=5,
+        participation=takes_part,
+        checkpoint={"every": every},
     )
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)

@@ -9,11 +9,11 @@ import logging
 import sys
 
 import pytest
-from cases import worlds
 
 import fedsim
 from fedsim.basics.json_files import JsonLines
-from zoo import strategies
+from tests.cases import worlds
+from tests.zoo import strategies
 
 QUICK = ("Slots", "FlatMomentum", "ByLoss", "OfTheClass", "Ours")
 TABLES = {"rounds": 5, "checkpoint": {"every": 1}}
@@ -48,7 +48,7 @@ def require_same(whole, again):
     [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in strategies.HELD],
 )
 def test_a_strategy_goes_on_as_if_nothing_had_happened(name, tmp_path, caplog):
-    described = worlds.scenario(f"zoo.strategies:{name}", **TABLES)
+    described = worlds.scenario(f"tests.zoo.strategies:{name}", **TABLES)
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         whole, again = whole_and_resumed(described, tmp_path)
     require_same(whole, again)
@@ -60,7 +60,7 @@ def test_a_strategy_goes_on_as_if_nothing_had_happened(name, tmp_path, caplog):
 @pytest.mark.parametrize("inner", ["flower:FedAvg", "flower:FedYogi", "fedau"])
 def test_a_wrapper_goes_on_with_what_it_wraps(inner, tmp_path):
     described = worlds.scenario(
-        "zoo.strategies:Wrapper", strategy={"strategy": {"name": inner}}, **TABLES
+        "tests.zoo.strategies:Wrapper", strategy={"strategy": {"name": inner}}, **TABLES
     )
     require_same(*whole_and_resumed(described, tmp_path))
 
@@ -69,7 +69,7 @@ def test_a_wrapper_goes_on_with_what_it_wraps(inner, tmp_path):
     "name", [pytest.param("Stream"), pytest.param("Reading", marks=pytest.mark.slow)]
 )
 def test_what_cannot_be_held_is_said_before_round_1_and_begins_again(name, tmp_path, caplog):
-    described = worlds.scenario(f"zoo.strategies:{name}", **TABLES)
+    described = worlds.scenario(f"tests.zoo.strategies:{name}", **TABLES)
     with caplog.at_level(logging.WARNING, logger="fedsim"):
         whole, again = whole_and_resumed(described, tmp_path)
     require_same(whole, again)
@@ -82,7 +82,7 @@ def test_what_cannot_be_held_is_said_before_round_1_and_begins_again(name, tmp_p
 @pytest.mark.parametrize("every", [2, 4])
 def test_it_does_not_matter_when_checkpoints_are_written(every, tmp_path):
     described = worlds.scenario(
-        "zoo.strategies:Episodes", rounds=5, checkpoint={"every": every},
+        "tests.zoo.strategies:Episodes", rounds=5, checkpoint={"every": every},
         participation={"kind": "bernoulli", "rate": 0.4},
     )  # fmt: skip
     require_same(*whole_and_resumed(described, tmp_path))
