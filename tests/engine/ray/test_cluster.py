@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from fedsim.engine.ray import cluster as ray_cluster, memory
 from fedsim.engine.ray.grid import RayGrid
 from fedsim.engine.inline import InlineGrid
-from fedsim.scenario.scenario import load
+from fedsim.scenario.load import load
 from fedsim.runs.world import build
 from flwr.app import ConfigRecord
 from fedsim.messages.records import named_tensors
