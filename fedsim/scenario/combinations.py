@@ -9,7 +9,7 @@ from fedsim.basics.errors import (
     nearest,
 )
 from fedsim.basics.import_paths import is_import_path
-from fedsim.federation.devices import Devices
+from fedsim.federation.device_table import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
 from fedsim.scenario.expectations import METRIC_PHASES, Expectation

@@ -17,7 +17,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is_import_path
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
-from fedsim.federation.devices import Devices
+from fedsim.federation.device_table import Devices
 from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
 from fedsim.scenario.combinations import check_clients
 from fedsim.scenario.expectations import Expectation

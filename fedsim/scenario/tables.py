@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.kernels import Bits
-from fedsim.federation.devices import Devices
+from fedsim.federation.device_table import Devices
 
 FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
 OPTIONAL_TABLES = ("attack", "topology")  # factory tables that a scenario may leave out

@@ -14,7 +14,7 @@ from fedsim.basics.errors import (
     show,
     unknown,
 )
-from fedsim.federation.devices import Devices
+from fedsim.federation.device_table import Devices
 from fedsim.scenario import signatures
 from fedsim.scenario.combinations import check_claims, check_combinations, check_metric
 from fedsim.scenario.expectations import Expectation

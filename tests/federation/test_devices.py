@@ -13,7 +13,8 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.client.batching.schedule import steps_of
 from fedsim.engine.inline import InlineGrid
-from fedsim.federation.devices import DeviceModel, Devices
+from fedsim.federation.device_table import Devices
+from fedsim.federation.devices import DeviceModel
 from fedsim.federation.grids.absence import AbsenceGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.bytes import ByteCountingGrid

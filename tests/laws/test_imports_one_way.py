@@ -214,3 +214,20 @@ def test_no_file_of_the_product_is_ignored_by_git():
 )
 def test_the_search_finds_what_it_is_for(source, module):
     assert module in imports(source)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "fedsim.scenario.load",  # pins the kernels of NumPy and torch before they are imported
+        "fedsim.cli",
+        "fedsim.strategy, fedsim.client, fedsim.data, fedsim.tasks, fedsim.deployment",
+    ],
+)
+def test_what_is_imported_first_imports_neither_numpy_nor_what_stands_on_it(modules):
+    heavy = {"numpy", "torch", "flwr", "ray", "networkx", "pandas", "sklearn", "matplotlib"}
+    code = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
