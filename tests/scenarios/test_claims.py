@@ -42,7 +42,7 @@ def run(name, folder, *overrides):
 
 def test_every_algorithm_has_a_claim_and_a_way_to_lose_it():
     five = {"fedld", "fedau", "fedlex", "flag", "variance_corrected_gossip"}
-    assert {SCENARIOS[name].strategy["name"] for name in WITHOUT} == five
+    assert {SCENARIOS[name].strategy["name"] for name in WITHOUT} >= five
     assert {SCENARIOS[name].strategy["name"] for name in SLOW} >= five
     assert set(WITHOUT) <= set(FAST)
 
