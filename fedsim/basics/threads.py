@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from threadpoolctl import threadpool_limits
 
 
 @contextlib.contextmanager
@@ -24,10 +23,7 @@ def with_threads(threads: int) -> Iterator[None]:
 @contextlib.contextmanager
 def pinned_threads() -> Iterator[None]:
     """Compute with one thread in all libraries: more change bits and slow the workers down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    from threadpoolctl import threadpool_limits  # what trains clients needs torch alone
+
+    with with_threads(1), threadpool_limits(limits=1):
+        yield

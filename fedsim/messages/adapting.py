@@ -25,9 +25,11 @@ def batch_of(messages: Iterable[Message]) -> Sequence[Message]:
     return messages if isinstance(messages, Cohort) else list(messages)
 
 
-def as_cohort(messages: Sequence[Message], layout: Layout) -> Cohort | None:
+def as_cohort(messages: Sequence[Message], layout: Layout | None) -> Cohort | None:
     """Return the cohort that messages are or amount to, or None, see `Cohort.from_messages`."""
-    return messages if isinstance(messages, Cohort) else Cohort.from_messages(messages, layout)
+    if isinstance(messages, Cohort):
+        return messages
+    return None if layout is None else Cohort.from_messages(messages, layout)
 
 
 def asks_for_work(batch: Sequence[Message]) -> bool:
@@ -47,12 +49,10 @@ def cohort_of(messages: Sequence[Message], layout: Layout | None) -> Cohort:
     Raises:
         MessagesError: If they cannot be answered and checked together.
     """
-    if isinstance(messages, Cohort):
-        return messages
-    if layout is None:
+    if layout is None and not isinstance(messages, Cohort):
         record = only_arrays(messages[0].content)
         layout = None if record is None else Layout.from_named(named_tensors(record))
-    made = None if layout is None else Cohort.from_messages(messages, layout)
+    made = as_cohort(messages, layout)
     if made is None:
         raise MessagesError(why_no_cohort(messages))
     return made

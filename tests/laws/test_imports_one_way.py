@@ -130,7 +130,7 @@ import sys
 
 class Refusing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("flwr", "ray"):
+        if name.partition(".")[0] in ("flwr", "ray", "threadpoolctl", "pydantic", "safetensors"):
             raise ImportError(f"{name} is not here")
 
 sys.meta_path.insert(0, Refusing())
