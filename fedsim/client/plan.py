@@ -11,7 +11,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.kernels import Bits
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.job import ExecutorKind, TaskLike
-from fedsim.client.vectorising import why_loop, why_not_batched
+from fedsim.client.vectorising import slower_together, why_loop, why_not_batched
 from fedsim.client.ways import LARGE
 
 REDUCTION = "float64, client order, rounded once"
@@ -76,7 +76,7 @@ def make_plan(
         spec: What one sample looks like.
         expected_cohort: Clients per round as the scenario states them.
         executor: "auto" takes "batched" where it can be had, else vectorises what can be
-            vectorised.
+            vectorised and is not slower so.
         stacks: Whether the client procedure's step takes several clients at once.
         chunk_size: Clients per chunk; None cuts the expected cohort into an even number of equal
             chunks, so that two workers have as much to do: of at most 32 clients, 64 of a model
@@ -104,7 +104,8 @@ def make_plan(
         kind = "batched"
         why = "asked for" if executor == kind else "the model is a chain of known layers"
     else:
-        reason = why_loop(task, spec, model=model, tried=tried)
+        slower = slower_together(model, device) if executor == "auto" else None
+        reason = slower or why_loop(task, spec, model=model, tried=tried)
         if executor == "vmap" and reason:
             raise ScenarioError(
                 f"[engine] executor = 'vmap': {reason}; use executor = 'auto' or 'loop', or "

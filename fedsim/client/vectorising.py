@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.conv import _ConvNd
 
 from fedsim.basics.generators import put_back
 from fedsim.basics.kept_state import KeptState
@@ -39,6 +40,24 @@ def loop_reason(model: nn.Module) -> str | None:
             return f"{kind} '{name}' updates its running statistics in place"
         if isinstance(module, nn.RNNBase):
             return f"{kind} '{name}' has no batching rule in torch.func.vmap"
+    return None
+
+
+def slower_together(model: nn.Module, device: str = "cpu") -> str | None:
+    """Say why a model that can be vectorised trains faster client by client, or None.
+
+    On a CPU the convolutions of several clients are computed as one grouped convolution. Where the
+    layers are large, this takes longer than one client after another.
+
+    Example:
+        >>> slower_together(nn.Conv2d(512, 512, 3))
+        'on a CPU the convolutions of a large model take longer for several clients at once'
+        >>> slower_together(nn.Conv2d(8, 8, 3)) is None
+        True
+    """
+    large = sum(p.numel() for p in model.parameters()) >= TRIED_ONCE
+    if device == "cpu" and large and any(isinstance(m, _ConvNd) for m in model.modules()):
+        return "on a CPU the convolutions of a large model take longer for several clients at once"
     return None
 
 
