@@ -1,20 +1,17 @@
 """Local training by minibatch SGD or Adam, the procedure of federated averaging.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
-2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; the proximal term is FedProx's (Li et al., MLSys
-2020, arXiv:1812.06127, equation 2); Adam is Kingma and Ba's (arXiv:1412.6980, Algorithm 1). The
-margin penalty is FedLD's (Zeng et al., MICCAI 2024, arXiv:2408.12300), the guidance FedLEx's
-(Interno et al., IJCNN 2024, arXiv:2506.18640).
+2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; Adam is Kingma and Ba's (arXiv:1412.6980,
+Algorithm 1). What else a client does is a list of parts, see `clients/parts`.
 
-Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (FedProx) proximal, mu (heavy ball)
-momentum, lambda (FedLD) margin, G (FedLEx) guidance, E_exp (FedLEx) setup_epochs.
+Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (heavy ball) momentum.
 
 Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight decay is added to the
 gradient; momentum without dampening starts from the first gradient).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -23,9 +20,9 @@ from torch import Tensor
 from fedsim.basics.errors import require_choice
 from fedsim.basics.idle import Idle, at, given
 from fedsim.client import (
-    GUIDANCE,
     Batch,
     Carry,
+    ClientPart,
     ClientProcedure,
     Descent,
     Gradient,
@@ -33,7 +30,7 @@ from fedsim.client import (
     Named,
     Work,
 )
-from fedsim.client.objectives import Reduction, Space, margin_penalty
+from fedsim.client.part import Here, Parts, Trained
 
 
 def _no_moments(table: Mapping[str, Any]) -> str | None:
@@ -59,12 +56,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "each in [0, 1)"),
     "epsilon": (lambda v: v > 0, "> 0"),
     "clip_norm": (lambda v: v is None or v > 0, "> 0"),
-    "proximal": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "lr_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "margin": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
-    "guidance": (lambda v: v in ("step", "gradient"), "step or gradient"),
-    "setup_epochs": (lambda v: v is None or v >= 1, ">= 1"),
-    "setup_lr": (lambda v: v is None or 0 <= v < math.inf, ">= 0 and finite"),
 }
 
 
@@ -86,30 +78,20 @@ class LocalSGD(ClientProcedure):
         betas: Adam's decay rates of the first and second moments, each in [0, 1).
         epsilon: Adam's denominator offset; > 0.
         clip_norm: Upper bound of the gradient's Euclidean norm per step; None does not clip.
-        proximal: Coefficient of the proximal term mu/2 * |w - w_received|^2; >= 0.
         lr_decay: Factor on the step size per round; in (0, 1].
-        keep_optimizer: Whether momentum and moments live on in the client's memory between its
+        keep_optimizer: Whether momentum and moments live on in the client's state between its
             rounds instead of starting anew.
-        margin: Coefficient lambda of FedLD's margin penalty; >= 0, and 0 is plain training.
-        margin_space: What the penalty sees: softmax "probability" or "logit" rows.
-        margin_reduction: One norm over the whole "batch", or the mean over each "sample".
-        guidance: Where a guidance G that the strategy sends acts: on the "step" (FedLEx's figure)
-            or on the "gradient" (its code; Adam undoes it). Nothing sent, nothing guided.
-        setup_epochs: Passes in a set-up exchange such as FedLEx's exploration; None as in a round.
-        setup_lr: Step size in a set-up exchange; None as in round 1.
+        parts: What else a client does, see `clients/parts`; no two of one kind.
 
     Raises:
         ValueError: If an argument is outside its range.
     """
 
-    takes = (GUIDANCE,)
-    stacks = True
     idle = (
         Idle(("betas", "epsilon"), at("optimizer", "sgd")),
         Idle(("keep_optimizer",), _no_moments),
-        Idle(("margin_space", "margin_reduction"), at("margin", 0.0)),
         Idle(("local_epochs",), given("local_steps")),
-        Idle(("guidance",), _undone_guidance),
+        Idle(("guidance.acts_on",), _undone_guidance),
     )
 
     def __init__(
@@ -126,20 +108,12 @@ class LocalSGD(ClientProcedure):
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         clip_norm: float | None = None,
-        proximal: float = 0.0,
         lr_decay: float = 1.0,
         keep_optimizer: bool = False,
-        margin: float = 0.0,
-        margin_space: Space = "probability",
-        margin_reduction: Reduction = "batch",
-        guidance: Literal["step", "gradient"] = "step",
-        setup_epochs: int | None = None,
-        setup_lr: float | None = None,
+        parts: Sequence[ClientPart] = (),
     ) -> None:
         _require_allowed(dict(locals()))
         require_choice("last_batch", last_batch, LastBatch)
-        require_choice("margin_space", margin_space, Space)
-        require_choice("margin_reduction", margin_reduction, Reduction)
         if optimizer == "adam" and momentum:
             raise ValueError(f"momentum = {momentum!r}: adam has none of its own; leave it at 0")
         self._local_lr = local_lr
@@ -151,17 +125,9 @@ class LocalSGD(ClientProcedure):
         self._betas = betas
         self._epsilon = epsilon
         self._clip_norm = clip_norm
-        self._proximal = proximal
         self._lr_decay = lr_decay
         self._keep_optimizer = keep_optimizer
-        self._margin = margin
-        self._margin_space: Space = margin_space
-        self._margin_reduction: Reduction = margin_reduction
-        self._guides_step = guidance == "step"
-        self._setup_work = self._work
-        if setup_epochs:
-            self._setup_work = Work(batch_size, setup_epochs, None, last_batch)
-        self._setup_lr = local_lr if setup_lr is None else setup_lr
+        self._parts = Parts(parts)
 
     @property
     def work(self) -> Work:
@@ -171,50 +137,80 @@ class LocalSGD(ClientProcedure):
     @property
     def setup_work(self) -> Work:
         """How much is trained in a set-up exchange."""
-        return self._setup_work
+        work = self._work
+        for part in self._parts:
+            work = part.setup_work(work)
+        return work
 
     @property
     def needs_classes(self) -> str | None:
-        """The margin penalty, which compares the logits of classes."""
-        return f"margin = {self._margin}" if self._margin else None
+        """What a part says."""
+        return self._parts.needs_classes
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What its parts use of what a strategy sends."""
+        return self._parts.takes
+
+    @property
+    def stacks(self) -> bool:  # type: ignore[override]
+        """Whether all its parts take several clients at once, as the optimisers do."""
+        return self._parts.stacks
 
     def descent(self, server_round: int) -> Descent | None:
-        """Return the step of SGD; None with Adam, clipping, a proximal term or a penalty."""
-        if self._adam or self._clip_norm or self._proximal or self._margin:
+        """Return the step of SGD; None with Adam, clipping or a part that is not linear."""
+        strength = self._parts.strength
+        if self._adam or self._clip_norm or strength is None:
             return None
         return Descent(
             self._step_size(server_round),
             self._weight_decay,
             self._momentum,
-            guides_step=self._guides_step,
+            guides_step=self._parts.guides != "gradient",
             keeps_moments=self._keep_optimizer and self._momentum > 0,
+            pull=strength,
+            pushes=self._parts.pushes,
+            looks_back=self._parts.looks_back,
+            takes=self._parts.takes,
         )
 
+    def push(self, carry: Carry) -> Named:
+        """Return what the parts add to the gradient in every step."""
+        return self._parts.push(carry["parts"])
+
     def initial_state(self, params: Named) -> Named:
-        """Return zero moments when the optimiser is kept, else nothing."""
-        return self._moments(params) if self._keep_optimizer else {}
+        """Return zero moments when the optimiser is kept, and what the parts begin with."""
+        own = self._moments(params) if self._keep_optimizer else {}
+        return own | self._parts.initial_state(params)
 
     def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
-        """Start from the model received, with moments from the client's memory or zero."""
-        moments = dict(state) if self._keep_optimizer else self._moments(params)
+        """Start from the model received, with moments from the client's state or zero."""
+        moments = self._moments(params)
+        if self._keep_optimizer:
+            moments = {name: state[name] for name in moments}
         carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
-        if self._proximal:
-            carry["received"] = params
-        if any(name.startswith(f"{GUIDANCE}.") for name in extra):
-            carry["guidance"] = {name: extra[f"{GUIDANCE}.{name}"] for name in params}
+        if self._parts:
+            carry["parts"] = self._parts.begin(params, extra, state)
+        if self._parts.looks_back:
+            first = next(iter(params.values()))
+            none = torch.zeros((), dtype=first.dtype, device=first.device)
+            carry |= {"received": params, "steps": none, "path": none}
         return carry
 
     def step(
         self, carry: Carry, batch: Batch, gradient: Gradient, *, server_round: int
     ) -> tuple[Carry, Tensor]:
         """One step of the optimiser on one batch, of one client or of several."""
-        params, moments = carry["params"], carry["moments"]
-        penalty = self._margin_penalty if self._margin else None
-        loss, grads, buffers = gradient(params, carry["buffers"], batch, penalty=penalty)
-        if self._proximal:
-            grads = {
-                n: g + self._proximal * (params[n] - carry["received"][n]) for n, g in grads.items()
-            }
+        params, moments, own = carry["params"], carry["moments"], carry.get("parts", {})
+        parts = self._parts
+        loss, grads, buffers = parts.wrapped(gradient, own)(
+            params,
+            carry["buffers"],
+            batch,
+            objective=parts.objective(own),
+            penalty=parts.penalty(own),
+        )
+        grads, own = parts.gradient(grads, Here(params, carry["buffers"], batch, gradient), own)
         if self._clip_norm is not None:
             clients = loss.shape  # [] or [clients]
             squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
@@ -223,9 +219,7 @@ class LocalSGD(ClientProcedure):
             grads = {n: g * _along(scale, g) for n, g in grads.items()}
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
-        guidance = carry.get("guidance")
-        if guidance is not None and not self._guides_step:
-            grads = {n: g * guidance[n] for n, g in grads.items()}
+        grads = parts.direction(grads, own)
         lr = self._step_size(server_round)
         if self._adam:
             steps, moments = self._adam_step(grads, moments, lr)
@@ -234,25 +228,38 @@ class LocalSGD(ClientProcedure):
                 moments = {n: self._momentum * moments[n] + g for n, g in grads.items()}
                 grads = moments
             steps = {n: lr * g for n, g in grads.items()}
-        if guidance is not None and self._guides_step:
-            steps = {n: s * guidance[n] for n, s in steps.items()}
+        steps = parts.step(steps, own)
         params = {n: p - steps[n] for n, p in params.items()}
-        return {**carry, "params": params, "buffers": buffers, "moments": moments}, loss
+        after = {**carry, "params": params, "buffers": buffers, "moments": moments}
+        if parts:
+            after["parts"] = own
+        if parts.looks_back:
+            after |= {"steps": carry["steps"] + 1, "path": carry["path"] + lr}
+        return after, loss
 
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
-        """Keep the moments when asked to."""
-        return {}, carry["moments"] if self._keep_optimizer else state
+        """Keep the moments when asked to, and what the parts say."""
+        moments = carry["moments"] if self._keep_optimizer else {}
+        if not self._parts.looks_back:
+            own = {name: t for name, t in state.items() if name not in moments}
+            return {}, {**own, **moments}
+        trained = Trained(
+            carry["received"],
+            carry["params"],
+            carry["steps"],
+            carry["path"],
+            None if self._adam else self._momentum,
+        )
+        extra, kept = self._parts.finish(carry["parts"], trained, state)
+        return extra, {**kept, **moments}
 
     def _step_size(self, server_round: int) -> float:
-        # a set-up exchange is round 0
-        if not server_round:
-            return self._setup_lr
-        return self._local_lr * self._lr_decay ** (server_round - 1)
-
-    def _margin_penalty(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return self._margin * margin_penalty(
-            outputs, space=self._margin_space, reduction=self._margin_reduction, weights=weights
-        )
+        if server_round:
+            return self._local_lr * self._lr_decay ** (server_round - 1)
+        step_size = self._local_lr  # a set-up exchange is round 0
+        for part in self._parts:
+            step_size = part.setup_step_size(step_size)
+        return step_size
 
     def _moments(self, params: Named) -> Named:
         if self._adam:

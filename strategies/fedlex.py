@@ -5,8 +5,8 @@ Data", IJCNN 2024 (arXiv:2506.18640), the equations of its architecture figure. 
 clients explore: they train from the initial model, and parameters that move far are taken for worth
 moving. Their maps, scaled to [0, 1] and averaged, multiply every later local step.
 
-The client side is `local_sgd`: `setup_epochs` (E_exp) and `setup_lr` for the exploration,
-`guidance` for where the map acts.
+The client side is two parts of `local_sgd`: `exploration` says how clients explore (E_exp), and
+`guidance` where the map acts.
 
 Symbols: D_i squared deviation of explorer i, G_i its map, G guidance, C_exp explorers.
 
@@ -24,6 +24,7 @@ Deviations:
 """
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple, final
 
 import numpy as np
@@ -146,6 +147,7 @@ class FedLEx(LinearStrategy):
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = (Degenerate({"floor": 1.0}, "fedavg", {}),)
     sends: ClassVar[tuple[str, ...]] = (GUIDANCE,)
+    parts: ClassVar[Mapping[str, Mapping[str, str]]] = {"guidance": {}}
 
     def __init__(
         self,

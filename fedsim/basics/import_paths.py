@@ -43,9 +43,10 @@ def import_paths(tables: Mapping[str, Any]) -> dict[str, str]:
 
     def look(name: str, table: Mapping[str, Any]) -> None:
         for key, value in table.items():
-            if isinstance(value, Mapping):
-                look(f"{name}.{key}", value)
-            elif isinstance(value, str) and _DOTTED.fullmatch(value) and _names_one(value):
+            for inside in value if isinstance(value, list) else [value]:
+                if isinstance(inside, Mapping):
+                    look(f"{name}.{key}", inside)
+            if isinstance(value, str) and _DOTTED.fullmatch(value) and _names_one(value):
                 found[f"[{name}] {key}"] = value
 
     for name, table in tables.items():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from fedsim.basics.faces import lazy
 
 if TYPE_CHECKING:
+    from fedsim.client.part import ClientPart
     from fedsim.client.procedure import (
         GUIDANCE,
         Batch,
@@ -22,6 +23,7 @@ __all__ = [
     "GUIDANCE",
     "Batch",
     "Carry",
+    "ClientPart",
     "ClientProcedure",
     "Descent",
     "Gradient",
@@ -36,6 +38,7 @@ __getattr__, __dir__ = lazy(
     {
         "Batch": "fedsim.client.procedure",
         "Carry": "fedsim.client.procedure",
+        "ClientPart": "fedsim.client.part",
         "ClientProcedure": "fedsim.client.procedure",
         "Descent": "fedsim.client.procedure",
         "GUIDANCE": "fedsim.client.procedure",

@@ -74,8 +74,12 @@ class Descent(NamedTuple):
         weight_decay: L2 coefficient; >= 0.
         momentum: In [0, 1).
         guides_step: Whether a guidance acts on the step, else on d.
-        keeps_moments: Whether m goes on from the client's memory and is that memory, by the names
+        keeps_moments: Whether m goes on from the client's state and is a part of it, by the names
             of the parameters; else m is 0 at the start of a round and forgotten at its end.
+        pull: A further coefficient of the parameters in d; >= 0.
+        pushes: Whether the procedure's `push` is a further term of d.
+        looks_back: Whether the procedure's `finish` has more to do than to keep the moments.
+        takes: What it accounts for of what a strategy sends.
     """
 
     step_size: float
@@ -83,11 +87,20 @@ class Descent(NamedTuple):
     momentum: float = 0.0
     guides_step: bool = True
     keeps_moments: bool = False
+    pull: float = 0.0
+    pushes: bool = False
+    looks_back: bool = False
+    takes: tuple[str, ...] = (GUIDANCE,)
+
+    @property
+    def decay(self) -> float:
+        """The coefficient of the parameters in d."""
+        return self.weight_decay + self.pull
 
     @property
     def largest(self) -> float:
         """The largest factor that a step needs."""
-        return max(self.step_size, self.weight_decay, self.step_size * self.weight_decay)
+        return max(self.step_size, self.decay, self.step_size * self.decay)
 
 
 class Work(NamedTuple):
@@ -174,13 +187,21 @@ class ClientProcedure(abc.ABC):
         """Return what a step does when it is gradient descent on the task's loss, else None.
 
         The executor may then take the steps itself, inside of the backward pass, for clients that
-        receive nothing but the model and a guidance: `begin` must only carry what it is given and
-        `finish` return no more than the moments. Rounding differs from that of `step`.
+        receive nothing but the model and what the descent takes. `begin` and `finish` are called
+        where the descent says so; `finish` then finds what was trained in the carry as `params`,
+        the number of steps as `steps`, the sum of their sizes as `path`, and the moments as
+        `moments` where they are kept. Elsewhere `begin` must only carry what it is given and
+        `finish` return no more than the moments.
+        Rounding differs from that of `step`.
         """
         return None
 
+    def push(self, carry: Carry) -> Named:
+        """Return what the descent adds to the gradient in every step, by name."""
+        return {}
+
     def initial_state(self, params: Named) -> Named:
-        """Return the client's own memory before it first trains: fixed-shape named tensors."""
+        """Return the client's state before it first trains: fixed-shape named tensors."""
         return {}
 
     @abc.abstractmethod
@@ -191,7 +212,7 @@ class ClientProcedure(abc.ABC):
             params: The trainable tensors received.
             buffers: The buffers received.
             extra: What the strategy sent besides the model, shared and personal together.
-            state: The client's memory.
+            state: The client's state.
         """
 
     @abc.abstractmethod
@@ -201,7 +222,7 @@ class ClientProcedure(abc.ABC):
         """Return the carry after one step, and the step's loss (a scalar)."""
 
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
-        """Return (extra tensors of the reply, the client's memory for its next round)."""
+        """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
 
 
@@ -215,26 +236,32 @@ def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
     A class that inherits `descent` and overrides a part of its steps is trained by its own steps.
     If it overrides `descent` too, it says that its descent is true.
     """
-    if _overridden_below(procedure, "descent", _NO_STEPS):
+    if overridden_below(procedure, "descent", _NO_STEPS):
         return None
     return procedure.descent(server_round)
 
 
 def stacks(procedure: ClientProcedure) -> bool:
     """Tell whether `step` takes several clients at once, as the class that has this step says."""
-    if _overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent")):
+    if overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent", "push")):
         return False
     return procedure.stacks
 
 
-def _overridden_below(procedure: ClientProcedure, name: str, other: tuple[str, ...]) -> bool:
-    """Whether anything but `other` is overridden below the class that defines `name`."""
-    if name in vars(procedure):
+def overridden_below(instance: Any, name: str, other: tuple[str, ...]) -> bool:
+    """Tell whether anything but `other` is overridden below the class that defines `name`.
+
+    Args:
+        instance: A procedure, or a part of one.
+        name: An attribute of its class by which it says something of its methods.
+        other: What may be overridden all the same.
+    """
+    if name in vars(instance):
         return False
-    lineage = type(procedure).__mro__
+    lineage = type(instance).__mro__
     definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
     inherited = set(dir(lineage[definer]))
     below = [name for kind in lineage[:definer] for name in vars(kind)]
-    below += [name for name, value in vars(procedure).items() if callable(value)]
+    below += [name for name, value in vars(instance).items() if callable(value)]
     skipped = (*other, "_abc_impl")
     return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)

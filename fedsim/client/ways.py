@@ -1,6 +1,7 @@
 """The ways to train a chunk: one client after another, under vmap, or as a chain of layers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from fedsim.client.batching.batches import Batches
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.chains.training import ChainTraining, owned
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs, select
 from fedsim.client.job import ChunkJob, ChunkResult
+from fedsim.client.part import sent_as
 from fedsim.client.procedure import (
     GUIDANCE,
     Batch,
@@ -47,11 +50,20 @@ def train_together(
     with torch.no_grad():
         params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
         if descent is not None:
-            memory = inputs.state(job, slots, params) if descent.keeps_moments else {}
-            stepping = _stepping(descent, params, sent, memory)
+            memory = inputs.state(job, slots, params) if _remembers(descent) else {}
+            received = inputs.received(job, slots)[0] if _looks(descent) else {}
+            carry = (
+                over_clients(procedure.begin, received, {}, sent, memory) if _looks(descent) else {}
+            )
+            push = over_clients(procedure.push, carry) if descent.pushes else {}
+            stepping = _stepping(descent, params, sent, memory, push)
             losses = training.descend_together(params, batches, stepping)
             extra: Named = {}
-            state = stepping.moments if descent.keeps_moments else {}
+            state = {**memory, **stepping.moments} if descent.keeps_moments else {}
+            if descent.looks_back:
+                steps = torch.from_numpy(batches.schedule.steps)
+                carry = _ended(descent, carry, params, stepping.moments, steps)
+                extra, state = over_clients(procedure.finish, carry, memory)
         else:
             memory = inputs.state(job, slots, params)
             carry = vmap(procedure.begin)(params, buffers, sent, memory)
@@ -89,11 +101,13 @@ def trains_alone(inputs: Inputs, job: ChunkJob, training: ChainTraining | None) 
 
 def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
     """The descent that the executor may take itself, in place of the procedure's steps; or None."""
-    for name in (*job.shared.extra, *job.personal.extra):
-        if name.partition(".")[0] != GUIDANCE:
-            return None
     descent = descent_of(inputs.procedure, job.server_round)
-    if descent is not None and descent.largest > torch.finfo(inputs.layout.dtype).max:
+    if descent is None:
+        return None
+    for name in (*job.shared.extra, *job.personal.extra):
+        if name.partition(".")[0] not in descent.takes:
+            return None
+    if descent.largest > torch.finfo(inputs.layout.dtype).max:
         # too large for the dtype: a product with it raises here, while `step` gives infinity, and
         # the client is then refused by name
         return None
@@ -164,11 +178,12 @@ def train_one_by_one(
         memory = row_of(state, slot)
         mine = {n: b.clone() for n, b in row_of(buffers, slot).items()}
         if training is not None and descent is not None:
-            trained, memory = owned(row_of(params, slot)), owned(memory)
-            stepping = _stepping(descent, trained, row_of(extra, slot), memory)
             with torch.no_grad():
-                losses[slot] = training.descend_alone(trained, batches, slot, stepping)
-            results.append((trained, mine, {}, memory))
+                losses[slot], *found = _descended(
+                    training, descent, procedure, batches, slot,
+                    (row_of(params, slot), row_of(extra, slot), memory),
+                )  # fmt: skip
+            results.append((found[0], mine, found[1], found[2]))
             continue
         inputs.surroundings.begin(job.server_round, job.client_ids[slot])
         carry = procedure.begin(row_of(params, slot), mine, row_of(extra, slot), memory)
@@ -197,16 +212,92 @@ def train_one_by_one(
     )
 
 
-def _stepping(descent: Descent, params: Named, sent: Named, memory: Named) -> Stepping:
-    """Steps of these clients; a memory of moments goes on in place."""
+def over_clients(function: Callable[..., Any], *trees: Any) -> Any:
+    """Call a function of one client for several; what is the same for all is computed once.
+
+    Args:
+        function: Of trees of one client's tensors.
+        *trees: Trees of tensors with a row per client. A tensor that is one row, laid out for all
+            by `expand`, counts as the same for all.
+
+    Returns:
+        What it returns, with a row per client.
+    """
+    leaves, form = pytree.tree_flatten(trees)
+    if not leaves:
+        return function(*trees)
+    dims = [None if len(leaf) > 1 and leaf.stride(0) == 0 else 0 for leaf in leaves]
+    rows = [leaf[0] if dim is None else leaf for leaf, dim in zip(leaves, dims, strict=True)]
+
+    def of_one(*found: Tensor) -> Any:
+        return function(*pytree.tree_unflatten(list(found), form))
+
+    if all(dim is None for dim in dims):
+        lead = len(leaves[0])
+        return pytree.tree_map(lambda t: t.expand(lead, *t.shape), of_one(*rows))
+    return vmap(of_one, in_dims=tuple(dims))(*rows)
+
+
+def _descended(
+    training: ChainTraining,
+    descent: Descent,
+    procedure: ClientProcedure,
+    batches: Batches,
+    slot: int,
+    given: tuple[Named, Named, Named],
+) -> tuple[float, Named, Named, Named]:
+    """Train one client by descent: (sum of losses, parameters, what else it returns, its state).
+
+    Args:
+        training: Trains the chain.
+        descent: What a step does.
+        procedure: What else happens in a round.
+        batches: The chunk's batches.
+        slot: The client.
+        given: The parameters received, what else was sent, the client's state.
+    """
+    received, sent, state = given
+    carry = procedure.begin(received, {}, sent, state) if _looks(descent) else {}
+    push = owned(procedure.push(carry)) if descent.pushes else {}
+    trained, kept = owned(received), owned(state) if descent.keeps_moments else {}
+    stepping = _stepping(descent, trained, sent, kept, push)
+    loss = training.descend_alone(trained, batches, slot, stepping)
+    if not descent.looks_back:
+        return loss, trained, {}, {**state, **stepping.moments} if kept else state
+    first = next(iter(received.values()))
+    steps = torch.tensor(float(batches.schedule.steps[slot]), dtype=first.dtype)
+    carry = _ended(descent, carry, trained, stepping.moments, steps)
+    return loss, trained, *procedure.finish(carry, state)
+
+
+def _looks(descent: Descent) -> bool:
+    """Whether `begin` must be called for a descent."""
+    return descent.pushes or descent.looks_back
+
+
+def _remembers(descent: Descent) -> bool:
+    """Whether a descent needs what clients keep."""
+    return descent.keeps_moments or _looks(descent)
+
+
+def _ended(descent: Descent, carry: Carry, params: Named, moments: Named, steps: Tensor) -> Carry:
+    """What a procedure finishes from after a descent."""
+    first = next(iter(params.values()))
+    steps = steps.to(first.dtype)
+    ended = {**carry, "params": params, "steps": steps, "path": steps * descent.step_size}
+    return {**ended, "moments": moments} if descent.keeps_moments else ended
+
+
+def _stepping(descent: Descent, params: Named, sent: Named, kept: Named, push: Named) -> Stepping:
+    """Steps of these clients; moments that are kept go on in place."""
     if not descent.momentum:
         moments: Named = {}
     elif descent.keeps_moments:
-        moments = memory
+        moments = {name: kept[name] for name in params}
     else:
         moments = {n: torch.zeros_like(p) for n, p in params.items()}
-    guidance = {n: sent[f"{GUIDANCE}.{n}"] for n in params} if sent else {}
-    return Stepping(descent, moments, guidance)
+    guidance = sent_as(GUIDANCE, sent)
+    return Stepping(descent, moments, guidance, push)
 
 
 def row_of(named: Mapping[str, Tensor], slot: int) -> Named:

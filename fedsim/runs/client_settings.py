@@ -1,7 +1,7 @@
 """What a strategy tells its clients in the config: keys of `[client]` are obeyed, others named."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -11,16 +11,19 @@ from fedsim.client.clipping import CLIPPING_NORM
 from fedsim.client.procedure import ClientProcedure
 from fedsim.messages.adapting import configs_of
 from fedsim.messages.records import SERVER_ROUND, WORK
-from fedsim.scenario import signatures
+from fedsim.scenario import discovery, signatures
 from fedsim.scenario.choice import Choice
+from fedsim.scenario.client_table import takes_parts, with_values
+from fedsim.scenario.parts import FORMER, with_settings
 
 _READ = {SERVER_ROUND, WORK, CLIPPING_NORM}
 # Flower's own name of a setting, and names that people give: what they mean
-_SENT_BY_FLOWER = {"proximal-mu": "proximal"}
+_SENT_BY_FLOWER = {"proximal-mu": "proximal.mu"}
 _MEANT = {
     "lr": "local_lr", "learning_rate": "local_lr", "eta": "local_lr", "epochs": "local_epochs",
     "num_epochs": "local_epochs", "steps": "local_steps", "num_steps": "local_steps",
-    "mu": "proximal", "proximal_mu": "proximal", "batch": "batch_size", "wd": "weight_decay",
+    "mu": "proximal.mu", "proximal_mu": "proximal.mu", "batch": "batch_size",
+    "wd": "weight_decay",
 }  # fmt: skip
 
 
@@ -37,8 +40,27 @@ class ClientSettings:
 
     @functools.cached_property
     def keys(self) -> dict[str, signatures.Key]:
-        """The procedure's keys by name."""
-        return self._client.keys
+        """The procedure's keys by name, and those of its parts such as "proximal.mu"."""
+        parts = [part.name for part in self._client.parts]
+        return {**self._client.keys, **_keys_of_parts(parts)}
+
+    @functools.cached_property
+    def _further(self) -> dict[str, signatures.Key]:
+        """Keys of parts that were the procedure's once; a config may give them, listed or not."""
+        if not takes_parts(self._client):
+            return {}
+        return _keys_of_parts(dict.fromkeys(former.part for former in FORMER.values()))
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        """The keys' values in the table."""
+        parts = {
+            f"{part.name}.{key}": value
+            for part in self._client.parts
+            for key, value in part.arguments.items()
+        }
+        former = {f"{f.part}.{f.key}": f.default for f in FORMER.values()}
+        return {**former, **self._table, **parts}
 
     def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys of `[client]` that a config gives another value, with these values.
@@ -52,10 +74,11 @@ class ClientSettings:
             if key is None:
                 continue
             try:
-                given = signatures.check_value(self.keys[key].annotation, value)
+                known = self.keys.get(key) or self._further[key]
+                given = signatures.check_value(known.annotation, value)
             except ScenarioError as error:
                 raise ScenarioError(f"'{sent}'{error}") from None
-            if given != self._table.get(key) or type(given) is not type(self._table.get(key)):
+            if given != self._values.get(key) or type(given) is not type(self._values.get(key)):
                 found[key] = given
         return found
 
@@ -65,7 +88,7 @@ class ClientSettings:
         Raises:
             ValueError: If a value is impossible.
         """
-        made: ClientProcedure = self._client.having(overrides).make()
+        made: ClientProcedure = with_values(self._client, overrides).make()
         return made
 
     def unread(self, config: Mapping[str, Any]) -> list[str]:
@@ -74,7 +97,7 @@ class ClientSettings:
 
     def idle(self, overrides: Mapping[str, Any]) -> list[str]:
         """Return why some of the keys have no effect beside others, in words."""
-        table = {**self._table, **overrides}
+        table = with_settings(self._table, overrides)
         return [
             f"'{key}' is without effect with {why}"
             for idle in getattr(self._client.factory, "idle", ())
@@ -94,7 +117,20 @@ class ClientSettings:
 
     def _key(self, sent: str) -> str | None:
         key = _SENT_BY_FLOWER.get(sent, sent.replace("-", "_"))
-        return key if key in self.keys else None
+        if key in self.keys:
+            return key
+        if key in FORMER:
+            key = f"{FORMER[key].part}.{FORMER[key].key}"
+        # parts are looked up where one of their keys is meant
+        return key if "." in key and key in self._further else None
+
+
+def _keys_of_parts(names: Iterable[str]) -> dict[str, signatures.Key]:
+    return {
+        f"{part}.{name}": key
+        for part in names
+        for name, key in discovery.schema("parts", part).items()
+    }
 
 
 class SettingsWatch:

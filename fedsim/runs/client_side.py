@@ -200,7 +200,7 @@ def _executor(
 
 def _owned(scenario: Scenario) -> list[str]:
     """What trains and is the user's."""
-    return [each for each in scenario.own_code if each.startswith(("[task]", "[client]"))]
+    return [each for each in scenario.own_code if each.startswith(("[task]", "[client"))]
 
 
 def _tried(

@@ -18,7 +18,9 @@ KINDS_OF_TABLES = {
     "attack": "attacks",
     "topology": "topologies",
 }
-_SELECTORS = {"datasets": "name", "strategies": "name", "clients": "name", "models": "model"}
+_SELECTORS = {
+    "datasets": "name", "strategies": "name", "clients": "name", "parts": "name", "models": "model",
+}  # fmt: skip
 
 
 def selector_of(kind: str) -> str:
@@ -98,6 +100,11 @@ class Choice:
         return self._inside
 
     @property
+    def parts(self) -> "list[Choice]":
+        """The choices of the parts that a procedure's table lists."""
+        return [Choice("parts", table) for table in self.table.get(discovery.PARTS, ())]
+
+    @property
     def keys(self) -> dict[str, signatures.Key]:
         """The table's keys as the factory has them."""
         return discovery.keys_of(self.kind, self.name, self.factory)
@@ -128,18 +135,28 @@ class Choice:
         factory, given, inside = self.factory, self.arguments, self.inside
         if inside is not None:
             given[str(inner_of(factory))] = inside
+        if self.kind == "clients" and discovery.PARTS in given:
+            given[discovery.PARTS] = [part.make() for part in self.parts]
         offered = {key: value for key, value in offered.items() if value is not None}
         if offered:
             takes = inspect.signature(factory).parameters
             given |= {key: value for key, value in offered.items() if key in takes}
         return factory(**given)
 
-    def asked_of_client(self) -> dict[str, Any]:
-        """Return the keys of `[client]` that this strategy decides, with their values."""
+    def asked_of_client(self) -> dict[str, dict[str, Any]]:
+        """Return the parts that this strategy needs of its clients, with what it decides of each.
+
+        A strategy of fedsim's says so in `parts`, a Flower's in `fedsim_asks`.
+        """
         inside = self.inside
         asked = {} if inside is None else inside.asked_of_client()
-        own: Mapping[str, str] = getattr(self.factory, "fedsim_asks", {})
-        return asked | {key: self.table[mine] for key, mine in own.items()}
+        own: Any = getattr(self.factory, "fedsim_asks", getattr(self.factory, "parts", {}))
+        if not isinstance(own, Mapping):  # a user's attribute of that name
+            return asked
+        return asked | {
+            part: {key: self.table[mine] for key, mine in keys.items()}
+            for part, keys in own.items()
+        }
 
     @property
     def _is_own(self) -> bool:

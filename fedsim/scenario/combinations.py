@@ -102,21 +102,21 @@ def _check_sent(problems: ScenarioProblems, strategy: Choice | None, client: Cho
     """Refuse a client procedure that does not use what the strategy sends."""
     if strategy is None or client is None:
         return
-
-    def takes(factory: Any, name: str) -> bool:
-        return name in getattr(factory, "takes", ())
-
+    taken = client.make().takes
     for name in getattr(strategy.factory, "sends", ()):
-        if not takes(client.factory, name):
-            fit = [
-                known
-                for known in discovery.names("clients")
-                if takes(discovery.procedure_factory(known), name)
-            ]
+        if name not in taken:
+            fit = [f"the part {part}" for part in _parts_that_take(name)]
             problems.add(
                 f'[client] name = "{client.name}": does not use the {name} that [strategy] name '
-                f'= "{strategy.name}" sends; allowed: {", ".join(fit)}'
+                f'= "{strategy.name}" sends; use one that takes parts, with {", ".join(fit)}'
             )
+
+
+def _parts_that_take(name: str) -> list[str]:
+    known: dict[str, Any] = {
+        part: discovery.part_factory(part) for part in discovery.names("parts")
+    }
+    return [part for part, factory in known.items() if name in factory.takes]
 
 
 def check_claims(

@@ -24,11 +24,13 @@ from fedsim.strategy import flower as flower_strategies
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
+    from fedsim.client.part import ClientPart
     from fedsim.client.procedure import ClientProcedure
 
 _NOUNS = {
     "strategies": "a strategy",
     "clients": "a client procedure",
+    "parts": "a part of local training",
     "datasets": "a data set",
     "partitions": "a partition",
     "participation": "a participation rule",
@@ -45,7 +47,13 @@ _REGISTRIES = {
     "tasks": ("fedsim.tasks.named", "TASKS"),
 }
 
+# what is found by the names of files: where
+_FOLDERS = {"strategies": "strategies", "clients": "clients", "parts": "clients.parts"}
+_INSIDE = set(_FOLDERS.values())  # packages beside the modules that are listed
+
 TOPOLOGY = "topology"  # the argument of strategies that average over a graph: table [topology]
+
+PARTS = "parts"  # the argument of procedures that take parts: a list of tables in [client]
 
 
 class Entry(NamedTuple):
@@ -74,11 +82,11 @@ def names(kind: str = "strategies") -> list[str]:
     """
     if kind not in KINDS:
         raise ScenarioError(unknown(kind, "a kind of thing that can be listed", KINDS))
-    if kind in ("strategies", "clients"):
-        spec = importlib.util.find_spec(kind)
+    if kind in _FOLDERS:
+        spec = importlib.util.find_spec(_FOLDERS[kind])
         folders = (spec.submodule_search_locations if spec else None) or []
         found = {name for folder in folders for name in _modules_in(folder)}
-        return sorted(name for name in found if not name.startswith("_"))
+        return sorted(n for n in found if not n.startswith("_") and f"{kind}.{n}" not in _INSIDE)
     if kind == "scenarios":
         return list(shipped_scenarios())
     listed = names_in_source(*_REGISTRIES[kind]) if kind in _REGISTRIES else None
@@ -99,6 +107,8 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
         return strategy_factory(name)
     if kind == "clients":
         return procedure_factory(name)
+    if kind == "parts":
+        return part_factory(name)
     if kind == "models":
         from fedsim.tasks.models.named import model_factory
 
@@ -139,6 +149,8 @@ def given_by_fedsim(kind: str) -> tuple[str, ...]:
     """Return the arguments of a kind's factories which fedsim passes itself: no scenario keys."""
     if kind == "strategies":
         return (TOPOLOGY, flower_strategies.COHORT)
+    if kind == "clients":
+        return (PARTS,)
     if kind == "tasks":
         from fedsim.tasks.named import GIVEN
 
@@ -232,6 +244,24 @@ def procedure_factory(name: str) -> "Callable[..., ClientProcedure]":
     if name not in (found := names("clients")):
         raise ScenarioError(unknown(name, _NOUNS["clients"], found))
     return _only_class(importlib.import_module(f"clients.{name}"), ClientProcedure)
+
+
+def part_factory(name: str) -> "Callable[..., ClientPart]":
+    """Return the factory of a part of local training; its keyword arguments are scenario keys.
+
+    Args:
+        name: A module of `clients.parts` ("proximal") or an import path ("package.module:Class").
+
+    Raises:
+        ScenarioError: If there is none of that name; the message names the nearest.
+    """
+    from fedsim.client.part import ClientPart
+
+    if is_import_path(name):
+        return _imported(name, base=ClientPart, table="client.parts")
+    if name not in (found := names("parts")):
+        raise ScenarioError(unknown(name, _NOUNS["parts"], found))
+    return _only_class(importlib.import_module(f"clients.parts.{name}"), ClientPart)
 
 
 def _modules_in(folder: str) -> Iterator[str]:

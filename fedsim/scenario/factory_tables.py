@@ -13,6 +13,7 @@ from fedsim.basics.errors import (
 from fedsim.basics.import_paths import is_import_path
 from fedsim.scenario import discovery, signatures
 from fedsim.scenario.choice import Choice, inner_of, selector_of
+from fedsim.scenario.client_table import client_choice, obeying
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     WITH_PATHS,
@@ -44,13 +45,13 @@ def factory_tables(
         "partition": _named(problems, tables, "partition", "partitions", None),
         "participation": _named(problems, tables, "participation", "participation", "full"),
         "strategy": _named(problems, tables, "strategy", "strategies", "fedavg"),
-        "client": _named(problems, tables, "client", "clients", "local_sgd"),
+        "client": client_choice(problems, tables, _named, "local_sgd"),
     }
     if "attack" in tables:
         found["attack"] = _named(problems, tables, "attack", "attacks", None)
     strategy = found["strategy"]
     if strategy is not None and found["client"] is not None:
-        found["client"] = _obeying(problems, strategy, found["client"], tables.get("client", {}))
+        found["client"] = obeying(problems, strategy, found["client"], _named)
     needs = strategy is not None and strategy.takes(discovery.TOPOLOGY)
     if "topology" in tables or needs:
         found["topology"] = _named(problems, tables, "topology", "topologies", "ring")
@@ -63,27 +64,6 @@ def factory_tables(
     return task, {name: choice for name, choice in found.items() if choice is not None}
 
 
-def _obeying(
-    problems: ScenarioProblems, strategy: Choice, client: Choice, given: Mapping[str, Any]
-) -> Choice | None:
-    """Return `[client]` with what the strategy leaves to the clients; None when it cannot be."""
-    name = f'[strategy] name = "{strategy.name}"'
-    asked = strategy.asked_of_client()
-    for key, value in asked.items():
-        if key not in client.table:
-            problems.add(f'[client] name = "{client.name}": has no {key}, which {name} needs')
-            return None
-        if given.get(key, value) != value:
-            problems.add(
-                f"[client] {key} = {show(given[key])}: must be {show(value)} "
-                f"as {name} has it; leave it out"
-            )
-            return None
-    obeying = client.having(asked)
-    made = problems.attempt(obeying.make, where="[client] ")
-    return None if made is None else obeying
-
-
 def _named(
     problems: ScenarioProblems,
     tables: Mapping[str, Any],
@@ -91,6 +71,7 @@ def _named(
     kind: str,
     default: str | None,
     beside: Sequence[str] = (),
+    looked_up: Choice | None = None,
 ) -> Choice | None:
     """Hold one table against the factory that it names; None when it has a problem.
 
@@ -103,6 +84,7 @@ def _named(
         kind: What it names, one of `discovery.KINDS`.
         default: What it names when it says nothing; None when it must say it.
         beside: Keys of the table that have been looked at already.
+        looked_up: The choice of its name, where that has been made already.
     """
     where, selector = f"[{name}]", selector_of(kind)
     arguments = dict(tables.get(name, {}))
@@ -117,7 +99,7 @@ def _named(
     if not isinstance(named, str):
         problems.add(f"{where} {selector} = {show(named)}: must be a string")
         return None
-    choice = Choice(kind, {selector: named})
+    choice = looked_up or Choice(kind, {selector: named})
     factory = problems.attempt(lambda: choice.factory, where=f"{where} ")
     if factory is None:
         return None
@@ -130,7 +112,7 @@ def _named(
             if inside is None:
                 return None
             arguments[inner] = inside.table
-    noun = "hyperparameter" if kind in ("strategies", "clients") else "key"
+    noun = "hyperparameter" if kind in ("strategies", "clients", "parts") else "key"
     checked = problems.attempt(
         lambda: signatures.check(
             factory,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.scenario.parts import as_before
 from fedsim.scenario.tables import WITH_PATHS
 
 _NO_MATTER = ("title", "source", "tier", "modules", "checkpoint", "output", "expect")
@@ -22,7 +23,7 @@ _NO_MATTER_ENGINE = (
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
     "evaluation": {"per_client": False, "pooled": False},
-    "client": {"last_batch": "keep"},
+    "client": {"last_batch": "keep", "parts": []},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {
         **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
@@ -50,6 +51,8 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     document["engine"] = {
         key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
     }
+    if "client" in document:
+        document["client"] = as_before(document["client"])
     later = dict(_LATER)
     if document["partition"]["kind"] == "natural":
         later["partition"] = {**_LATER["partition"], **_LATER_NATURAL}

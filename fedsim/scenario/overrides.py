@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedsim.basics.errors import ScenarioError, printable
+from fedsim.scenario.discovery import PARTS
+from fedsim.scenario.parts import FORMER
 
 
 def apply(document: dict[str, Any], overrides: Iterable[str]) -> None:
@@ -25,18 +27,47 @@ def apply(document: dict[str, Any], overrides: Iterable[str]) -> None:
                 f"--set {printable(override)}: must be table.key=value, such as engine.kind=inline"
             )
         value = _override_value(override, right.strip())
-        table = document
+        parts = _where_it_is_now(document, parts)
+        table: Any = document
         for depth, part in enumerate(parts[:-1], start=1):
-            # A table that is optional and was left out reads back as null from a run folder.
-            if table.get(part) is None:
-                table[part] = {}
-            table = table[part]
-            if not isinstance(table, dict):
+            table = _inside(table, part)
+            if not isinstance(table, dict | list):
                 name = ".".join(parts[:depth])
                 raise ScenarioError(
                     f"--set {printable(override)}: '{name}' is a value and has no keys"
                 )
+        if isinstance(table, list):
+            raise ScenarioError(
+                f"--set {printable(override)}: '{'.'.join(parts[:-1])}' is a list; say which of "
+                f"its tables by name and key, such as {'.'.join(parts)}.key=value"
+            )
         table[parts[-1]] = value
+
+
+def _inside(table: Any, part: str) -> Any:
+    """What lies in a table under a key, or in a list of tables under a name; made if it is new."""
+    if isinstance(table, list):
+        found = [each for each in table if isinstance(each, dict) and each.get("name") == part]
+        if not found:
+            found = [{"name": part}]
+            table += found
+        return found[0]
+    # A table that is optional and was left out reads back as null from a run folder.
+    if table.get(part) is None:
+        table[part] = [] if part == PARTS else {}
+    return table[part]
+
+
+def _where_it_is_now(document: dict[str, Any], parts: list[str]) -> list[str]:
+    """The place of a key of `[client]` that is a part's now, where that part is listed."""
+    client = document.get("client")
+    if parts[0] != "client" or parts[-1] not in FORMER or not isinstance(client, dict):
+        return parts
+    former, listed = FORMER[parts[-1]], client.get(PARTS)
+    if len(parts) != 2 or not isinstance(listed, list):
+        return parts
+    names = [each.get("name") for each in listed if isinstance(each, dict)]
+    return ["client", PARTS, former.part, former.key] if former.part in names else parts
 
 
 def key_of(override: str) -> list[str]:

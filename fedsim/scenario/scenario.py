@@ -19,6 +19,7 @@ from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
 from fedsim.federation.device_table import Devices
 from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
+from fedsim.scenario.client_table import as_written
 from fedsim.scenario.combinations import check_clients
 from fedsim.scenario.expectations import Expectation
 from fedsim.scenario.identity import identity_of
@@ -125,6 +126,7 @@ class Scenario:
         if not folders:
             del document["modules"]
         document |= {name: dict(getattr(self, name)) for name in FACTORY_TABLES}
+        document["client"] = as_written(self.choices["client"], self.choices["strategy"])
         document |= {name: dict(t) for name in OPTIONAL_TABLES if (t := getattr(self, name))}
         fixed = {name: getattr(self, name) for name in (*OPTIONAL_FIXED, *FIXED_TABLES)}
         document |= {n: t.model_dump(mode="json") for n, t in fixed.items() if t is not None}
@@ -140,9 +142,10 @@ class Scenario:
     def own_code(self) -> list[str]:
         """What computes and is code of the user's own, such as `[task] model = 'mine:Net'`."""
         tables = {name: getattr(self, name) for name in ("task", "strategy", "client", "attack")}
+        parts = self.choices["client"].parts
         return [
             f"[{name}] {key} = '{value}'"
-            for name, table in tables.items()
+            for name, table in [*tables.items(), *(("client.parts", part.table) for part in parts)]
             for key, value in table.items()
             if isinstance(value, str) and is_import_path(value) and not value.startswith("flower:")
         ]

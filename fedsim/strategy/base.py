@@ -55,10 +55,13 @@ class FederatedStrategy(Strategy, abc.ABC):
         degenerate: Settings in which the strategy becomes another one; a law holds it to them.
         sends: What it sends clients besides the model, by the first part of the tensors' names; a
             client procedure that does not take it is refused.
+        parts: The parts of local training that it needs, and for each which of the part's keys must
+            equal which of its own hyperparameters; a scenario gets them without asking.
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[Mapping[str, Mapping[str, str]]] = MappingProxyType({})
 
     _session: CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None

@@ -49,8 +49,8 @@ _FIXED: dict[str, Any] = {
     "accountant": None,  # an object, and in need of an extra of Flower's
     "eta_l": 0.0,  # printed by Flower and used by nobody: the clients' step is [client] local_lr
 }
-# What a strategy leaves to the clients: a key of [client], and which of its own it must equal.
-_ASKS = {"FedProx": {"proximal": "proximal_mu"}}
+# What a strategy leaves to the clients: a part's keys, and which of its own they must equal.
+_ASKS = {"FedProx": {"proximal": {"mu": "proximal_mu"}}}
 _BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     "noise_multiplier": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "clipping_norm": (lambda v: 0 < v < math.inf, "> 0 and finite"),
@@ -138,14 +138,14 @@ def adapted(
     name: str,
     *,
     fixed: Mapping[str, Any] | None = None,
-    asks: Mapping[str, str] | None = None,
+    asks: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Callable[..., "Strategy"]:
     """Return a factory of a foreign class whose keyword arguments are scenario keys.
 
     The factory's attribute `fedsim_inner` names the argument for the strategy inside (None for what
     wraps nothing): a table in the scenario, what makes that strategy when the factory is called.
-    `fedsim_wrapped` is what it is by default, and `fedsim_asks` says which keys of `[client]` must
-    equal which of the strategy's own.
+    `fedsim_wrapped` is what it is by default, and `fedsim_asks` says which parts clients need, and
+    which of a part's keys must equal which of the strategy's own.
 
     Args:
         cls: The strategy's class.

@@ -244,7 +244,7 @@ def test_the_proximal_term_of_a_subclass_of_fedprox_is_obeyed():
     settings: ClassVar = ClientSettings(
         build(worlds.scenario("flower:FedAvg")).scenario.choices["client"]
     )
-    assert settings.overrides({"proximal-mu": 0.5}) == {"proximal": 0.5}
+    assert settings.overrides({"proximal-mu": 0.5}) == {"proximal.mu": 0.5}
 
 
 @pytest.mark.parametrize("name", ["Unnamed", "SendsUnnamed"])

@@ -308,7 +308,7 @@ def test_what_should_come_at_once_imports_nothing_heavy(arguments: list[str]) ->
 
 def test_names_read_from_the_source_are_those_of_the_registries() -> None:
     for kind in discovery.KINDS:
-        if kind not in ("strategies", "clients", "scenarios"):
+        if kind not in ("strategies", "clients", "parts", "scenarios"):
             assert discovery.names(kind) == list(discovery._registry(kind))
     assert flower_strategies.names() == sorted(
         f"flower:{name}" for name in flower_strategies._classes() if not name.startswith("FedXgb")

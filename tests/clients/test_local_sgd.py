@@ -13,6 +13,7 @@ from tests.laws.federations import (
     InMemoryData,
     initial_payload,
     job,
+    local_sgd,
     make_executor,
     make_task,
     named_bits,
@@ -72,7 +73,7 @@ def oracle_arguments(options, lr):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_three_rounds_equal_the_oracle(options, kind, kept):
     data = InMemoryData()
-    procedure = LocalSGD(
+    procedure = local_sgd(
         local_lr=0.2, lr_decay=0.5, batch_size=8, local_steps=7, keep_optimizer=kept, **options
     )
     executor = make_executor("logistic", procedure, data, kind=kind, dtype="float64")
@@ -118,7 +119,7 @@ def torch_optimizer(options, parameters):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_one_client_equals_torchs_own_optimizer(options):
     data = InMemoryData()
-    procedure = LocalSGD(local_lr=0.1, batch_size=16, local_epochs=2, **options)
+    procedure = local_sgd(local_lr=0.1, batch_size=16, local_epochs=2, **options)
     executor = make_executor("mlp", procedure, data, dtype="float64")
     result = executor.train(job(executor, (5,)))
 
@@ -199,7 +200,7 @@ def test_only_members_without_a_memory_get_the_initial_one():
 @pytest.mark.parametrize("kind", ["vmap", "loop"])
 def test_a_client_without_samples_hands_everything_back(kind):
     data = InMemoryData((20, 0))
-    procedure = LocalSGD(optimizer="adam", keep_optimizer=True, weight_decay=0.1, proximal=0.1)
+    procedure = local_sgd(optimizer="adam", keep_optimizer=True, weight_decay=0.1, proximal=0.1)
     executor = make_executor("mlp", procedure, data, kind=kind)
     first = executor.train(job(executor, (0, 1)))
     memory = {name: torch.ones_like(tensor) for name, tensor in first.state.items()}
@@ -227,7 +228,6 @@ IMPOSSIBLE = [
     ("betas", (0.9,)),
     ("epsilon", 0.0),
     ("clip_norm", 0.0),
-    ("proximal", -1.0),
     ("lr_decay", 0.0),
     ("lr_decay", 1.1),
 ]

@@ -31,6 +31,7 @@ from fedsim.messages.records import array_record
 from fedsim.runs.loop import RoundLoop
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
+from fedsim.scenario.parts import spelled_out
 from fedsim.tasks import named as tasks
 from tests import optimisations
 
@@ -114,15 +115,39 @@ def procedures():
         if {"optimizer", "keep_optimizer"} <= takes.keys():
             kept = {"optimizer": "adam", "keep_optimizer": True}
             found += [(f"{name}-sgd", name, quick), (f"{name}-adam", name, {**quick, **kept})]
+            if "parts" in takes:
+                found += [
+                    (f"{name}-{part}", name, {**quick, "parts": [{"name": part}]})
+                    for part in discovery.names("parts")
+                ]
         else:
             found.append((name, name, quick))
     return found
 
 
 def make_procedure(name="local_sgd", **arguments):
-    if name == "local_sgd":
-        arguments = {**_QUICK, **arguments}
+    return local_sgd(**{**_QUICK, **arguments}) if name == "local_sgd" else of_name(name, arguments)
+
+
+def parts_for(strategy, **arguments):
+    """The parts that a strategy with these arguments needs of its clients."""
+    table = {"name": strategy, **defaults_of(strategy), **arguments}
+    asked = Choice("strategies", table).asked_of_client()
+    return [{"name": part, **values} for part, values in asked.items()]
+
+
+def defaults_of(strategy):
+    keys = discovery.schema("strategies", strategy)
+    return {name: key.default for name, key in keys.items() if not key.required}
+
+
+def of_name(name, arguments):
     return Choice("clients", {"name": name, **arguments}).make()
+
+
+def local_sgd(**arguments):
+    """Exactly these keys, former ones that are parts now too."""
+    return of_name("local_sgd", spelled_out(arguments))
 
 
 def strategies():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from clients.local_sgd import LocalSGD
 from fedsim.basics.rng import generator
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import GUIDANCE
@@ -36,7 +35,7 @@ PROCEDURES = {
 
 
 def executor_of(options, model="mlp", *, dtype="float32", **arguments):
-    procedure = LocalSGD(local_lr=0.1, batch_size=BATCH, local_epochs=1, **options)
+    procedure = fed.local_sgd(local_lr=0.1, batch_size=BATCH, local_epochs=1, **options)
     return fed.make_executor(model, procedure, InMemoryData(SIZES), dtype=dtype, **arguments)
 
 
@@ -160,7 +159,7 @@ def test_ten_unequal_clients_of_a_wide_model_have_the_bits_of_each_among_neutral
     options, kind
 ):
     """Kernels that reduce over many rows take other orders than over few."""
-    procedure = LocalSGD(local_lr=0.1, batch_size=20, **options)
+    procedure = fed.local_sgd(local_lr=0.1, batch_size=20, **options)
     executor = CohortExecutor(
         make_task({"model": "mlp"}, fed.SPEC), procedure, InMemoryData(WIDE), seed=SEED, kind=kind
     )

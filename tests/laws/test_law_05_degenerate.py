@@ -34,7 +34,10 @@ class IdenticalClients(fed.InMemoryData):
 def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS):
     """The model after every round, and the strategy's metrics."""
     # whole clients in one batch: the order of samples must not tell identical clients apart
-    procedure = fed.make_procedure("local_sgd", batch_size=256, local_epochs=2, momentum=0.5)
+    parts = fed.parts_for(name, **arguments)
+    procedure = fed.make_procedure(
+        "local_sgd", batch_size=256, local_epochs=2, momentum=0.5, parts=parts
+    )
     data = IdenticalClients() if alike else fed.InMemoryData()
     app = fed.make_app("mlp", procedure, data, dtype=dtype)
     found = []

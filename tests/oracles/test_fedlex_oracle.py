@@ -210,8 +210,14 @@ def test_adam_equals_the_oracle(mask):
 
 
 def run(options, theirs, client, *, lr=0.3, momentum=0.0, server_lr=1.0):
-    arguments = {"local_lr": lr, "batch_size": 256, "local_epochs": 2, "setup_epochs": 3}
-    procedure = fed.make_procedure("local_sgd", **{**arguments, "setup_lr": 0.2, **client})
+    client = dict(client)
+    arguments = {"local_lr": lr, "batch_size": 256, "local_epochs": 2}
+    adam, mask = client.get("optimizer") == "adam", client.pop("guidance", "step")
+    parts = [
+        {"name": "guidance", "acts_on": mask},
+        {"name": "exploration", "epochs": 3, "lr": client.pop("setup_lr", 0.2)},
+    ]
+    procedure = fed.make_procedure("local_sgd", **{**arguments, **client}, parts=parts)
     app = fed.make_app("logistic", procedure, DATA, dtype="float64")
     start = fed.initial_arrays("logistic", dtype="float64")
     before = fed.record_bits(start)
@@ -222,7 +228,6 @@ def run(options, theirs, client, *, lr=0.3, momentum=0.0, server_lr=1.0):
     assert fed.record_bits(start) == before  # exploring left the initial model alone
 
     initial = named(start)
-    adam, mask = client.get("optimizer") == "adam", client.get("guidance", "step")
     free = {name: np.ones_like(values) for name, values in initial.items()}
     explorers = strategy.state.explorers.tolist()
     assert len(explorers) == max(1, int(options.get("explorers", 1) * 8))
@@ -265,7 +270,11 @@ def run(options, theirs, client, *, lr=0.3, momentum=0.0, server_lr=1.0):
 def chunk(optimizer, mask, g, lr=0.1):
     """One client's model after a round, with the guidance `g` sent."""
     procedure = fed.make_procedure(
-        "local_sgd", optimizer=optimizer, guidance=mask, local_lr=lr, local_epochs=3
+        "local_sgd",
+        optimizer=optimizer,
+        local_lr=lr,
+        local_epochs=3,
+        parts=[{"name": "guidance", "acts_on": mask}],
     )
     executor = fed.make_executor("mlp", procedure, dtype="float64")
     layout, start = executor.layout, fed.initial_payload(executor)
@@ -311,8 +320,9 @@ def test_a_parameter_that_no_explorer_moved_never_moves():
     """A feature that is always zero has no gradient, hence deviation 0 and guidance 0."""
     data = fed.InMemoryData()
     data._features["train"][:, 0, 0, 0] = 0
-    procedure = fed.make_procedure("local_sgd", weight_decay=0.1, setup_epochs=2)
-    free = fed.make_procedure("local_sgd", setup_epochs=2)
+    parts = [{"name": "guidance"}, {"name": "exploration", "epochs": 2}]
+    procedure = fed.make_procedure("local_sgd", weight_decay=0.1, parts=parts)
+    free = fed.make_procedure("local_sgd", parts=parts)
     start = fed.initial_arrays("logistic")
     moved = {}
     for name, each in (("decayed", procedure), ("free", free)):

@@ -1,7 +1,8 @@
 """Steps of gradient descent, taken as soon as their gradient is known. Needs torch alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,13 @@ class Stepping(NamedTuple):
         descent: What a step does.
         moments: By name, like the tensors; they go on in place. Empty without momentum.
         guidance: The factors by name, like the tensors; empty where none act.
+        push: What is added to the gradient in every step by name, like the tensors; empty for none.
     """
 
     descent: Descent
     moments: Named
     guidance: Named
+    push: Mapping[str, Tensor] = MappingProxyType({})
 
     def of(self, name: str, tensor: Tensor, gradient: Tensor) -> None:
         """Take the step of one tensor."""
@@ -38,12 +41,15 @@ class Stepping(NamedTuple):
         self._take(name, tensor, partial(_add_product, one, other))
 
     def _take(self, name: str, tensor: Tensor, add: _Adding) -> None:
-        eta, decay, momentum, guides_step, _ = self.descent
-        factors = self.guidance.get(name)
+        eta, decay, momentum = self.descent.step_size, self.descent.decay, self.descent.momentum
+        guides_step = self.descent.guides_step
+        factors, push = self.guidance.get(name), self.push.get(name)
         if not momentum:
             # eta * G * gradient, whichever of the two G is said to act on
             before = None if factors is None else tensor.clone()
             add(tensor, 1 - eta * decay, -eta)
+            if push is not None:
+                tensor.sub_(push, alpha=eta)
             if before is not None and factors is not None:
                 torch.lerp(before, tensor, factors, out=tensor)
             return
@@ -52,6 +58,8 @@ class Stepping(NamedTuple):
         add(moment, momentum, 1.0)
         if decay:
             moment.add_(tensor, alpha=decay)
+        if push is not None:
+            moment.add_(push)
         if before is not None and factors is not None:
             torch.lerp(before, moment, factors, out=moment)
         taken = moment if factors is None or not guides_step else moment * factors

@@ -60,10 +60,11 @@ class ChainTraining:
         schedule = batches.schedule
         losses = torch.zeros(batches.shares.shape, dtype=batches.shares.dtype)
         for first, end, active in phases(schedule.steps):
-            mine, moments, guidance = (
-                _first(named, active) for named in (params, stepping.moments, stepping.guidance)
+            mine, moments, guidance, push = (
+                _first(named, active)
+                for named in (params, stepping.moments, stepping.guidance, stepping.push)
             )
-            taking = stepping._replace(moments=moments, guidance=guidance)
+            taking = stepping._replace(moments=moments, guidance=guidance, push=push)
             for step in range(first, end):
                 batch = _doubled(batches.together(step, active))
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
@@ -231,7 +232,7 @@ def owned(named: Named) -> Named:
     }
 
 
-def _first(named: Named, count: int) -> Named:
+def _first(named: Mapping[str, Tensor], count: int) -> Named:
     """The rows of the first slots; a lone one is copied and doubled."""
     if count == 1:
         return {name: tensor[:1].repeat_interleave(2, 0) for name, tensor in named.items()}

@@ -121,7 +121,7 @@ def test_what_flower_takes_and_no_round_can_do_is_refused(name, given, words):
 
 def test_fedprox_is_averaging_with_the_proximal_term_at_the_clients():
     prox, world = train(flower("FedProx", proximal_mu=0.5))
-    assert world.scenario.client["proximal"] == 0.5
+    assert world.scenario.client["parts"] == [{"name": "proximal", "mu": 0.5}]
     client = {"local_lr": 0.1, "batch_size": 16}
     same, _ = train({"name": "fedavg"}, client={**client, "proximal": 0.5})
     np.testing.assert_allclose(prox, same, atol=1e-6)
@@ -134,19 +134,19 @@ def test_fedprox_with_another_term_at_the_clients_is_refused():
     with pytest.raises(ScenarioError) as refused:
         scenario(flower("FedProx"), client=client)
     assert str(refused.value).endswith(
-        '[client] proximal = 0.3: must be 0.5 as [strategy] name = "flower:FedProx" has it; leave '
-        "it out"
+        '[client.parts] proximal: mu = 0.3: must be 0.5 as [strategy] name = "flower:FedProx" has '
+        "it; leave it out"
     )
     assert scenario(flower("FedProx"), client={**client, "proximal": 0.5})
 
 
 def test_fedprox_inside_a_wrapper_asks_the_clients_too():
     private = flower("DifferentialPrivacyServerSideFixedClipping", strategy=flower("FedProx"))
-    assert scenario(private).client["proximal"] == 0.5
+    assert scenario(private).client["parts"] == [{"name": "proximal", "mu": 0.5}]
 
 
 def test_a_client_procedure_without_what_a_strategy_leaves_to_it_is_refused():
-    with pytest.raises(ScenarioError, match=r"has no proximal, which \[strategy\] name = \"flower"):
+    with pytest.raises(ScenarioError, match=r"takes no parts, and \[strategy\] name = \"flower"):
         scenario(flower("FedProx"), client={"name": "tests.strategy.flower_world.procedure:Still"})
 
 

@@ -1,0 +1,1 @@
+"""Parts of local training, one change of what a client does per file."""
