@@ -31,6 +31,7 @@ from fedsim.client import (
     Work,
 )
 from fedsim.client.part import Here, Parts, Trained
+from fedsim.client.procedure import along
 
 
 def _no_moments(table: Mapping[str, Any]) -> str | None:
@@ -130,6 +131,11 @@ class LocalSGD(ClientProcedure):
         self._parts = Parts(parts)
 
     @property
+    def parts(self) -> Parts:
+        """What else a client does."""
+        return self._parts
+
+    @property
     def work(self) -> Work:
         """How much is trained per round."""
         return self._work
@@ -216,7 +222,7 @@ class LocalSGD(ClientProcedure):
             squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
             norm = torch.stack(squares).sum(0).sqrt()
             scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
-            grads = {n: g * _along(scale, g) for n, g in grads.items()}
+            grads = {n: g * along(scale, g) for n, g in grads.items()}
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
         grads = parts.direction(grads, own)
@@ -283,15 +289,10 @@ class LocalSGD(ClientProcedure):
         for name, grad in grads.items():
             first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
             second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
-            denominator = torch.sqrt(second / _along(second_scale, grad)) + self._epsilon
-            taken[name] = lr * (first / _along(first_scale, grad)) / denominator
+            denominator = torch.sqrt(second / along(second_scale, grad)) + self._epsilon
+            taken[name] = lr * (first / along(first_scale, grad)) / denominator
             updated[f"first.{name}"], updated[f"second.{name}"] = first, second
         return taken, updated
-
-
-def _along(scale: Tensor, tensor: Tensor) -> Tensor:
-    """A number per client, or one, as a factor of that client's tensor."""
-    return scale.reshape(scale.shape + (1,) * (tensor.dim() - scale.dim()))
 
 
 def _require_allowed(values: Mapping[str, Any]) -> None:

@@ -8,12 +8,11 @@ Symbols: lambda coefficient.
 Deviations: those of `margin_penalty`.
 """
 
-import math
 from typing import final
 
 from torch import Tensor
 
-from fedsim.basics.errors import require_choice
+from fedsim.basics.errors import require_at_least, require_choice
 from fedsim.basics.idle import Idle, at
 from fedsim.client.objectives import Reduction, Space, margin_penalty
 from fedsim.client.part import ClientPart, Own
@@ -43,8 +42,7 @@ class Margin(ClientPart):
         space: Space = "probability",
         reduction: Reduction = "batch",
     ) -> None:
-        if not 0 <= coefficient < math.inf:
-            raise ValueError(f"coefficient = {coefficient!r}: must be >= 0 and finite")
+        require_at_least("coefficient", coefficient, 0)
         require_choice("space", space, Space)
         require_choice("reduction", reduction, Reduction)
         self._coefficient = coefficient

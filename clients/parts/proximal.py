@@ -8,9 +8,9 @@ Symbols: mu mu, w_t received.
 Deviations: none.
 """
 
-import math
 from typing import final
 
+from fedsim.basics.errors import require_at_least
 from fedsim.client.part import ClientPart, Here, Own
 from fedsim.client.procedure import Named
 
@@ -29,8 +29,7 @@ class Proximal(ClientPart):
     stacks = True
 
     def __init__(self, *, mu: float = 0.1) -> None:
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"mu = {mu!r}: must be >= 0 and finite")
+        require_at_least("mu", mu, 0)
         self._mu = mu
 
     @property

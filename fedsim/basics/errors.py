@@ -135,6 +135,21 @@ def require_choice(name: str, value: str, choices: Any) -> None:
         raise ValueError(f"{name} = {value!r}: must be {' or '.join(get_args(choices))}")
 
 
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number that is below a bound, or not finite.
+
+    Raises:
+        ValueError: Naming the value and what is allowed.
+
+    Example:
+        >>> require_at_least("mu", -0.1, 0)
+        Traceback (most recent call last):
+        ValueError: mu = -0.1: must be >= 0 and finite
+    """
+    if not least <= value < math.inf:
+        raise ValueError(f"{name} = {value!r}: must be >= {least:g} and finite")
+
+
 def require_positive(name: str, value: float) -> None:
     """Refuse a number that is not above 0, or not finite.
 

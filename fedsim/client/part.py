@@ -67,12 +67,14 @@ class ClientPart:
     Attributes:
         takes: What it uses of what a strategy sends besides the model, by the first part of the
             tensors' names.
+        needs: What of this it cannot do without: a strategy that sends it must be chosen.
         stacks: Whether its methods also take several clients' tensors at once, one row each. One
             whose penalty or objective uses `own` does not.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
 
@@ -320,7 +322,7 @@ _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
-_PLAIN = ("takes", "idle", "needs_classes", "setup_work", "setup_step_size")
+_PLAIN = ("takes", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (*_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides")
 _BESIDE_STRENGTH = (*_PLAIN, "stacks", "initial_state", "begin", "finish", "guides")

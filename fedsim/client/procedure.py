@@ -226,6 +226,17 @@ class ClientProcedure(abc.ABC):
         return {}, state
 
 
+def along(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
+
+    Example:
+        >>> import torch
+        >>> along(torch.ones(3), torch.zeros(3, 4, 5)).shape
+        torch.Size([3, 1, 1])
+    """
+    return numbers.reshape(numbers.shape + (1,) * (tensor.dim() - numbers.dim()))
+
+
 _VMAPPED = ("initial_state", "begin", "finish")
 _NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
 

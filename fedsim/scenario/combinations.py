@@ -102,6 +102,7 @@ def _check_sent(problems: ScenarioProblems, strategy: Choice | None, client: Cho
     """Refuse a client procedure that does not use what the strategy sends."""
     if strategy is None or client is None:
         return
+    _check_needed(problems, strategy, client)
     taken = client.make().takes
     for name in getattr(strategy.factory, "sends", ()):
         if name not in taken:
@@ -110,6 +111,22 @@ def _check_sent(problems: ScenarioProblems, strategy: Choice | None, client: Cho
                 f'[client] name = "{client.name}": does not use the {name} that [strategy] name '
                 f'= "{strategy.name}" sends; use one that takes parts, with {", ".join(fit)}'
             )
+
+
+def _check_needed(problems: ScenarioProblems, strategy: Choice, client: Choice) -> None:
+    """Refuse a part that waits for what the strategy does not send."""
+    sends = getattr(strategy.factory, "sends", ())
+    for part in client.parts:
+        for name in getattr(part.factory, "needs", ()):
+            if name not in sends:
+                known: dict[str, Any] = {
+                    each: discovery.strategy_factory(each) for each in discovery.names("strategies")
+                }
+                fit = [each for each, factory in known.items() if name in factory.sends]
+                problems.add(
+                    f"[client.parts] {part.name}: needs the {name} that a strategy sends, and "
+                    f'[strategy] name = "{strategy.name}" sends none; allowed: {", ".join(fit)}'
+                )
 
 
 def _parts_that_take(name: str) -> list[str]:

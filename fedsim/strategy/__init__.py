@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from fedsim.aggregators.sums import weighted_sum
     from fedsim.strategy.base import FederatedStrategy
     from fedsim.strategy.declarations import Degenerate, NoState, Setup, State
-    from fedsim.strategy.linear import LinearStrategy
+    from fedsim.strategy.linear import AveragingStrategy, LinearStrategy
 
 __all__ = [
+    "AveragingStrategy",
     "Degenerate",
     "FederatedStrategy",
     "LinearStrategy",
@@ -23,6 +24,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "AveragingStrategy": "fedsim.strategy.linear",
         "Degenerate": "fedsim.strategy.declarations",
         "FederatedStrategy": "fedsim.strategy.base",
         "LinearStrategy": "fedsim.strategy.linear",

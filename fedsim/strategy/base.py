@@ -57,11 +57,13 @@ class FederatedStrategy(Strategy, abc.ABC):
             client procedure that does not take it is refused.
         parts: The parts of local training that it needs, and for each which of the part's keys must
             equal which of its own hyperparameters; a scenario gets them without asking.
+        returns: What it needs of a reply besides the model, by the first part of the tensors' names.
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[Mapping[str, Mapping[str, str]]] = MappingProxyType({})
+    returns: ClassVar[tuple[str, ...]] = ()
 
     _session: CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None

@@ -1,16 +1,15 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.local_sgd import LocalSGD
-from fedsim.basics.rng import generator
 from fedsim.client.procedure import Work
 from fedsim.messages.layout import Payload
 from tests.laws.federations import (
     SEED,
     InMemoryData,
+    batches,
     initial_payload,
     job,
     local_sgd,
@@ -33,20 +32,6 @@ OPTIONS = {
     "everything": {"momentum": 0.5, "weight_decay": 0.1, "clip_norm": 0.4, "proximal": 0.3},
 }
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
-
-
-def batches(data, client, server_round, batch_size, steps):
-    """The documented order: passes over the client's rows, each permuted anew and cut."""
-    found = data.clients([client])
-    draw = generator(SEED, "batches", server_round, client)
-    while steps > 0:
-        order = draw.permutation(found.rows[0])
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            if steps > 0:
-                features = found.features[rows].reshape(len(rows), -1).astype(np.float64)
-                yield features, found.targets[rows]
-            steps -= 1
 
 
 def as_oracle(layout, flat):

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
+from fedsim.basics.rng import generator
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob
+from fedsim.client.part import Parts, Trained
 from fedsim.client.plan import ExecutionPlan
 from fedsim.client.vectorising import loop_reason
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
@@ -115,14 +117,39 @@ def procedures():
         if {"optimizer", "keep_optimizer"} <= takes.keys():
             kept = {"optimizer": "adam", "keep_optimizer": True}
             found += [(f"{name}-sgd", name, quick), (f"{name}-adam", name, {**quick, **kept})]
-            if "parts" in takes:
-                found += [
-                    (f"{name}-{part}", name, {**quick, "parts": [{"name": part}]})
-                    for part in discovery.names("parts")
-                ]
         else:
             found.append((name, name, quick))
     return found
+
+
+def part_procedures():
+    """The procedures that take parts, with each part alone: (id, name, arguments)."""
+    return [
+        (f"{name}-{part}", name, {**arguments, "parts": [{"name": part}]})
+        for one, name, arguments in procedures()
+        if one.endswith("-sgd")
+        for part in discovery.names("parts")
+    ]
+
+
+# a dense model, one with convolutions, one that trains in a loop
+PART_MODELS = ("mlp", "cnn", "cnn_batchnorm")
+
+
+def part_cases():
+    """Every part on three models: (id, model, name, arguments)."""
+    return [
+        (f"{model}-{one}", model, name, arguments)
+        for model in PART_MODELS
+        for one, name, arguments in part_procedures()
+    ]
+
+
+def strategy_beside(arguments):
+    """A strategy that needs the parts of a procedure's arguments; averaging where none does."""
+    listed = {part["name"] for part in arguments.get("parts", ())}
+    needing = [name for name in strategies() if {p["name"] for p in parts_for(name)} & listed]
+    return needing[0] if needing else "fedavg"
 
 
 def make_procedure(name="local_sgd", **arguments):
@@ -139,6 +166,25 @@ def parts_for(strategy, **arguments):
 def defaults_of(strategy):
     keys = discovery.schema("strategies", strategy)
     return {name: key.default for name, key in keys.items() if not key.required}
+
+
+def make_app_for(strategy, model="logistic", data=None, **options):
+    """An app whose clients have the parts that a strategy needs."""
+    procedure = make_procedure(parts=parts_for(strategy))
+    return make_app(model, procedure, data, **options)
+
+
+def returned_by_parts(strategy, layout, received, rows, sent):
+    """What clients return besides their models by the parts that a strategy needs, `[K, ...]`."""
+    parts = Parts([Choice("parts", table).make() for table in parts_for(strategy)])
+    found = []
+    for row in rows:
+        start = layout.unflatten(received)
+        # as many as the client's own numbers say, whichever its place
+        state, steps = parts.initial_state(start), (row.sum().abs() * 1e3).floor() % 7 + 1
+        trained = Trained(start, layout.unflatten(row), steps, 0.1 * steps, 0.0)
+        found.append(parts.finish(parts.begin(start, dict(sent), state), trained, state)[0])
+    return {name: torch.stack([each[name] for each in found]) for name in found[0]} if found else {}
 
 
 def of_name(name, arguments):
@@ -207,10 +253,16 @@ def initial_arrays(model="logistic", *, dtype="float32") -> ArrayRecord:
 
 
 def initial_payload(executor) -> Payload:
+    """The first model, and numbers between 0 and 1 for what else the procedure needs."""
     state = executor.task.build_model(executor.seed).state_dict()
     layout = executor.layout
     buffers = {spec.name: state[spec.name].clone() for spec in layout.buffers}
-    return Payload(layout.flatten(state), buffers)
+    params = layout.flatten(state)
+    needs = [name for part in getattr(executor.procedure, "parts", ()) for name in part.needs]
+    extra = {
+        f"{name}.{n}": t.sigmoid() for name in needs for n, t in layout.unflatten(params).items()
+    }
+    return Payload(params, buffers, extra)
 
 
 def job(executor, client_ids, *, server_round=1, absent=(), action="train", **changes):
@@ -224,6 +276,20 @@ def job(executor, client_ids, *, server_round=1, absent=(), action="train", **ch
         "has_state": (False,) * len(client_ids),
     }
     return ChunkJob(**{**fields, **changes})
+
+
+def batches(data, client, server_round, batch_size, steps):
+    """The documented order: passes over the client's rows, each permuted anew and cut."""
+    found = data.clients([client])
+    draw = generator(SEED, "batches", server_round, client)
+    while steps > 0:
+        order = draw.permutation(found.rows[0])
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            if steps > 0:
+                features = found.features[rows].reshape(len(rows), -1).astype(np.float64)
+                yield features, found.targets[rows]
+            steps -= 1
 
 
 class Rota(Participation):

@@ -21,8 +21,10 @@ from tests.laws.federations import (
 )
 from tests.laws.many import OneFederation, only
 
-CASES = [(model, *procedure[1:]) for model in MODELS for procedure in fed.procedures()]
+PLAIN = [(model, *procedure[1:]) for model in MODELS for procedure in fed.procedures()]
+CASES = [*PLAIN, *(case[1:] for case in fed.part_cases())]
 IDS = [f"{model}-{procedure[0]}" for model in MODELS for procedure in fed.procedures()]
+IDS += [case[0] for case in fed.part_cases()]
 CLIENTS = len(fed.SIZES)
 
 
@@ -150,16 +152,27 @@ def run_case(grid, number, strategy):
     return record_bits(arrays), records, clients, fed.named_bits(memories)
 
 
-# the first strategy over every case, each other over half of them (a quarter in the default tests)
+# the first strategy over every case, each other over half of them (a quarter in the default tests);
+# a part beside the strategy that needs it
 PAIRS = [
     pytest.param(
         number, strategy, id=f"{IDS[number]}-{strategy}",
         marks=[pytest.mark.slow] if place and (number + place) % 4 > 1 else [],
     )
-    for place, strategy in enumerate(fed.strategies())
-    for number in range(len(CASES))
+    for place, strategy in enumerate(name for name in fed.strategies() if not fed.parts_for(name))
+    for number in range(len(PLAIN))
     if not place or (number // 2 + number + place) % 2
+] + [
+    pytest.param(number, strategy, id=f"{IDS[number]}-{strategy}")
+    for number in range(len(PLAIN), len(CASES))
+    for strategy in [fed.strategy_beside(CASES[number][2])]
 ]  # fmt: skip
+
+
+def remembers(number):
+    """Whether clients of a case keep something between rounds."""
+    _, name, arguments = CASES[number]
+    return bool(make_procedure(name, **arguments).initial_state({"w": torch.zeros(2)}))
 
 
 @pytest.mark.parametrize(("number", "strategy"), PAIRS)
@@ -168,7 +181,7 @@ def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, num
     chunks = len(inline.chunk_log)
     # three chunks to train and three to evaluate in each of two rounds, three of a set-up exchange
     assert chunks == 12 + 3 * (expected[1][0].get("clients/selected") == CLIENTS)
-    assert bool(expected[2]) == bool(CASES[number][2].get("keep_optimizer"))  # who has memories
+    assert bool(expected[2]) == remembers(number)
     for workers in ((0,), (0, 1)):
         with only(two_workers, *workers) as grid:
             assert run_case(grid, number, strategy) == expected

@@ -78,29 +78,38 @@ def test_every_option_is_vectorised_exactly_over_three_rounds_in_float64(options
 
 # who sends clients more than the model, and one who does not
 SENDING = [name for name in fed.strategies() if discovery.strategy_factory(name).sends]
-CASES = [(strategy, "batched") for strategy in fed.strategies()] + [
-    (strategy, "vmap") for strategy in ("fedavg", *SENDING)
+# every strategy with every procedure, and every part with a strategy that sends what it needs
+CASES = [
+    (f"{strategy}-{kind}-{one}", strategy, kind, name, arguments)
+    for one, name, arguments in fed.procedures()
+    for strategy, kind in [
+        *((strategy, "batched") for strategy in fed.strategies()),
+        *((strategy, "vmap") for strategy in ("fedavg", *SENDING)),
+    ]
+] + [
+    (f"{one}-{kind}", fed.strategy_beside(arguments), kind, name, arguments)
+    for one, name, arguments in fed.part_procedures()
+    for kind in KINDS
+    if kind != "loop"
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [p[1:] for p in fed.procedures()], ids=[p[0] for p in fed.procedures()]
-)
-@pytest.mark.parametrize(
-    ("model", "strategy", "kind"),
+    ("model", "strategy", "kind", "name", "arguments"),
     [
         pytest.param(
-            model, *case,
-            marks=[pytest.mark.slow] if model == "cnn" and case[0] != "fedavg" else [],
+            model, *case[1:], id=f"{model}-{case[0]}",
+            marks=[pytest.mark.slow] if model == "cnn" and case[1] != "fedavg" else [],
         )
         for model in VECTORISED
         for case in CASES
     ],
 )  # fmt: skip
 def test_every_model_is_trained_together_exactly_over_three_rounds_in_float64(
-    model, name, arguments, strategy, kind
+    model, strategy, kind, name, arguments
 ):
-    procedure = make_procedure(name, **arguments)
+    listed = arguments.get("parts") or fed.parts_for(strategy)
+    procedure = make_procedure(name, **(arguments | ({"parts": listed} if listed else {})))
     if kind == "batched" and not (stacks(procedure) or model.startswith("cnn")):
         # a dense chain steps all clients at once; who cannot be stepped so is refused
         with pytest.raises(ValueError, match="the procedure steps one client at a time"):

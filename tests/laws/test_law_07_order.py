@@ -1,6 +1,7 @@
 """Law 7: the order of arrival changes no bit; clients' names change nothing beyond rounding."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ LAYOUT = Layout.from_named(
 
 def shuffled_rounds(name, model, seed):
     """Two rounds whose replies, an error among them, arrive shuffled; bits of each aggregate."""
-    app = fed.make_app(model)
+    app = fed.make_app_for(name, model)
     grid = InlineGrid(app, 8)
     strategy = fed.make_strategy(name)
     strategy.declare_buffers([spec.name for spec in app.layout.buffers])
@@ -98,7 +99,9 @@ def test_renaming_clients_changes_nothing_beyond_rounding(name, order):
         state = strategy.init(params, 8)
         for server_round in (1, 2, 3):
             replies = synthetic_replies(server_round, params, names)
-            strategy.broadcast(state, params, replies.client_ids)
+            sent, _ = strategy.broadcast(state, params, replies.client_ids)
+            extra = fed.returned_by_parts(name, LAYOUT, params, replies.params, sent.extra)
+            replies = replace(replies, extra=extra)
             params, state, _ = strategy.server_update(state, params, replies)
         models.append(params)
     torch.testing.assert_close(models[0], models[1], rtol=0, atol=1e-12)

@@ -15,6 +15,8 @@ from tests.laws import federations as fed
 
 CASES = [(model, *procedure[1:]) for model in fed.MODELS for procedure in fed.procedures()]
 IDS = [f"{model}-{procedure[0]}" for model in fed.MODELS for procedure in fed.procedures()]
+CASES += [case[1:] for case in fed.part_cases()]
+IDS += [case[0] for case in fed.part_cases()]
 
 
 def payload_bits(payload: Payload):
@@ -80,7 +82,7 @@ def test_the_model_that_an_executor_holds_stays_as_it_was_built():
 )
 @pytest.mark.parametrize("name", fed.strategies())
 def test_a_strategy_leaves_model_state_and_replies_as_they_were(name, model, dtype):
-    app = fed.make_app(model, dtype=dtype)
+    app = fed.make_app_for(name, model, dtype=dtype)
     grid = InlineGrid(app, 8)
     strategy = fed.make_strategy(name)
     strategy.declare_buffers([spec.name for spec in app.layout.buffers])
@@ -111,7 +113,7 @@ def through_a_file(folder, **fields):
 @pytest.mark.parametrize("name", fed.strategies())
 def test_a_strategys_state_goes_through_a_checkpoint(name, tmp_path):
     """A strategy that takes up the saved state goes on as the one that never stopped."""
-    app = fed.make_app("mlp")
+    app = fed.make_app_for(name, "mlp")
     strategy, other = fed.make_strategy(name), fed.make_strategy(name)
     grid = InlineGrid(app, 8)
     arrays = fed.initial_arrays("mlp")
@@ -124,8 +126,9 @@ def test_a_strategys_state_goes_through_a_checkpoint(name, tmp_path):
     )
 
     other.restore(saved.strategy)
-    outcomes = []
+    outcomes, kept = [], grid.store.export()
     for each in (strategy, other):
+        grid.store.restore(*kept)
         sent = fed.configure(each, grid, arrays, 3)
         after, metrics = each.aggregate_train(3, grid.send_and_receive(sent))
         outcomes.append((fed.record_bits(after), dict(metrics), fed.state_bits(each.state)))
