@@ -57,7 +57,7 @@ class FederatedStrategy(Strategy, abc.ABC):
             client procedure that does not take it is refused.
         parts: The parts of local training that it needs, and for each which of the part's keys must
             equal which of its own hyperparameters; a scenario gets them without asking.
-        returns: What it needs of a reply besides the model, by the first part of the tensors' names.
+        returns: What it needs of replies besides models, by the first part of the tensors' names.
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
