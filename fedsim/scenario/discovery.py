@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _NOUNS = {
     "strategies": "a strategy",
     "clients": "a client procedure",
+    "server_optimizers": "a server optimiser",
     "datasets": "a data set",
     "partitions": "a partition",
     "participation": "a participation rule",
@@ -43,6 +44,7 @@ _REGISTRIES = {
     "attacks": ("fedsim.federation.attacks.named", "ATTACKS"),
     "models": ("fedsim.tasks.models.named", "MODELS"),
     "tasks": ("fedsim.tasks.named", "TASKS"),
+    "server_optimizers": ("fedsim.aggregators.server_optimizers", "SERVER_OPTIMIZERS"),
 }
 
 TOPOLOGY = "topology"  # the argument of strategies that average over a graph: table [topology]
@@ -259,6 +261,10 @@ def _registry(kind: str) -> dict[str, Callable[..., Any]]:
         from fedsim.tasks.named import TASKS
 
         return dict(TASKS)
+    if kind == "server_optimizers":
+        from fedsim.aggregators.server_optimizers import SERVER_OPTIMIZERS
+
+        return dict(SERVER_OPTIMIZERS)
     if kind == "models":
         from fedsim.tasks.models.named import MODELS
 

@@ -30,6 +30,9 @@ def idle_keys(scenario: Scenario) -> list[str]:
         if strategy.setup is FederatedStrategy.setup:
             keys = ("setup_epochs", "setup_lr")
             declared.append(Idle(keys, lambda _: f"{why} holds no set-up exchange"))
+    if (server := scenario.choices["strategy"].server) is not None:
+        factory = server.factory
+        found += _found("strategy.server", server.table, factory, _declared(factory))
     return [*found, *_found("client", scenario.client, client, declared)]
 
 
