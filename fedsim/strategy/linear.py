@@ -40,9 +40,13 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
     ) -> tuple[Tensor, State, dict[str, float]]:
         """Return (new model, new State, metrics).
 
+        The step that is added to the model must not depend on the model, or no server optimiser can
+        take it up.
+
         Args:
             state: The State.
-            params: The model that was broadcast, `[dim]`.
+            params: The model that was broadcast, `[dim]`; float64 zeros where an optimiser asks for
+                the step alone.
             weighted_sum: float64 `[dim]`, the sum of weight times update; zero when nobody
                 answered.
             weight_sum: The sum of the weights.

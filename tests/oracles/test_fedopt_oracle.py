@@ -1,5 +1,7 @@
 """Server optimisers against NumPy, every number of specs/fedopt.md (e), and Flower's strategies."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -343,6 +345,17 @@ def test_moments_are_not_changed_in_place(name):
     kept = (moments.m.clone(), moments.v.clone(), mean.clone())
     optimizer.step(moments, mean)
     assert all(map(torch.equal, kept, (moments.m, moments.v, mean)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
+def test_what_is_not_finite_is_no_key_of_an_optimiser(name, value):
+    keys = discovery.schema("server_optimizers", name)
+    fractions = [key for key, schema in keys.items() if isinstance(schema.default, float)]
+    assert len(fractions) >= 2
+    for key in fractions:
+        with pytest.raises(ValueError, match=rf"^{key} = "):
+            SERVER_OPTIMIZERS[name](**{key: value})
 
 
 @pytest.mark.parametrize(
