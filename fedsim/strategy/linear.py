@@ -15,7 +15,7 @@ from fedsim.strategy.base import FederatedStrategy
 from fedsim.strategy.declarations import State
 from fedsim.strategy.session import CallSession
 
-_ROUNDING = 1e-5  # of the largest entry; what two ways to the same step may differ by
+_ROUNDING = 1e-6  # of the largest entry; what two ways to the same step may differ by
 
 
 class LinearStrategy(FederatedStrategy, abc.ABC):
