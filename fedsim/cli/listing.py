@@ -34,9 +34,9 @@ def list_(
 ) -> None:
     """List what a scenario can name, and its keys.
 
-    KIND is strategies, clients, parts, datasets, partitions, participation, attacks, topologies,
-    tasks, models or scenarios: it is listed with keys and defaults. With NAME, one of them is
-    explained.
+    KIND is strategies, clients, parts, server_optimizers, datasets, partitions, participation,
+    attacks, topologies, tasks, models or scenarios: it is listed with keys and defaults. With NAME,
+    one of them is explained.
     """
 
     def produce() -> CommandOutcome:

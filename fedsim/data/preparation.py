@@ -19,7 +19,7 @@ from fedsim.data.partitions.named import PARTITIONS, partition_factory
 from fedsim.data.pooled import PooledData
 from fedsim.data.sets.formats import DATASETS
 from fedsim.data.sets.user import DataSet, user_factory
-from fedsim.data.synthetic import SyntheticData, SyntheticSource
+from fedsim.data.synthetic import GeneratedSource, SyntheticData
 
 __all__ = ["DATASETS", "PARTITIONS", "Arrays", "ClientRows", "DataSet", "FederatedData", "prepare"]
 
@@ -98,7 +98,7 @@ def reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
     return federated
 
 
-def dataset_factory(name: str) -> Callable[..., PooledSource | SyntheticSource]:
+def dataset_factory(name: str) -> Callable[..., PooledSource | GeneratedSource]:
     """Return the factory of a data set; its keyword arguments are scenario keys.
 
     Args:

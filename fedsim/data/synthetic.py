@@ -22,7 +22,7 @@ in addition to the clients', from the same laws, so that no client's data depend
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,49 @@ class _Law(NamedTuple):
     bias: Matrix
 
 
+class GeneratedSource(Protocol):
+    """What makes clients on demand: a frozen record of its arguments, which name it."""
+
+    @property
+    def dimension(self) -> int:
+        """Features per sample."""
+
+    @property
+    def classes(self) -> int:
+        """Classes."""
+
+    @property
+    def max_samples(self) -> int:
+        """The most that a client has."""
+
+    @property
+    def test_fraction(self) -> float:
+        """The server's test samples of a client, as a fraction of the client's."""
+
+    @property
+    def test_clients(self) -> int:
+        """How many clients' laws the server's test set is drawn from."""
+
+    @property
+    def differs_by(self) -> str:
+        """Which keys say how clients differ, with the verb."""
+
+    def common(self, generator: np.random.Generator) -> Any:
+        """Draw what all clients' laws share."""
+
+    def size(self, generator: np.random.Generator) -> int:
+        """Draw a client's number of samples: the first draw from its generator."""
+
+    def law(self, generator: np.random.Generator, common: Any) -> Any:
+        """Draw a client's law: what follows the size."""
+
+    def test_law(self, law: Any) -> Any:
+        """Return what the server's test samples follow in place of a client's law."""
+
+    def draw(self, law: Any, samples: int, generator: np.random.Generator) -> Arrays:
+        """Draw samples of a client."""
+
+
 @dataclass(frozen=True)
 class SyntheticSource:
     """The generator with its arguments; see `synthetic`."""
@@ -71,11 +114,16 @@ class SyntheticSource:
     test_fraction: float
     test_clients: int
 
+    differs_by: ClassVar[str] = "alpha and beta say"
+
+    def common(self, generator: np.random.Generator) -> None:
+        """Draw nothing: clients' laws share nothing."""
+
     def size(self, generator: np.random.Generator) -> int:
         """Draw a client's number of samples: the first draw from its generator."""
         return min(int(generator.lognormal(4, 2)) + 50, self.max_samples)
 
-    def law(self, generator: np.random.Generator) -> _Law:
+    def law(self, generator: np.random.Generator, common: None = None) -> _Law:
         """Draw a client's law: what follows the size."""
         u = generator.normal(0, self.alpha)
         b = generator.normal(0, self.beta)
@@ -84,6 +132,10 @@ class SyntheticSource:
             weights=generator.normal(u, 1, (self.dimension, self.classes)),
             bias=generator.normal(u, 1, self.classes),
         )
+
+    def test_law(self, law: _Law) -> _Law:
+        """Return the client's own law."""
+        return law
 
     def draw(self, law: _Law, samples: int, generator: np.random.Generator) -> Arrays:
         """Draw samples of a client."""
@@ -141,27 +193,29 @@ def synthetic(
 class SyntheticData(FederatedData):
     """Clients that are made each time they are asked for; nothing grows with their number."""
 
-    def __init__(self, source: SyntheticSource, partition: Partition, recipe: DataRecipe) -> None:
+    def __init__(self, source: GeneratedSource, partition: Partition, recipe: DataRecipe) -> None:
         super().__init__(recipe)
+        name = recipe.data["name"]
         if not partition.rule.natural:
             raise ScenarioError(
-                f"[partition] kind = '{recipe.partition['kind']}': synthetic makes each client's "
+                f"[partition] kind = '{recipe.partition['kind']}': {name} makes each client's "
                 "samples itself; use kind = 'natural'"
             )
         if partition.parts is not None:
             raise ScenarioError(
-                f'[partition] parts = {partition.parts} with [data] name = "synthetic": every '
+                f'[partition] parts = {partition.parts} with [data] name = "{name}": every '
                 "client's samples are made on demand, however many clients there are; leave it out"
             )
         for key in ("label_noise", *partition.skew.active):
             if key != "label_noise" or np.any(partition.label_noise):
                 raise ScenarioError(
-                    f'[partition] {key} with [data] name = "synthetic": its alpha and beta say how '
+                    f'[partition] {key} with [data] name = "{name}": its {source.differs_by} how '
                     "clients differ, and its samples are made on demand; leave it out"
                 )
         self._source = source
         self._test_fraction = partition.test_fraction
         self._seed = recipe.seed
+        self._common = source.common(rng.generator(self._seed, "synthetic-common"))
         self.num_clients = partition.clients or DEFAULT_CLIENTS
         self.spec = SampleSpec((source.dimension,), source.classes)
         self._describe(recipe)
@@ -205,6 +259,9 @@ class SyntheticData(FederatedData):
     def _generator(self, client_id: int) -> np.random.Generator:
         return rng.generator(self._seed, "synthetic", client_id)
 
+    def _law(self, generator: np.random.Generator) -> Any:
+        return self._source.law(generator, self._common)
+
     def _totals(self, ids: Ints) -> Ints:
         sizes = (self._source.size(self._generator(int(client_id))) for client_id in ids)
         return np.fromiter(sizes, dtype=np.int64, count=len(ids))
@@ -212,7 +269,7 @@ class SyntheticData(FederatedData):
     def _client(self, client_id: int, split: str) -> Arrays:
         generator = self._generator(client_id)
         total = self._source.size(generator)
-        samples = self._source.draw(self._source.law(generator), total, generator)
+        samples = self._source.draw(self._law(generator), total, generator)
         # the samples are independent: the last ones are as good a test split as any
         cut = total - int(local_test_counts(np.array([total]), self._test_fraction)[0])
         part = slice(0, cut) if split == "train" else slice(cut, total)
@@ -221,7 +278,7 @@ class SyntheticData(FederatedData):
     def _held_out(self, client_id: int) -> Arrays:
         generator = self._generator(client_id)
         samples = int(np.ceil(self._source.size(generator) * self._source.test_fraction))
-        law = self._source.law(generator)
+        law = self._source.test_law(self._law(generator))
         return self._source.draw(
             law, samples, rng.generator(self._seed, "synthetic-test", client_id)
         )
@@ -248,7 +305,7 @@ class SyntheticData(FederatedData):
         }
         self.manifest = {
             "data": {
-                "name": "synthetic",
+                "name": recipe.data["name"],
                 **self._source.__dict__,
                 "feature_shape": list(self.feature_shape),
                 "samples": f"made on demand from (seed, client), at most {self._source.max_samples}"

@@ -19,8 +19,10 @@ KINDS_OF_TABLES = {
     "topology": "topologies",
 }
 _SELECTORS = {
-    "datasets": "name", "strategies": "name", "clients": "name", "parts": "name", "models": "model",
-}  # fmt: skip
+    **dict.fromkeys(("datasets", "strategies", "clients", "parts", "server_optimizers"), "name"),
+    "models": "model",
+}
+SERVER = "server"  # the key of [strategy] that names an optimiser, unless the factory has it
 
 
 def selector_of(kind: str) -> str:
@@ -50,6 +52,7 @@ class Choice:
         table: The table; nobody changes it.
         factory: What makes the thing, where it has been looked up.
         inside: The choice of the strategy inside this one, where that has been made.
+        server: The choice of its server optimiser, likewise.
 
     Example:
         >>> Choice("participation", {"kind": "uniform", "cohort_size": 3}).make().expected_cohort(9)
@@ -62,9 +65,10 @@ class Choice:
         table: Mapping[str, Any],
         factory: Callable[..., Any] | None = None,
         inside: "Choice | None" = None,
+        server: "Choice | None" = None,
     ) -> None:
         self.kind, self.table = kind, table
-        self._factory, self._inside = factory, inside
+        self._factory, self._inside, self._server = factory, inside, server
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Choice, (self.kind, self.table)
@@ -105,18 +109,34 @@ class Choice:
         return [Choice("parts", table) for table in self.table.get(discovery.PARTS, ())]
 
     @property
+    def server(self) -> "Choice | None":
+        """The choice of the optimiser that takes up this strategy's step, or None."""
+        if self.kind != "strategies" or SERVER not in self.table or self.takes(SERVER):
+            return None
+        if self._server is None:
+            self._server = Choice("server_optimizers", self.table[SERVER])
+        return self._server
+
+    @property
     def keys(self) -> dict[str, signatures.Key]:
         """The table's keys as the factory has them."""
         return discovery.keys_of(self.kind, self.name, self.factory)
 
-    def having(self, values: Mapping[str, Any], inside: "Choice | None" = None) -> "Choice":
+    def having(
+        self,
+        values: Mapping[str, Any],
+        inside: "Choice | None" = None,
+        server: "Choice | None" = None,
+    ) -> "Choice":
         """Return the same choice with some arguments added or replaced.
 
         Args:
             values: These arguments.
             inside: The choice of the strategy inside, where its table is among them.
+            server: The choice of the server optimiser; its table is added.
         """
-        return Choice(self.kind, {**self.table, **values}, self._factory, inside)
+        more = {} if server is None else {SERVER: server.table}
+        return Choice(self.kind, {**self.table, **values, **more}, self._factory, inside, server)
 
     def takes(self, argument: str) -> bool:
         """Return whether the factory has an argument, which need not be a key of the table."""
@@ -132,16 +152,19 @@ class Choice:
         Raises:
             ValueError: If a value is impossible.
         """
-        factory, given, inside = self.factory, self.arguments, self.inside
+        factory, given, inside, server = self.factory, self.arguments, self.inside, self.server
         if inside is not None:
             given[str(inner_of(factory))] = inside
         if self.kind == "clients" and discovery.PARTS in given:
             given[discovery.PARTS] = [part.make() for part in self.parts]
+        if server is not None:
+            del given[SERVER]
         offered = {key: value for key, value in offered.items() if value is not None}
         if offered:
             takes = inspect.signature(factory).parameters
             given |= {key: value for key, value in offered.items() if key in takes}
-        return factory(**given)
+        made = factory(**given)
+        return made if server is None else made.use_server_optimizer(server.make())
 
     def asked_of_client(self) -> dict[str, dict[str, Any]]:
         """Return the parts that this strategy needs of its clients, with what it decides of each.

@@ -19,6 +19,8 @@ from fedsim.scenario.tables import (
 )
 from fedsim.strategy.flower import COHORT
 
+_MADE_ON_DEMAND = ("synthetic", "zipf")  # data sets whose clients are generated one by one
+
 
 def check_clients(
     problems: ScenarioProblems,
@@ -84,9 +86,9 @@ def check_combinations(
     data, partition = choices.get("data"), choices.get("partition")
     if data is None or partition is None:
         return
-    if data.name == "synthetic" and partition.name != "natural":
+    if data.name in _MADE_ON_DEMAND and partition.name != "natural":
         problems.add(
-            f'[partition] kind = "{partition.name}" with [data] name = "synthetic": its clients '
+            f'[partition] kind = "{partition.name}" with [data] name = "{data.name}": its clients '
             'are generated one by one and nothing is there to split; use kind = "natural"'
         )
     if evaluation is not None and evaluation.per_client and not evaluation.clients:

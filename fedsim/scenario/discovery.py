@@ -31,6 +31,7 @@ _NOUNS = {
     "strategies": "a strategy",
     "clients": "a client procedure",
     "parts": "a part of local training",
+    "server_optimizers": "a server optimiser",
     "datasets": "a data set",
     "partitions": "a partition",
     "participation": "a participation rule",
@@ -45,6 +46,7 @@ _REGISTRIES = {
     "attacks": ("fedsim.federation.attacks.named", "ATTACKS"),
     "models": ("fedsim.tasks.models.named", "MODELS"),
     "tasks": ("fedsim.tasks.named", "TASKS"),
+    "server_optimizers": ("fedsim.aggregators.server_optimizers", "SERVER_OPTIMIZERS"),
 }
 
 # what is found by the names of files: where
@@ -289,6 +291,10 @@ def _registry(kind: str) -> dict[str, Callable[..., Any]]:
         from fedsim.tasks.named import TASKS
 
         return dict(TASKS)
+    if kind == "server_optimizers":
+        from fedsim.aggregators.server_optimizers import SERVER_OPTIMIZERS
+
+        return dict(SERVER_OPTIMIZERS)
     if kind == "models":
         from fedsim.tasks.models.named import MODELS
 

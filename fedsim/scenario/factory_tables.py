@@ -1,7 +1,7 @@
 """Tables that name a factory, held against its signature."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from fedsim.basics.errors import (
 )
 from fedsim.basics.import_paths import is_import_path
 from fedsim.scenario import discovery, signatures
-from fedsim.scenario.choice import Choice, inner_of, selector_of
+from fedsim.scenario.choice import SERVER, Choice, inner_of, selector_of
 from fedsim.scenario.client_table import client_choice, obeying
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     WITH_PATHS,
 )
 from fedsim.strategy.flower import COHORT
+
+_ALGORITHMS = ("strategies", "clients", "parts")  # what they take are hyperparameters
 
 
 def factory_tables(
@@ -90,11 +92,7 @@ def _named(
     arguments = dict(tables.get(name, {}))
     named = arguments.pop(selector, default)
     if named is None:
-        allowed = ", ".join(discovery.names(kind))
-        problems.add(f"{where} '{selector}' is missing; allowed: {allowed}")
-        for key in arguments:  # perhaps it is there under a slightly wrong name
-            if nearest(key, [selector]):
-                problems.add(f"{where} {unknown(key, f'a key of [{name}]', [selector])}")
+        _missing(problems, name, kind, arguments)
         return None
     if not isinstance(named, str):
         problems.add(f"{where} {selector} = {show(named)}: must be a string")
@@ -112,7 +110,15 @@ def _named(
             if inside is None:
                 return None
             arguments[inner] = inside.table
-    noun = "hyperparameter" if kind in ("strategies", "clients", "parts") else "key"
+    beside, server = list(beside), None
+    if kind == "strategies" and not choice.takes(SERVER):
+        refusal = _why_no_server(factory)
+        beside += [] if refusal else [SERVER]
+        if SERVER in arguments:
+            server = _server(problems, name, choice, arguments.pop(SERVER), refusal)
+            if server is None:
+                return None
+    noun = "hyperparameter" if kind in _ALGORITHMS else "key"
     checked = problems.attempt(
         lambda: signatures.check(
             factory,
@@ -126,14 +132,55 @@ def _named(
     )
     if checked is None:
         return None
-    choice = choice.having(checked, inside)
+    choice = choice.having(checked, inside, server)
     # A model cannot be built before its data's shape is known, nor a strategy that counts on so
     # many clients per round before these are.
-    if kind != "models" and not (kind == "strategies" and choice.takes(COHORT)):
-        built = problems.attempt(choice.make, where=f"{where} ")
-        if built is None:
-            return None
-    return choice
+    later = kind == "models" or (kind == "strategies" and choice.takes(COHORT))
+    built = later or problems.attempt(choice.make, where=f"{where} ") is not None
+    return choice if built else None
+
+
+def _missing(
+    problems: ScenarioProblems, name: str, kind: str, arguments: Mapping[str, Any]
+) -> None:
+    """Say that a table names nothing."""
+    where, selector = f"[{name}]", selector_of(kind)
+    allowed = ", ".join(discovery.names(kind))
+    problems.add(f"{where} '{selector}' is missing; allowed: {allowed}")
+    for key in arguments:  # perhaps it is there under a slightly wrong name
+        if nearest(key, [selector]):
+            problems.add(f"{where} {unknown(key, f'a key of [{name}]', [selector])}")
+
+
+def _why_no_server(factory: Callable[..., Any]) -> str | None:
+    from fedsim.strategy.linear import why_no_server_optimizer
+
+    return why_no_server_optimizer(factory)
+
+
+def _server(
+    problems: ScenarioProblems, name: str, strategy: Choice, given: Any, refusal: str | None
+) -> Choice | None:
+    """Hold the table of a strategy's server optimiser against it; None when it has a problem."""
+    if not isinstance(given, dict):
+        problems.add(
+            f"[{name}] {SERVER} = {show(given)}: must be a table such as "
+            '{ name = "adam", lr = 0.1 }'
+        )
+        return None
+    place = f"{name}.{SERVER}"
+    if refusal is not None:
+        fit = [
+            each
+            for each in discovery.names("strategies")
+            if _why_no_server(discovery.strategy_factory(each)) is None
+        ]
+        problems.add(
+            f'[{place}]: [{name}] name = "{strategy.name}" {refusal}; a server optimiser goes with '
+            f"{', '.join(fit)}"
+        )
+        return None
+    return _named(problems, {place: given}, place, "server_optimizers", None)
 
 
 def _task(problems: ScenarioProblems, table: Mapping[str, Any]) -> dict[str, Any] | None:

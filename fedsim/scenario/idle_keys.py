@@ -39,6 +39,9 @@ def idle_keys(scenario: Scenario) -> list[str]:
         else:
             beside = _of_part(part.name, scenario.client, declared)
             lines += _found(where, part.table, _keys(made_by), [*_declared(made_by), *beside])
+    if (server := scenario.choices["strategy"].server) is not None:
+        factory = server.factory
+        lines += _found("[strategy.server]", server.table, _keys(factory), _declared(factory))
     return lines
 
 

@@ -6,9 +6,10 @@ from fedsim.basics.faces import lazy
 
 if TYPE_CHECKING:
     from fedsim.aggregators.sums import weighted_sum
+    from fedsim.strategy.averaging import AveragingStrategy
     from fedsim.strategy.base import FederatedStrategy
     from fedsim.strategy.declarations import Degenerate, NoState, Setup, State
-    from fedsim.strategy.linear import AveragingStrategy, LinearStrategy
+    from fedsim.strategy.linear import LinearStrategy
 
 __all__ = [
     "AveragingStrategy",
@@ -24,7 +25,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "AveragingStrategy": "fedsim.strategy.linear",
+        "AveragingStrategy": "fedsim.strategy.averaging",
         "Degenerate": "fedsim.strategy.declarations",
         "FederatedStrategy": "fedsim.strategy.base",
         "LinearStrategy": "fedsim.strategy.linear",

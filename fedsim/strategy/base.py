@@ -27,6 +27,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedsim.aggregators.server_optimizers import ServerOptimizer
 from fedsim.aggregators.sums import average_buffers, mean_buffers, mean_metrics
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import (
@@ -37,7 +38,7 @@ from fedsim.messages.records import (
 )
 from fedsim.messages.replies import Replies
 from fedsim.strategy.declarations import Degenerate, Setup, State
-from fedsim.strategy.session import CallSession, federation_size, restore_fields
+from fedsim.strategy.session import CallSession, federation_size
 
 _log = logging.getLogger("fedsim")
 
@@ -74,6 +75,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     _starts: Callable[[int], Tensor] | None = None
     _byzantine: Callable[[int | None], Collection[int]] | None = None
     _setup_timeout_s: float | None = None
+    _server_optimizer: ServerOptimizer | None = None  # a linear rule may be given one
 
     @abc.abstractmethod
     def init(self, params: Tensor, clients: int) -> State:
@@ -271,7 +273,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         assert session.buffers is not None
         stack = session.admitted(replies)
         buffer_weights = self.buffer_weights(session.state, stack)
-        params, session.state, metrics = self.server_update(session.state, session.params, stack)
+        params, metrics = self._updated(session, session.params, stack)
         buffers = average_buffers(session.buffers, stack, buffer_weights)
         if (personal := self.personal_models(session.state)) is not None:
             models, own = personal  # everybody's count, present or not
@@ -305,7 +307,16 @@ class FederatedStrategy(Strategy, abc.ABC):
     def summary(self) -> None:
         """Log the strategy's name and hyperparameters."""
         values = {k.lstrip("_"): v for k, v in vars(self).items() if k not in SESSION_FIELDS}
+        if self._server_optimizer is not None:
+            values["server"] = self._server_optimizer
         _log.info("strategy %s %s", type(self).__name__, values)
+
+    def _updated(
+        self, session: CallSession, params: Tensor, replies: Replies
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return (new model, metrics); the session gets the new State."""
+        params, session.state, metrics = self.server_update(session.state, params, replies)
+        return params, metrics
 
     def _open(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
@@ -318,8 +329,10 @@ class FederatedStrategy(Strategy, abc.ABC):
             clients = federation_size(grid)
             state = self.init(params, clients)
             self._session = session = CallSession(layout, clients, state, {})
+            if (optimizer := self._server_optimizer) is not None:
+                session.moments = optimizer.init(params)
             if self._restored is not None:
-                session.state = restore_fields(state, self._restored)
+                session.restore(self._restored)
                 self._restored = None
             elif (setup := self.setup(state, params, clients)) is not None:
                 admitted = session.exchange(
@@ -340,12 +353,15 @@ class FederatedStrategy(Strategy, abc.ABC):
 SESSION_FIELDS = (
     "_session", "_declared_buffers", "_restored", "_layout", "_initial_buffers", "_seed", "_starts",
     "_byzantine",
-    "_setup_timeout_s",
+    "_setup_timeout_s", "_server_optimizer",
 )  # fmt: skip
 
 
 def state_fields(strategy: FederatedStrategy) -> dict[str, Any]:
-    """Return a strategy's State by field, one that it was given back and not yet used too."""
+    """Return by name what a strategy remembers: its State, and its server optimiser's moments.
+
+    What it was given back and has not used yet counts too.
+    """
     if strategy._session is None:
         return dict(strategy._restored or {})
-    return dict(strategy._session.state._asdict())
+    return strategy._session.fields()

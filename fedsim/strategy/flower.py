@@ -301,6 +301,9 @@ def _why_not_inside(strategy: "Strategy") -> str | None:
         return "keeps a model per node, and a wrapper handles one model for all"
     if strategy.sends:
         return f"sends clients {', '.join(strategy.sends)} besides the model, past the wrapper"
+    if strategy.returns:
+        back = ", ".join(strategy.returns)
+        return f"needs of clients {back} besides their models, which a wrapper does not handle"
     return None
 
 

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsim.aggregators.server_optimizers import Moments
 from fedsim.basics.errors import RunError
 from fedsim.messages.adapting import replies_of
 from fedsim.messages.cohort import SETUP, Cohort
@@ -19,6 +20,7 @@ from fedsim.messages.replies import Replies
 from fedsim.strategy.declarations import Setup, State
 
 _log = logging.getLogger("fedsim")
+_SERVER = "server:"  # begins the names of what the server optimiser remembers, beside the State's
 
 
 @dataclass
@@ -35,6 +37,7 @@ class CallSession:
         buffers: Its buffers.
         sent: The last cohort.
         setup: Who answered the set-up exchange, without the tensors.
+        moments: What the server optimiser remembers, if the strategy was given one.
     """
 
     layout: Layout
@@ -46,6 +49,29 @@ class CallSession:
     buffers: Mapping[str, Tensor] | None = None
     sent: Cohort | None = None
     setup: Replies | None = None
+    moments: Moments | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return by name what a checkpoint holds: the State, and what the optimiser remembers."""
+        beside = {} if self.moments is None else self.moments._asdict()
+        return {**self.state._asdict(), **{f"{_SERVER}{n}": v for n, v in beside.items()}}
+
+    def restore(self, fields: Mapping[str, Any]) -> None:
+        """Take up what `fields` returned.
+
+        Raises:
+            ValueError: If the saved fields are others.
+        """
+        mine = {name: v for name, v in fields.items() if not name.startswith(_SERVER)}
+        self.state = restore_fields(self.state, mine)
+        beside = {n.removeprefix(_SERVER): v for n, v in fields.items() if n not in mine}
+        if self.moments is not None:
+            self.moments = restore_fields(self.moments, beside)
+        elif beside:
+            raise ValueError(
+                f"the saved state has {sorted(beside)} of a server optimiser, and the strategy has "
+                "none; give it the one that the state was saved with"
+            )
 
     def cohort(
         self, server_round: int, config: ConfigRecord, clients: np.ndarray, nodes: np.ndarray,

@@ -106,14 +106,15 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
     assert read_summary(out)["model"] == [proof_model()] * 3
 
 
-# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models;
-# clients that train on poisoned data
+# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models,
+# one whose server has an optimiser; clients that train on poisoned data
 @pytest.mark.parametrize(
     "choice",
     [
         "strategy.name=fedavg",
         "strategy.name=fedlex",
         "strategy.name=variance_corrected_gossip",
+        "strategy.name=fedau strategy.server.name=adam",
         "attack.kind=label_flip attack.num_byzantine=1",
     ],
 )

@@ -38,7 +38,10 @@ MAY_IMPORT = {
     "federation": {"basics", "messages", "aggregators", "client"},
     "engine": {"basics", "messages", "client"},
     "strategy": {"basics", "messages", "aggregators", "federation.topology"},
-    "scenario": {"basics", "messages", "data", "tasks", "client", "federation", "strategy"},
+    "scenario": {
+        "basics", "messages", "data", "tasks", "aggregators.server_optimizers", "client",
+        "federation", "strategy",
+    },
     "runs": {
         "basics", "messages", "data", "tasks", "client", "federation", "engine", "strategy",
         "scenario",

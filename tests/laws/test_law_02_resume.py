@@ -42,6 +42,19 @@ SCENARIOS = {
         "strategy": {"name": "fedau"},
         "participation": {"kind": "markov", "rate": 0.5, "label_alpha": 0.5, "activation": 0.5},
     },
+    "intervals, and Adam at the server": {
+        "strategy": {"name": "fedau", "server": {"name": "adam", "bias_correction": "adam"}},
+        "participation": {"kind": "bernoulli", "rate": 0.4},
+    },
+    "Yogi at the server, and noise around it": {
+        "strategy": {
+            "name": "flower:DifferentialPrivacyServerSideFixedClipping",
+            "noise_multiplier": 0.01,
+            "clipping_norm": 0.5,
+            "strategy": {"name": "average_all", "server": {"name": "yogi"}},
+        },
+        "participation": {"kind": "uniform", "cohort_size": 3},
+    },
     "updates of every client": {
         "strategy": {"name": "fedvarp"},
         "participation": {"kind": "cyclic", "rate": 0.5, "cycle": 3},

@@ -32,6 +32,7 @@ CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
 WRAPPED = {
     "private": 'name="flower:DifferentialPrivacyClientSideAdaptiveClipping", noise_multiplier=0.1',
     "prox": 'name="flower:FedProx", proximal_mu=0.5',
+    "fedau_with_adam": 'name="fedau", server={name="adam"}',
 }
 WRAPPED["private_ours"] = WRAPPED["private"] + ', strategy={name="fedvarp"}'
 CASES += [f"strategy-{name}" for name in WRAPPED]

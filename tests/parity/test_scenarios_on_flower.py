@@ -21,6 +21,7 @@ CASES = [
 ]
 CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
 CASES += ["strategy-private", "strategy-private_ours", "strategy-prox"]
+CASES += ["strategy-fedau_with_adam"]
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ noise_multiplier = 0.1
 clipping_norm = 0.5
 strategy = { name = "flower:FedAdam", eta = 0.1 }
 """
+SERVER = 'strategy = { name = "fedau", server = { name = "adam" } }'
 COMMON = {
     ("models", "mlp"), ("datasets", "digits"), ("partitions", "iid"),
     ("participation", "uniform"), ("clients", "local_sgd"),
@@ -82,8 +83,9 @@ def written(folder, text):
         (GOSSIP, {("strategies", "gossip"), ("topologies", "ring")}),
         (WRAPPED, {("strategies", "flower:FedAdam"),
                    ("strategies", "flower:DifferentialPrivacyServerSideFixedClipping")}),
+        (SERVER, {("strategies", "fedau"), ("server_optimizers", "adam")}),
     ],
-    ids=["attack", "topology", "a strategy around another"],
+    ids=["attack", "topology", "a strategy around another", "a server optimiser"],
 )  # fmt: skip
 def test_each_table_is_looked_up_once_from_file_to_result(tmp_path, looked_up, tables, named):
     scenario = fedsim.load_scenario(written(tmp_path, SCENARIO + tables))

@@ -29,6 +29,11 @@ def lines(*overrides):
         (["client.setup_epochs=2"], "no set-up exchange", ["strategy.name=fedlex"]),
         ([GOSSIP + "interval=[1, 2]}"], '[strategy] interval = [1, 2]: is without',
          ["strategy.protocol=buffered"]),
+        (["strategy.server={name='adam', flower_compat=true, v_init='zero'}"],
+         '[strategy.server] v_init = "zero": is without effect with flower_compat = true',
+         ["strategy.server.flower_compat=false"]),
+        (["strategy={name='fedyogi', flower_compat=true, weighted=false}"],
+         "[strategy] weighted = false: is without", ["strategy.flower_compat=false"]),
         ([GOSSIP + "buffer_ratio=0.5}"], '= "synchronous"', ["strategy.protocol=buffered"]),
     ],
 )  # fmt: skip

@@ -28,6 +28,11 @@ WITHOUT = {
     "fedau_label_correlated": ["strategy.cutoff=1"],  # weights -> 1
     "fedlex_large_steps": ["strategy.floor=1.0"],  # guidance -> 1
     "flag_uniform_attackers": ['strategy={name="fedavg", server_lr=0.3}'],  # flag -> mean
+    "fedadam_sparse_features": ['strategy={name="fedavg"}'],  # Adam's step -> the mean
+    "fedadagrad_defaults": ['strategy={name="fedavg"}'],  # Adagrad's step -> the mean
+    "fedyogi_defaults": ['strategy={name="fedavg"}'],  # Yogi's step -> the mean
+    "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
+    "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
 }
 

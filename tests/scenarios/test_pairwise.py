@@ -26,6 +26,7 @@ BASE = {
 NEEDS = {
     ("data", "shakespeare"): {"model": "char_lstm"},
     ("data", "synthetic"): {"partition": "natural"},
+    ("data", "zipf"): {"partition": "natural"},
     ("model", "char_lstm"): {"data": "shakespeare"},
     ("model", "mcmahan_mnist"): {"data": "mnist"},
     ("model", "mcmahan_cifar"): {"data": "cifar10"},
@@ -36,7 +37,10 @@ NEEDS = {
 }
 SLOW_MODELS = {"resnet18", "mcmahan_mnist", "mcmahan_cifar"}
 KEYS = {
-    "data": {"synthetic": {"dimension": 6, "classes": 3, "max_samples": 30, "test_clients": 4}},
+    "data": {
+        "synthetic": {"dimension": 6, "classes": 3, "max_samples": 30, "test_clients": 4},
+        "zipf": {"dimension": 12, "active": 3, "samples": 20, "test_clients": 4},
+    },
     "partition": {
         "natural": {},
         "flower:ContinuousPartitioner": {"strictness": 0.5},

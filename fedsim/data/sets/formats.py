@@ -18,7 +18,8 @@ from fedsim.data.reading.mapping import Columns, TargetType
 from fedsim.data.reading.origins import HubRepository, Origin
 from fedsim.data.sets.bundled import breast_cancer, check_fraction, diabetes, digits
 from fedsim.data.sets.presets import PRESETS
-from fedsim.data.synthetic import SyntheticSource, synthetic
+from fedsim.data.synthetic import GeneratedSource, synthetic
+from fedsim.data.zipf import zipf
 
 
 def folder(
@@ -156,7 +157,7 @@ def hub(
     return _source("hub", origin, columns, test_fraction if test is None else 0.0)
 
 
-DATASETS: dict[str, Callable[..., PooledSource | SyntheticSource]] = {
+DATASETS: dict[str, Callable[..., PooledSource | GeneratedSource]] = {
     "digits": digits,
     "breast_cancer": breast_cancer,
     "diabetes": diabetes,
@@ -164,6 +165,7 @@ DATASETS: dict[str, Callable[..., PooledSource | SyntheticSource]] = {
     "folder": folder,
     "hub": hub,
     "synthetic": synthetic,
+    "zipf": zipf,
 }
 
 

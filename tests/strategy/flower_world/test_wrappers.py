@@ -32,7 +32,12 @@ BOUND = 0.3
 EXACT = {"noise_multiplier": 0.0, "clipping_norm": BOUND}
 WIDE = {"noise_multiplier": 0.0, "clipping_norm": 1e6}
 # Strategies of ours that hold more with the clients than one model, and say so.
-APART = {"fedlex": "before round 1", "gossip": "a model per node"}
+APART = {
+    "scaffold": "sends clients control",
+    "fednova": "needs of clients local_steps",
+    "fedlex": "before round 1",
+    "gossip": "a model per node",
+}
 APART["variance_corrected_gossip"] = APART["gossip"]
 
 

@@ -173,7 +173,7 @@ def test_verdicts_follow_the_interval():
 
 def test_the_studies_that_come_with_fedsim_can_be_run():
     known = evidence_file.shipped()
-    assert len(known) == 10
+    assert len(known) == 12
     for path in known.values():
         evidence_file.read(path)
     with pytest.raises(ScenarioError, match="did you mean 'fedau'"):
