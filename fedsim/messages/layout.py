@@ -1,7 +1,7 @@
 """How a model's named tensors lie in one flat vector, and payloads of them. Needs torch alone."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -89,6 +89,19 @@ class Layout:
             raise ValueError("the model has no trainable tensor")
         return cls(tuple(named), trainable, tuple(spec for spec in specs if spec.name in fixed))
 
+    def without(self, names: Collection[str]) -> "Layout":
+        """Return the layout of the same model without some of its tensors.
+
+        What is left may hold no trainable tensor: its flat vector is empty then.
+        """
+        if not names:
+            return self
+        return Layout(
+            tuple(name for name in self.names if name not in names),
+            tuple(spec for spec in self.trainable if spec.name not in names),
+            tuple(spec for spec in self.buffers if spec.name not in names),
+        )
+
     @cached_property
     def dim(self) -> int:
         """Length of the flat vector."""
@@ -96,7 +109,9 @@ class Layout:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The flat vector's dtype: the widest among the trainable tensors."""
+        """The flat vector's dtype: the widest among the trainable tensors; float32 of none."""
+        if not self.trainable:
+            return torch.float32
         dtype = self.trainable[0].dtype
         for spec in self.trainable:
             dtype = torch.promote_types(dtype, spec.dtype)
@@ -124,6 +139,8 @@ class Layout:
             named: All trainable tensors, sharing their leading dimensions.
             rows: Of tensors `[n, *shape]`, which to take and in which order; None takes all.
         """
+        if not self.trainable:
+            return torch.empty((0,) if rows is None else (len(rows), 0), dtype=self.dtype)
         first = named[self.trainable[0].name]
         lead = first.shape[: first.dim() - len(self.trainable[0].shape)]
         if rows is not None:

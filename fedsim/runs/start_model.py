@@ -13,6 +13,7 @@ from fedsim.basics.tensors import tensors_of
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import array_record
 from fedsim.tasks import named as tasks
+from fedsim.tasks.models.personal import personal_names
 from fedsim.tasks.models.pretrained import Pretrained
 
 
@@ -21,10 +22,11 @@ class StartModel(NamedTuple):
 
     Attributes:
         model: The model, with the weights that it starts from.
-        layout: How its tensors lie in the flat vector.
+        layout: How the tensors of messages lie in the flat vector: all but the personal ones.
         options: The options of its task.
         pretrained: Puts weights that were trained before into a model, or None.
         weights: What the manifest says of them, or None.
+        personal: Names of the tensors that clients keep to themselves.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class StartModel(NamedTuple):
     options: tasks.TaskOptions
     pretrained: Pretrained | None
     weights: dict[str, Any] | None
+    personal: tuple[str, ...] = ()
 
     def arrays(self) -> ArrayRecord:
         """Return the model as it is sent."""
@@ -68,13 +71,36 @@ def with_weights(model: nn.Module, table: Mapping[str, Any], *, on_node: bool) -
     Raises:
         ScenarioError: If the weights are not this model's.
     """
-    layout = Layout.from_model(model)
     options = tasks.options_of(table)
+    personal = personal_names(model, options.personal)
+    layout = Layout.from_model(model).without(personal)
     pretrained, weights = None, None
     if options.weights is not None and not on_node:
         pretrained = Pretrained(options.weights, strict=options.strict_weights)
         weights = pretrained.put_into(model)
-    return StartModel(model, layout, options, pretrained, weights)
+    return StartModel(model, layout, options, pretrained, weights, personal)
+
+
+def personal_start(task: tasks.Task, table: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """Return the personal tensors as every client has them before it first trains, by name.
+
+    They are those of the run's initial model: of the seed, or of the file of weights, which must
+    then lie on every machine that trains clients.
+
+    Args:
+        task: The task.
+        table: The scenario's table [task].
+        seed: The scenario's seed.
+
+    Raises:
+        ScenarioError: If a pattern names nothing that can be personal, or the file cannot be read.
+    """
+    options = tasks.options_of(table)
+    if not options.personal:
+        return {}
+    start = with_weights(task.build_model(seed), table, on_node=False)
+    tensors = tensors_of(start.model)
+    return {name: tensors[name].detach().clone() for name in start.personal}
 
 
 def own_start(

@@ -168,7 +168,7 @@ def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, num
     chunks = len(inline.chunk_log)
     # three chunks to train and three to evaluate in each of two rounds, three of a set-up exchange
     assert chunks == 12 + 3 * (expected[1][0].get("clients/selected") == CLIENTS)
-    assert bool(expected[2]) == bool(CASES[number][2].get("keep_optimizer"))  # who has memories
+    assert bool(expected[2]) == fed.remembers(CASES[number][0], CASES[number][2])
     for workers in ((0,), (0, 1)):
         with only(two_workers, *workers) as grid:
             assert run_case(grid, number, strategy) == expected
