@@ -1,6 +1,7 @@
 """The inputs of a chunk, laid out for its slots: received tensors, memories, samples, noise."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -274,11 +275,12 @@ class Inputs:
 
     def told(self, result: ChunkResult) -> ChunkResult:
         """Return a result with a loss of nan for members whose personal tensors are not finite."""
-        own = [result.state[_PERSONAL + name].flatten(1) for name in self.start]
-        sums = [tensor.double().sum(1) for tensor in own if tensor.is_floating_point()]
-        if not sums:
+        if not self.start:
             return result
-        finite = torch.stack(sums).isfinite().all(0)  # a sum is finite only if all of it is
+        finite = torch.ones(len(result.num_examples), dtype=torch.bool)
+        for name in self.start:
+            stack = result.state[_PERSONAL + name]
+            finite &= stack.isfinite().view(len(stack), math.prod(stack.shape[1:])).all(1)
         loss = torch.where(finite, result.metrics["loss"], torch.nan)
         return replace(result, metrics={**result.metrics, "loss": loss})
 
