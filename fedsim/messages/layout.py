@@ -47,7 +47,11 @@ class Layout:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "Layout":
-        """Read the layout off a module: parameters with `requires_grad` are trainable."""
+        """Read the layout off a module: parameters with `requires_grad` are trainable.
+
+        Raises:
+            ValueError: If there are none.
+        """
         parameters = dict(model.named_parameters())
         named = {
             name: tensor
@@ -56,6 +60,8 @@ class Layout:
             and (name in parameters or not _is_alias(tensor, parameters))
         }
         trained = {name for name, tensor in named.items() if tensor.requires_grad}
+        if not trained:
+            raise ValueError("the model has no trainable tensor")
         return cls.from_named(named, buffers=named.keys() - trained)
 
     @classmethod
@@ -70,7 +76,7 @@ class Layout:
                 torch's BatchNorm statistics (a bare record of arrays does not say more).
 
         Raises:
-            ValueError: If a buffer's name is not among the tensors or nothing is left to train.
+            ValueError: If a buffer's name is not among the tensors.
         """
         if buffers is None:
             fixed = {
@@ -85,8 +91,6 @@ class Layout:
                 raise ValueError(f"buffers {missing} are not among the tensors {list(named)}")
         specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in named.items()]
         trainable = tuple(spec for spec in specs if spec.name not in fixed)
-        if not trainable:
-            raise ValueError("the model has no trainable tensor")
         return cls(tuple(named), trainable, tuple(spec for spec in specs if spec.name in fixed))
 
     def without(self, names: Collection[str]) -> "Layout":

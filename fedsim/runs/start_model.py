@@ -1,6 +1,6 @@
 """The model that a run begins with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from fedsim.basics.rng import derived_seed
 from fedsim.basics.tensors import tensors_of
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import array_record
+from fedsim.scenario.tables import EvaluationTable
 from fedsim.tasks import named as tasks
 from fedsim.tasks.models.personal import personal_names
 from fedsim.tasks.models.pretrained import Pretrained
@@ -46,6 +47,46 @@ class StartModel(NamedTuple):
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         average = self.options.buffers == "average"
         return tuple(s.name for s in self.layout.buffers if not average or s.name in parameters)
+
+    def personal_note(self) -> str | None:
+        """Return which tensors stay with the clients, in a line; None where all are shared."""
+        if not self.personal:
+            return None
+        tensors = tensors_of(self.model)
+        mine = sum(tensors[name].numel() for name in self.personal)
+        sent = sum(tensors[name].numel() for name in self.layout.names)
+        return (
+            f"[task] personal: {', '.join(self.personal)} ({mine:,} of {mine + sent:,} numbers) "
+            "stay with each client and are in no message; the server tests no model"
+        )
+
+    def check_sent(self, sent: Sequence[str]) -> None:
+        """Refuse a strategy that sends a tensor for every shared parameter where there are none.
+
+        Args:
+            sent: What the strategy sends besides the model.
+
+        Raises:
+            ScenarioError: Naming the key.
+        """
+        if sent and not self.layout.trainable:
+            raise ScenarioError(
+                f"[task] personal: all parameters are, so the {', '.join(sent)} that the strategy "
+                'sends is of nothing; use [strategy] name = "fedavg", which then leaves every '
+                "client alone"
+            )
+
+    def check_evaluation(self, evaluation: EvaluationTable) -> None:
+        """Refuse to measure on the server what it does not have.
+
+        Raises:
+            ScenarioError: Naming the key.
+        """
+        if self.personal and evaluation.pooled:
+            raise ScenarioError(
+                "[evaluation] pooled = true with [task] personal: the server has no whole model "
+                "that it could measure; use clients = K, which gives local/... and personal/..."
+            )
 
     def check_buffers(self) -> None:
         """Refuse a policy for statistics that the model does not have.
