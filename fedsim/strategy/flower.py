@@ -217,13 +217,15 @@ def check_model(strategy: "Strategy", layout: "Layout") -> None:
     """
     integers = [spec.name for spec in layout.buffers if not spec.dtype.is_floating_point]
     kind = type(strategy).__name__
+    if _classes().get(kind) is not type(strategy):
+        return
     if not layout.trainable and kind in _MEASURES_UPDATES:
         raise ScenarioError(
             f'[strategy] name = "{PREFIX}{kind}": measures updates, and with all parameters '
             '[task] personal there are none; use name = "fedavg", which then leaves every client '
             "alone"
         )
-    if not integers or _classes().get(kind) is not type(strategy):
+    if not integers:
         return
     wraps = inner_argument(type(strategy))
     does = "clips all tensors of the model and adds noise to" if wraps else _SCALES.get(kind)

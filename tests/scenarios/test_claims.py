@@ -29,6 +29,9 @@ WITHOUT = {
     "fedlex_large_steps": ["strategy.floor=1.0"],  # guidance -> 1
     "flag_uniform_attackers": ['strategy={name="fedavg", server_lr=0.3}'],  # flag -> mean
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
+    "fedavg_personal_output": ["task.personal=[]"],  # one model for all
+    "fedavg_personal_body": ["task.personal=[]"],
+    "fedavg_personal_norms": ["task.personal=[]"],
 }
 
 
