@@ -18,6 +18,9 @@ from fedsim.tasks.models.personal import personal_names
 from fedsim.tasks.models.pretrained import Pretrained
 
 
+_NAMED = 6  # personal tensors named in a line; the manifest names all
+
+
 class StartModel(NamedTuple):
     """The model before round 1.
 
@@ -55,9 +58,11 @@ class StartModel(NamedTuple):
         tensors = tensors_of(self.model)
         mine = sum(tensors[name].numel() for name in self.personal)
         sent = sum(tensors[name].numel() for name in self.layout.names)
+        more = len(self.personal) - _NAMED
+        names = ", ".join(self.personal[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         return (
-            f"[task] personal: {', '.join(self.personal)} ({mine:,} of {mine + sent:,} numbers) "
-            "stay with each client and are in no message; the server tests no model"
+            f"[task] personal: {names} ({mine:,} of {mine + sent:,} numbers) stay with each client "
+            "and are in no message; the server tests no model"
         )
 
     def check_sent(self, sent: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import fedsim
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.cli import app
+from fedsim.messages.records import named_tensors
 from fedsim.runs.checkpoint import FOLDER, latest, load
 from fedsim.runs.world import build
 from fedsim.scenario import discovery
@@ -325,6 +326,30 @@ def test_attacks_privacy_and_other_strategies_work_on_the_shorter_update(tables,
     assert set(saved.model) == {"hidden1.weight", "hidden1.bias"}
     assert set(saved.client_state) == set(OWN)
     assert all(bool(stack.isfinite().all()) for stack in saved.client_state.values())
+
+
+@pytest.mark.parametrize("name", fed.strategies())
+def test_every_strategy_decides_about_what_is_shared(name, tmp_path):
+    tables = {"strategy": {"name": name}, "participation": {"kind": "full"}, "rounds": 2}
+    if Choice("strategies", {"name": name}).takes(discovery.TOPOLOGY):
+        tables["topology"] = {"kind": "ring"}
+    records, saved = run(tmp_path / "run", **tables)
+    assert records[-1]["clients/replied"] == 6
+    assert set(saved.model) == {"hidden1.weight", "hidden1.bias"}
+    start = named_tensors(build(scenario(**tables)).arrays)
+    assert all(not torch.equal(saved.model[name], start[name]) for name in start)
+
+
+def test_messages_are_shorter_by_what_is_personal(tmp_path):
+    numbers = 4 * 90  # bytes of the output layer's numbers; names and headers come on top
+    tables = {"rounds": 1, "evaluation": {"clients": 6}}
+    own, whole = (
+        run(tmp_path / name, task={"personal": patterns}, **tables)[0][-1]
+        for name, patterns in (("own", ["output"]), ("whole", []))
+    )
+    for way, messages in (("downlink", 2), ("uplink", 2), ("evaluate_downlink", 6)):
+        saved = whole[f"comm/{way}_bytes"] - own[f"comm/{way}_bytes"]
+        assert messages * numbers < saved < messages * (numbers + 1000)
 
 
 def test_personal_tensors_start_from_the_file_of_weights(tmp_path):
