@@ -316,8 +316,8 @@ class Inputs:
         if out is not None and self.device.type == "cpu":
             self.layout.write(params, out, rows=rows)
             return out
-        if rows is None:
-            rows = None if self.layout.trainable else list(range(len(next(iter(params.values())))))
+        if rows is None and not self.layout.trainable:  # nothing shared tells how many there are
+            rows = list(range(len(next(iter(params.values())))))
         flat = self.layout.flatten(params, rows=rows).cpu()  # one way from a device for all
         if out is None:
             return flat
