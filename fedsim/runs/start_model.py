@@ -17,7 +17,6 @@ from fedsim.tasks import named as tasks
 from fedsim.tasks.models.personal import personal_names
 from fedsim.tasks.models.pretrained import Pretrained
 
-
 _NAMED = 6  # personal tensors named in a line; the manifest names all
 
 
