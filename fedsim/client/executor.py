@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.loading import loads
@@ -34,6 +35,7 @@ from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import (
+    OWN,
     PERSONALISED,
     ChunkJob,
     ChunkResult,
@@ -46,6 +48,7 @@ from fedsim.client.job import (
 from fedsim.client.procedure import (
     Batch,
     ClientProcedure,
+    Named,
     stacks,
 )
 from fedsim.client.surroundings import Surroundings
@@ -158,7 +161,7 @@ class CohortExecutor:
     @property
     def evaluates_with_memory(self) -> bool:
         """Whether a client's own memory takes part when it evaluates."""
-        return bool(self.inputs.remembered or self.inputs.start)
+        return bool(self.inputs.remembered or self.inputs.start or self.procedure.has_own_model)
 
     def train(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:
         """Train the chunk's members.
@@ -315,29 +318,58 @@ class CohortExecutor:
         # a lone member is doubled, as in training
         slots = members if self._one_by_one or len(members) > 1 else [0, 0]
         params, buffers, _ = self.inputs.received(job, slots)
-        named = {**params, **self.inputs.own_statistics(job, slots, buffers)}
-        if self._one_by_one:
-            metrics = []
-            for slot in slots:
-                if self.surroundings.kept is not None:
-                    self.surroundings.begin()  # nothing is left of the client before
-                    self.model.eval()
-                mine = rows[slot].to(self.device)
-                metrics.append(self._evaluation.one(row_of(named, slot), pool, mine))
-        else:
-            together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
-            metrics = together[: len(members)]
-        columns = {
-            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
-            for name in metrics[0]
-        }
-        if self.inputs.start:
-            own = job.has_state if job.state else [False] * len(members)
-            columns[PERSONALISED] = torch.tensor(own, dtype=torch.float64)
+        statistics = self.inputs.own_statistics(job, slots, buffers)
+        columns = self._measured({**params, **statistics}, slots, pool, rows)
+        if self.procedure.has_own_model:
+            state = self.inputs.state(job, slots, params)
+            models, numbers = self._own_models(params, state, slots)
+            own = self._measured({**models, **statistics}, slots, pool, rows)
+            columns |= {f"{OWN}{name}": column for name, column in own.items()}
+            columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
+        columns = {name: column[: len(members)] for name, column in columns.items()}
+        if self.inputs.start or self.procedure.has_own_model:
+            known = job.has_state if job.state else [False] * len(members)
+            columns[PERSONALISED] = torch.tensor(known, dtype=torch.float64)
         num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
         # metrics over no samples are no numbers; such a client weighs nothing, as in training
         columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
         return ChunkResult(None, {}, {}, {}, num_examples, columns)
+
+    def _measured(
+        self, named: Mapping[str, Tensor], slots: list[int], pool: Any, rows: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return each metric of every slot's model on its samples, float64 `[slots]`."""
+        if self._one_by_one:
+            metrics = []
+            for place, slot in enumerate(slots):
+                if self.surroundings.kept is not None:
+                    self.surroundings.begin()  # nothing is left of the client before
+                    self.model.eval()
+                mine = rows[slot].to(self.device)
+                metrics.append(self._evaluation.one(row_of(named, place), pool, mine))
+        else:
+            metrics = self._evaluation.together(dict(named), pool, [rows[slot] for slot in slots])
+        return {
+            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
+            for name in metrics[0]
+        }
+
+    def _own_models(
+        self, params: Named, state: Named, slots: list[int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return (every slot's own model, numbers that tell of its state), a row for each."""
+        if not self._one_by_one:
+            models, numbers = vmap(self.procedure.own_model)(params, state)
+            return models, numbers
+        found = [
+            self.procedure.own_model(row_of(params, place), row_of(state, place))
+            for place in range(len(slots))
+        ]
+        stacked = [
+            {n: torch.stack([each[part][n] for each in found]) for n in found[0][part]}
+            for part in (0, 1)
+        ]
+        return stacked[0], stacked[1]
 
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:

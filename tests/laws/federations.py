@@ -17,7 +17,8 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob
-from fedsim.client.part import Parts, Trained
+from fedsim.client.part import Trained
+from fedsim.client.parts import Parts
 from fedsim.client.plan import ExecutionPlan
 from fedsim.client.vectorising import loop_reason
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
