@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from clients.parts.personal_mixture import PersonalMixture
+from fedsim.basics.samples import SampleSpec
+from fedsim.client.executor import CohortExecutor
 from fedsim.client.part import Here
 from fedsim.client.procedure import Batch
 from fedsim.engine.inline import InlineGrid
+from fedsim.messages.layout import Payload
+from fedsim.tasks.named import make_task
 from strategies.apfl import APFL
 from strategies.ditto import Ditto
 from strategies.per_fedavg import PerFedAvg
@@ -225,3 +229,109 @@ def test_a_client_evaluates_its_own_model_beside_the_shared_one(part, kind):
     alone = executor.evaluate_arrays(flat_own, {}, drawn.features, drawn.targets, drawn.rows[0])
     assert float(found["own/loss"][0]) == pytest.approx(alone["loss"], abs=1e-12)
     assert ("own/alpha" in found) == (part == "personal_mixture")
+
+
+# --- linear regression with fewer samples than features -------------------------------------------
+
+
+class Regressions:
+    """20 clients with 15 samples of 20 features; their weights lie h apart from a common one."""
+
+    num_clients = 20
+    spec = SampleSpec((20,), 0, target_shape=(1,))
+
+    def __init__(self, apart, seed=0):
+        draw = np.random.default_rng(seed)
+        common, own = draw.normal(size=20), draw.normal(size=(20, 20))
+        self.weights = common + apart * own
+        self.features = draw.normal(size=(20, 15, 20))
+        noise = 0.5 * draw.normal(size=(20, 15))
+        self.targets = np.einsum("cnd,cd->cn", self.features, self.weights) + noise
+
+    def sizes(self, client_ids):
+        return np.full(len(client_ids), 15)
+
+    def clients(self, client_ids, *, split="train"):
+        rows = [np.arange(15) + 15 * client for client in client_ids]
+        return fed.ClientRows(self.features.reshape(-1, 20), self.targets.reshape(-1, 1), rows)
+
+    def error(self, models):
+        """The mean squared error on noiseless samples without end, averaged over the clients."""
+        return float(((models - self.weights) ** 2).sum(axis=1).mean())
+
+
+def mixtures(data, *, rounds=150, **arguments):
+    """(every client's mixture, the shared model, the mean alpha) after rounds of 10 full steps."""
+    task = make_task({"kind": "regression", "model": "logistic", "dtype": "float64"}, data.spec)
+    task.build_model = lambda seed: zeroed(torch.nn.Sequential(torch.nn.Linear(20, 1, bias=False)))
+    # the loss is (y - f)^2, twice the paper's
+    part = {"name": "personal_mixture", **arguments}
+    procedure = fed.local_sgd(local_lr=0.01, batch_size=15, local_steps=10, parts=[part])
+    executor = CohortExecutor(task, procedure, data, seed=1, kind="batched")
+    params, state, everybody = torch.zeros(20, dtype=torch.float64), {}, tuple(range(20))
+    for server_round in range(1, rounds + 1):
+        job = fed.job(
+            executor, everybody, server_round=server_round, shared=Payload(params), state=state,
+            has_state=(bool(state),) * 20,
+        )  # fmt: skip
+        result = executor.train(job)
+        params, state = result.params.mean(0), result.state
+    shared = executor.layout.unflatten(params)
+    own = [procedure.own_model(shared, {n: t[c] for n, t in state.items()})[0] for c in everybody]
+    models = torch.stack([executor.layout.flatten(each) for each in own]).numpy()
+    return models, params.numpy(), float(state["PersonalMixture/alpha"].mean())
+
+
+def zeroed(model):
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model.double()
+
+
+def in_numpy(data, alpha, *, adaptive, rounds=150):
+    shared, private = np.zeros(20), np.zeros((20, 20))
+    alphas = np.full(20, alpha)
+    for _ in range(rounds):
+        found = []
+        for client in range(20):
+            features, targets = data.features[client], data.targets[client]
+
+            def slope(w, x, y):
+                return x.T @ (x @ w - y) / len(y)
+
+            w, private[client], alphas[client] = oracle.apfl_client(
+                shared, private[client], alphas[client], [(features, targets)] * 10, slope,
+                lr=0.02, alpha_lr=0.02 if adaptive else None,
+            )  # fmt: skip
+            found.append(w)
+        shared = np.mean(found, axis=0)
+    return alphas[:, None] * private + (1 - alphas[:, None]) * shared, shared, alphas.mean()
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["alpha = 0.25", "trained"])
+def test_the_mixture_equals_the_oracle_over_many_rounds(adaptive):
+    data = Regressions(0.6)
+    alpha = 0.5 if adaptive else 0.25
+    lr = {"alpha_lr": 0.01} if adaptive else {}  # of the loss that is twice as large
+    found = mixtures(data, alpha=alpha, adaptive=adaptive, rounds=20, **lr)
+    for mine, theirs in zip(
+        found, in_numpy(data, alpha, adaptive=adaptive, rounds=20), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
+
+
+def test_a_mixture_is_better_than_either_model_where_clients_are_apart_and_few_samples_each():
+    apart, alike = Regressions(0.6), Regressions(0.0)
+    mixed, shared, _ = mixtures(apart, alpha=0.25, adaptive=False, rounds=80)
+    alone, _, _ = mixtures(apart, alpha=1.0, adaptive=False, rounds=80)
+    error = apart.error(mixed)
+    assert error < 0.7 * min(apart.error(shared[None]), apart.error(alone))
+    assert alike.error(mixtures(alike, alpha=0.25, adaptive=False, rounds=60)[1][None]) < 0.05
+
+
+def test_a_trained_alpha_grows_with_the_clients_distance():
+    found = [
+        mixtures(Regressions(apart), alpha=0.5, adaptive=True, alpha_lr=0.01, rounds=60)[2]
+        for apart in (0.0, 0.3, 1.0)
+    ]
+    assert found[0] < 0.15 < found[1] < 0.4 < found[2]
