@@ -334,4 +334,4 @@ def test_a_trained_alpha_grows_with_the_clients_distance():
         mixtures(Regressions(apart), alpha=0.5, adaptive=True, alpha_lr=0.01, rounds=60)[2]
         for apart in (0.0, 0.3, 1.0)
     ]
-    assert found[0] < 0.15 < found[1] < 0.4 < found[2]
+    assert found[0] + 0.1 < found[1] < found[2] - 0.1
