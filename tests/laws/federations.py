@@ -155,6 +155,13 @@ def part_procedures():
     ]
 
 
+def parts_with_state():
+    """The parts for which clients keep something between rounds, as tables."""
+    tables = [{"name": part} for part in discovery.names("parts")]
+    nothing = {"w": torch.zeros(2)}
+    return [t for t in tables if Choice("parts", t).make().initial_state(nothing)]
+
+
 # a dense model, one with convolutions, one that trains in a loop
 PART_MODELS = ("mlp", "cnn", "cnn_batchnorm")
 
