@@ -169,8 +169,12 @@ class LocalSGD(ClientProcedure):
         strength = self._parts.strength
         if self._adam or self._clip_norm or strength is None:
             return None
+        step_size, companion = self._step_size(server_round), None
+        if (beside := self._parts.companion) is not None:
+            _, pull, size = beside
+            companion = Descent(step_size if size is None else size, pull=pull, pushes=pull > 0)
         return Descent(
-            self._step_size(server_round),
+            step_size,
             self._weight_decay,
             self._momentum,
             guides_step=self._parts.guides != "gradient",
@@ -179,11 +183,20 @@ class LocalSGD(ClientProcedure):
             pushes=self._parts.pushes,
             looks_back=self._parts.looks_back,
             takes=self._parts.takes,
+            companion=companion,
         )
 
     def push(self, carry: Carry) -> Named:
         """Return what the parts add to the gradient in every step."""
         return self._parts.push(carry["parts"])
+
+    def companion(self, carry: Carry) -> tuple[Named, Named]:
+        """Return (where a part's own model starts, what is added to its gradient)."""
+        return self._parts.companion_of(carry["parts"])
+
+    def accompanied(self, carry: Carry, companion: Named) -> Carry:
+        """Return the carry with a part's own model after its descent."""
+        return {**carry, "parts": self._parts.accompanied(carry["parts"], companion)}
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, and what the parts begin with."""

@@ -144,6 +144,24 @@ class ClientPart:
         """Return what the parameters are reduced by, changed."""
         return steps
 
+    @property
+    def companion(self) -> tuple[float, float | None] | None:
+        """(a, step size) of a model of the client's own that a descent may train, or None.
+
+        Its steps are p <- p - eta * (g + a * p + b), where g is the gradient of the task's loss at
+        p and b comes from `companion_of`; a step size of None is the procedure's. They do the same
+        as `stepped`.
+        """
+        return None
+
+    def companion_of(self, own: Own) -> tuple[Named, Named]:
+        """Return (where the companion starts, b by name; nothing where it is 0)."""
+        return {}, {}
+
+    def accompanied(self, own: Own, companion: Named) -> Own:
+        """Return what the part carries on after the companion's steps."""
+        return own
+
     def stepped(self, own: Own, here: Here, params: Named) -> Own:
         """Return what the part carries on after a step, for what is trained beside the model.
 

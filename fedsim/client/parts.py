@@ -18,7 +18,7 @@ _PLAIN = ("takes", "needs", "idle", "needs_classes", "setup_work", "setup_step_s
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
     *_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides", "own_model",
-    "measured",
+    "measured", "companion", "companion_of", "accompanied",
 )  # fmt: skip
 _BESIDE_STRENGTH = (
     *_PLAIN, "stacks", "initial_state", "begin", "finish", "guides", "own_model", "measured"
@@ -85,6 +85,22 @@ class Parts(Sequence[ClientPart]):
         return next((why for part in self if (why := part.needs_classes)), None)
 
     @property
+    def companion(self) -> tuple[str, float, float | None] | None:
+        """(the part, a, step size) of the one that has a companion; None where none has."""
+        found = [(n, *each) for n, p in self._parts.items() if (each := p.companion) is not None]
+        return found[0] if found else None
+
+    def companion_of(self, own: Mapping[str, Own]) -> tuple[Named, Named]:
+        """Return (where the companion starts, what is added to its gradient)."""
+        name = next(n for n, p in self._parts.items() if p.companion is not None)
+        return self._parts[name].companion_of(own[name])
+
+    def accompanied(self, own: Mapping[str, Own], companion: Named) -> dict[str, Own]:
+        """Return what each carries on after the companion's steps."""
+        name = next(n for n, p in self._parts.items() if p.companion is not None)
+        return {**own, name: self._parts[name].accompanied(own[name], companion)}
+
+    @property
     def guides(self) -> Literal["step", "gradient"] | None:
         """Where a guidance acts, None where no part makes it act."""
         return next((where for part in self if (where := part.guides)), None)
@@ -93,6 +109,8 @@ class Parts(Sequence[ClientPart]):
     def strength(self) -> float | None:
         """The sum of their strengths; None where one of them is not linear."""
         total = 0.0
+        if sum(part.companion is not None for part in self) > 1:
+            return None
         for part in self:
             if part.strength is None or overridden_below(part, "strength", _BESIDE_STRENGTH):
                 return None

@@ -80,6 +80,8 @@ class Descent(NamedTuple):
         pushes: Whether the procedure's `push` is a further term of d.
         looks_back: Whether the procedure's `finish` has more to do than to keep the moments.
         takes: What it accounts for of what a strategy sends.
+        companion: The descent of a model of the client's own, on the same samples after these steps
+            were taken, if there is one; see `ClientProcedure.companion`.
     """
 
     step_size: float
@@ -91,6 +93,7 @@ class Descent(NamedTuple):
     pushes: bool = False
     looks_back: bool = False
     takes: tuple[str, ...] = (GUIDANCE,)
+    companion: "Descent | None" = None
 
     @property
     def decay(self) -> float:
@@ -199,6 +202,14 @@ class ClientProcedure(abc.ABC):
     def push(self, carry: Carry) -> Named:
         """Return what the descent adds to the gradient in every step, by name."""
         return {}
+
+    def companion(self, carry: Carry) -> tuple[Named, Named]:
+        """Return (where the companion of a descent starts, what is added to its gradient)."""
+        return {}, {}
+
+    def accompanied(self, carry: Carry, companion: Named) -> Carry:
+        """Return the carry with a companion's parameters after its descent."""
+        return carry
 
     def initial_state(self, params: Named) -> Named:
         """Return the client's state before it first trains: fixed-shape named tensors."""

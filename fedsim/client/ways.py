@@ -58,6 +58,8 @@ def train_together(
             push = over_clients(procedure.push, carry) if descent.pushes else {}
             stepping = _stepping(descent, params, sent, memory, push)
             losses = training.descend_together(params, batches, stepping)
+            if descent.companion is not None:
+                carry = _accompanied(descent.companion, procedure, carry, training, batches)
             extra: Named = {}
             state = {**memory, **stepping.moments} if descent.keeps_moments else {}
             if descent.looks_back:
@@ -265,12 +267,34 @@ def _descended(
     trained, kept = owned(received), owned(state) if descent.keeps_moments else {}
     stepping = _stepping(descent, trained, sent, kept, push)
     loss = training.descend_alone(trained, batches, slot, stepping)
+    if descent.companion is not None:
+        start, added = procedure.companion(carry)
+        mine, beside = owned(start), Stepping(descent.companion, {}, {}, owned(added))
+        batches.schedule.rewind()
+        training.descend_alone(mine, batches, slot, beside)
+        carry = procedure.accompanied(carry, mine)
     if not descent.looks_back:
         return loss, trained, {}, {**state, **stepping.moments} if kept else state
     first = next(iter(received.values()))
     steps = torch.tensor(float(batches.schedule.steps[slot]), dtype=first.dtype)
     carry = _ended(descent, carry, trained, stepping.moments, steps)
     return loss, trained, *procedure.finish(carry, state)
+
+
+def _accompanied(
+    descent: Descent,
+    procedure: ClientProcedure,
+    carry: Carry,
+    training: ChainTraining,
+    batches: Batches,
+) -> Carry:
+    """What a procedure carries after the clients' own models were trained by descent too."""
+    start, push = over_clients(procedure.companion, carry)
+    mine = {n: t.clone(memory_format=torch.contiguous_format) for n, t in start.items()}
+    batches.schedule.rewind()
+    training.descend_together(mine, batches, Stepping(descent, {}, {}, push))
+    after: Carry = over_clients(procedure.accompanied, carry, mine)
+    return after
 
 
 def _looks(descent: Descent) -> bool:
