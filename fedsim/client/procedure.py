@@ -5,9 +5,11 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 """
 
 import abc
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
@@ -80,6 +82,8 @@ class Descent(NamedTuple):
         pushes: Whether the procedure's `push` is a further term of d.
         looks_back: Whether the procedure's `finish` has more to do than to keep the moments.
         takes: What it accounts for of what a strategy sends.
+        factor: The factor in [0, 1] on the step size in a step of the round, counted from 0, the
+            same for all clients; None is 1.
     """
 
     step_size: float
@@ -91,6 +95,26 @@ class Descent(NamedTuple):
     pushes: bool = False
     looks_back: bool = False
     takes: tuple[str, ...] = (GUIDANCE,)
+    factor: Callable[[int], float] | None = None
+
+    def at(self, step: int) -> "Descent":
+        """Return what a certain step of the round does."""
+        if self.factor is None:
+            return self
+        return self._replace(step_size=self.step_size * self.factor(step), factor=None)
+
+    def path(self, steps: Tensor) -> Tensor:
+        """Return the sum of the sizes of the first steps, for each number of steps.
+
+        Example:
+            >>> Descent(0.5, factor=lambda step: 1 / (step + 1)).path(torch.tensor([0.0, 2.0]))
+            tensor([0.0000, 0.7500])
+        """
+        if self.factor is None:
+            return steps * self.step_size
+        factors = map(self.factor, range(int(steps.max())))
+        sums = torch.tensor([0.0, *itertools.accumulate(factors)], dtype=torch.float64)
+        return (self.step_size * sums[steps.long()]).to(steps.dtype)
 
     @property
     def decay(self) -> float:

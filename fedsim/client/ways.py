@@ -284,7 +284,7 @@ def _ended(descent: Descent, carry: Carry, params: Named, moments: Named, steps:
     """What a procedure finishes from after a descent."""
     first = next(iter(params.values()))
     steps = steps.to(first.dtype)
-    ended = {**carry, "params": params, "steps": steps, "path": steps * descent.step_size}
+    ended = {**carry, "params": params, "steps": steps, "path": descent.path(steps)}
     return {**ended, "moments": moments} if descent.keeps_moments else ended
 
 
