@@ -33,7 +33,7 @@ from fedsim.client import (
     Work,
 )
 from fedsim.client.part import Here, Parts, Trained
-from fedsim.client.procedure import along
+from fedsim.client.procedure import along, norm_of
 from fedsim.client.step_sizes import step_sizes
 
 
@@ -235,10 +235,7 @@ class LocalSGD(ClientProcedure):
         )
         grads, own = parts.gradient(grads, Here(params, carry["buffers"], batch, gradient), own)
         if self._clip_norm is not None:
-            clients = loss.shape  # [] or [clients]
-            squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
-            norm = torch.stack(squares).sum(0).sqrt()
-            scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
+            scale = torch.clamp(self._clip_norm / (norm_of(grads, loss.shape) + 1e-6), max=1.0)
             grads = {n: g * along(scale, g) for n, g in grads.items()}
         if self._weight_decay and not self._decoupled:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}

@@ -261,6 +261,21 @@ def along(numbers: Tensor, tensor: Tensor) -> Tensor:
     return numbers.reshape(numbers.shape + (1,) * (tensor.dim() - numbers.dim()))
 
 
+def norm_of(named: Named, clients: torch.Size) -> Tensor:
+    """Return the Euclidean norm of all tensors together, of one client or of each.
+
+    Args:
+        named: The tensors, a row per client where there are several.
+        clients: Shape of what is one number per client: [] or [clients], as a step's loss has it.
+
+    Example:
+        >>> norm_of({"a": torch.ones(2, 3), "b": torch.ones(2, 1)}, torch.Size([2]))
+        tensor([2., 2.])
+    """
+    squares = [(t * t).reshape(*clients, -1).sum(-1) for t in named.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
 _VMAPPED = ("initial_state", "begin", "finish")
 _NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
 

@@ -32,6 +32,7 @@ WITHOUT = {
     "fedadagrad_defaults": ['strategy={name="fedavg"}'],  # Adagrad's step -> the mean
     "fedyogi_defaults": ['strategy={name="fedavg"}'],  # Yogi's step -> the mean
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
+    "fedsam_label_noise": ["strategy.rho=0.0"],  # the worst point near by -> the point itself
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
 }
