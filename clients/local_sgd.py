@@ -175,6 +175,11 @@ class LocalSGD(ClientProcedure):
         return self._parts.takes
 
     @property
+    def knows(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What its parts ask to know of the client's training samples."""
+        return self._parts.knows
+
+    @property
     def stacks(self) -> bool:  # type: ignore[override]
         """Whether all its parts take several clients at once, as the optimisers do."""
         return self._parts.stacks

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
-from fedsim.client.procedure import Batch, Gradient, Named, Objective, Work, overridden_below
+from fedsim.client.procedure import (
+    Batch,
+    BoundObjective,
+    Gradient,
+    Named,
+    Objective,
+    Work,
+    as_bound,
+    overridden_below,
+)
 
 Own = dict[str, Any]  # what a part carries through a client's steps: a tree of tensors
 
@@ -67,13 +76,16 @@ class ClientPart:
     Attributes:
         takes: What it uses of what a strategy sends besides the model, by the first part of the
             tensors' names.
+        knows: What it asks to know of the client's training samples, see `ClientProcedure`; `begin`
+            finds it among what was sent.
         needs: What of this it cannot do without: a strategy that sends it must be chosen.
-        stacks: Whether its methods also take several clients' tensors at once, one row each. One
-            whose penalty or objective uses `own` does not.
+        stacks: Whether its methods also take several clients' tensors at once, one row each. A
+            penalty or objective that uses `own` is then a `BoundObjective` one.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    knows: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
@@ -187,6 +199,11 @@ class Parts(Sequence[ClientPart]):
         return tuple(dict.fromkeys(name for part in self for name in part.takes))
 
     @property
+    def knows(self) -> tuple[str, ...]:
+        """What they ask to know of the client's training samples."""
+        return tuple(dict.fromkeys(name for part in self for name in part.knows))
+
+    @property
     def stacks(self) -> bool:
         """Whether all of them take several clients at once."""
         return all(
@@ -254,10 +271,16 @@ class Parts(Sequence[ClientPart]):
         if len(penalties) < 2:
             return penalties[0] if penalties else None
 
-        def all_of_them(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            return torch.stack([each(outputs, targets, weights) for each in penalties]).sum(0)
+        bound = [as_bound(each) for each in penalties]
 
-        return all_of_them
+        def all_of_them(owns: Any, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+            terms = [
+                each.function(mine, outputs, targets, weights)
+                for each, mine in zip(bound, owns, strict=True)
+            ]
+            return torch.stack(terms).sum(0)
+
+        return BoundObjective(all_of_them, [each.own for each in bound])
 
     def gradient(
         self, grads: Named, here: Here, own: Mapping[str, Own]
@@ -322,7 +345,7 @@ _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
-_PLAIN = ("takes", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
+_PLAIN = ("takes", "knows", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (*_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides")
 _BESIDE_STRENGTH = (*_PLAIN, "stacks", "initial_state", "begin", "finish", "guides")

@@ -7,6 +7,7 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 import abc
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,9 @@ Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
+
+# What a procedure may ask to know of a client's training samples: how many of each class.
+CLASS_COUNTS = "class_counts"
 
 # What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
 GUIDANCE = "guidance"
@@ -38,6 +42,26 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor
     noise: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BoundObjective:
+    """An objective that depends on what the client carries, of one client or of several.
+
+    A procedure that `stacks` may use it: several clients' objectives are computed from one row of
+    `own` each.
+
+    Attributes:
+        function: `(own, outputs, targets, weights) -> scalar`, of one client.
+        own: A tree of tensors, of several clients with a row each.
+    """
+
+    function: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    own: Any
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return the objective of one client."""
+        return self.function(self.own, outputs, targets, weights)
 
 
 class Gradient(Protocol):
@@ -183,12 +207,16 @@ class ClientProcedure(abc.ABC):
             tensors' names.
         stacks: Whether `step` also takes several clients' tensors at once, one row each, and gives
             a loss per client; `gradient` then does, too, and takes objectives of one client that
-            use nothing of the carry. Such a step needs no vmap, whose dispatch costs more than the
-            arithmetic of small models.
+            use nothing of the carry, or are `BoundObjective`. Such a step needs no vmap, whose dispatch
+            costs more than the arithmetic of small models.
+        knows: What it asks to know of the client's training samples; `begin` gets it among what was
+            sent, under the same name. "class_counts" is how many the client has of each class,
+            `[classes]`, of the parameters' dtype.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    knows: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
 
@@ -250,6 +278,15 @@ class ClientProcedure(abc.ABC):
         return {}, state
 
 
+def as_bound(objective: Objective) -> BoundObjective:
+    """Return an objective as one that says what it uses of a client: nothing, where it is none."""
+    if isinstance(objective, BoundObjective):
+        return objective
+    return BoundObjective(
+        lambda own, outputs, targets, weights: objective(outputs, targets, weights), {}
+    )
+
+
 def along(numbers: Tensor, tensor: Tensor) -> Tensor:
     """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
 
@@ -277,7 +314,7 @@ def norm_of(named: Named, clients: torch.Size) -> Tensor:
 
 
 _VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
+_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "knows", "idle")
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

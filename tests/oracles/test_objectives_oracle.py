@@ -1,12 +1,22 @@
-"""FedSAM against NumPy, in every executor."""
+"""FedSAM, FedLC and FedRS against NumPy, in every executor."""
 
 import numpy as np
 import pytest
 
+from strategies.fedlc import FedLC
+from strategies.fedrs import FedRS
 from strategies.fedsam import FedSAM
 from tests.laws import federations as fed
 from tests.oracles import objectives_oracle as oracle
-from tests.oracles.test_drift_oracle import COHORTS, LR, batches_of, gradient, run
+from tests.oracles.test_drift_oracle import (
+    CLASSES,
+    COHORTS,
+    DATA,
+    LR,
+    batches_of,
+    gradient,
+    run,
+)
 
 KINDS = ("batched", "vmap", "loop")
 
@@ -20,5 +30,32 @@ def test_three_rounds_of_fedsam_equal_the_oracle(kind):
     start, found, _, _ = run("fedsam", FedSAM(rho=0.6), arguments={"rho": 0.6}, kind=kind)
     there = oracle.sharpness_aware(gradient, 0.6)
     model = expected(start, lambda *_: there)
+    np.testing.assert_allclose(found, model, rtol=0, atol=1e-11)
+    assert np.abs(model - expected(start, lambda *_: gradient)).max() > 1e-3
+
+
+def counts_of(client):
+    found = DATA.clients([client])
+    return np.bincount(found.targets[found.rows[0]], minlength=CLASSES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "strategy", "adjustment", "key"),
+    [
+        ("fedlc", FedLC(tau=0.7), oracle.calibrated, "tau"),
+        ("fedrs", FedRS(alpha=0.7), oracle.restricted, "alpha"),
+    ],
+    ids=["fedlc", "fedrs"],
+)
+def test_three_rounds_with_other_logits_equal_the_oracle(name, strategy, adjustment, key, kind):
+    start, found, _, _ = run(name, strategy, arguments={key: 0.7}, kind=kind)
+    assert (counts_of(0) == 0).any()  # a client without some classes takes part
+
+    def gradient_of(server_round, client, received):
+        adjust = adjustment(counts_of(client), 0.7)
+        return lambda w, x, y: oracle.softmax_gradient(w, x, y, CLASSES, adjust)
+
+    model = expected(start, gradient_of)
     np.testing.assert_allclose(found, model, rtol=0, atol=1e-11)
     assert np.abs(model - expected(start, lambda *_: gradient)).max() > 1e-3

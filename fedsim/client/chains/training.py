@@ -26,7 +26,16 @@ from fedsim.client.batching.schedule import phases
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
-from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
+from fedsim.client.procedure import (
+    Batch,
+    BoundObjective,
+    Carry,
+    ClientProcedure,
+    Gradient,
+    Named,
+    Objective,
+    as_bound,
+)
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
 
@@ -161,12 +170,18 @@ class ChainTraining:
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
             if batch.weights.dim() == 2:
+                given = [None if each is None else as_bound(each) for each in (objective, penalty)]
 
-                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor) -> Any:
+                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor, owns: Any) -> Any:
                     one = Batch(batch.features, targets, weights, {})
-                    return self._loss(outputs, one, objective, penalty)
+                    terms = [
+                        None if each is None else BoundObjective(each.function, own)
+                        for each, own in zip(given, owns, strict=True)
+                    ]
+                    return self._loss(outputs, one, *terms)
 
-                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights)
+                owns = [{} if each is None else each.own for each in given]
+                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights, owns)
             else:
                 minimised, loss = self._loss(leaf, batch, objective, penalty)
             (slope,) = torch.autograd.grad(minimised.sum(), leaf)
