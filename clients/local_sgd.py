@@ -231,14 +231,16 @@ class LocalSGD(ClientProcedure):
         """One step of the optimiser on one batch, of one client or of several."""
         params, moments, own = carry["params"], carry["moments"], carry.get("parts", {})
         parts = self._parts
+        here = Here(params, carry["buffers"], batch, gradient)
+        seen = parts.look(here, own)
         loss, grads, buffers = parts.wrapped(gradient, own)(
             params,
             carry["buffers"],
             batch,
-            objective=parts.objective(own),
-            penalty=parts.penalty(own),
+            objective=parts.objective(seen),
+            penalty=parts.penalty(seen),
         )
-        grads, own = parts.gradient(grads, Here(params, carry["buffers"], batch, gradient), own)
+        grads, own = parts.gradient(grads, here, own)
         if self._clip_norm is not None:
             scale = torch.clamp(self._clip_norm / (norm_of(grads, loss.shape) + 1e-6), max=1.0)
             grads = {n: g * along(scale, g) for n, g in grads.items()}

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from fedsim.basics.errors import require_at_least
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.procedure import Batch, Gradient, Named, Objective, along, norm_of
+from fedsim.client.procedure import (
+    Batch,
+    Gradient,
+    GradientFunctions,
+    Named,
+    Objective,
+    along,
+    norm_of,
+)
 
 
 @final
@@ -65,4 +73,4 @@ class SharpnessAware(ClientPart):
             worst = {n: p + along(scale, p) * grads[n] for n, p in params.items()}
             return loss, gradient(worst, buffers, batch, objective, penalty)[1], after
 
-        return found
+        return GradientFunctions(found, gradient.outputs)

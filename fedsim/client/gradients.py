@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fedsim.client.procedure import Batch, Named, Objective
+from fedsim.client.procedure import Batch, Gradient, GradientFunctions, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -30,7 +30,24 @@ class Gradients:
     def __init__(self, model: nn.Module, task: SampleLosses) -> None:
         self._model, self._task = model, task
 
-    def functional(
+    @property
+    def functional(self) -> Gradient:
+        """Loss and gradient so that vmap may take many clients at once."""
+        return GradientFunctions(self._functional, self.outputs)
+
+    @property
+    def in_place(self) -> Gradient:
+        """Loss and gradient of a model that may update its buffers in place."""
+        return GradientFunctions(self._in_place, self.outputs)
+
+    def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return the outputs on a batch, without a graph and with no buffer changed."""
+        named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        with torch.no_grad():
+            found: Tensor = functional_call(self._model, named, (batch.features,))
+        return found
+
+    def _functional(
         self,
         params: Named,
         buffers: Named,
@@ -49,7 +66,7 @@ class Gradients:
         grads, (_, loss) = grad_and_value(loss_of, has_aux=True)(params)
         return loss, grads, buffers
 
-    def in_place(
+    def _in_place(
         self,
         params: Named,
         buffers: Named,

@@ -47,6 +47,10 @@ class Here(NamedTuple):
         """Return the gradient of the task's loss on the same samples at other parameters."""
         return self.gradient(params, self.buffers, self.batch)[1]
 
+    def outputs_at(self, params: Named) -> Tensor:
+        """Return the model's outputs on the same samples at other parameters, without a graph."""
+        return self.gradient.outputs(params, self.buffers, self.batch)
+
 
 class Trained(NamedTuple):
     """What a client's training in a round came to.
@@ -134,6 +138,10 @@ class ClientPart:
     def wrapped(self, gradient: Gradient, own: Own) -> Gradient:
         """Return another gradient in place of the task's, of other samples or at other points."""
         return gradient
+
+    def look(self, here: Here, own: Own) -> Own:
+        """Return what `objective` and `penalty` get as `own` in this step; before the gradient."""
+        return own
 
     def objective(self, own: Own) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None; one part at most."""
@@ -258,6 +266,10 @@ class Parts(Sequence[ClientPart]):
         for name, part in self._parts.items():
             gradient = part.wrapped(gradient, own[name])
         return gradient
+
+    def look(self, here: Here, own: Mapping[str, Own]) -> dict[str, Own]:
+        """Return what the objectives and penalties of a step see of each."""
+        return {name: part.look(here, own[name]) for name, part in self._parts.items()}
 
     def objective(self, own: Mapping[str, Own]) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None."""

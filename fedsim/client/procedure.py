@@ -88,6 +88,33 @@ class Gradient(Protocol):
             penalty: A function of the same kind that is added to the objective, or None.
         """
 
+    def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return the model's outputs on a batch, as in training but for their graph."""
+
+
+@dataclass(frozen=True)
+class GradientFunctions:
+    """A `Gradient` made of its two functions.
+
+    Attributes:
+        function: Loss and gradient.
+        outputs: The outputs.
+    """
+
+    function: Callable[..., tuple[Tensor, Named, Named]]
+    outputs: Callable[[Named, Named, Batch], Tensor]
+
+    def __call__(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        objective: Objective | None = None,
+        penalty: Objective | None = None,
+    ) -> tuple[Tensor, Named, Named]:
+        """Return (objective, gradients by name, buffers after the forward pass)."""
+        return self.function(params, buffers, batch, objective, penalty)
+
 
 class Descent(NamedTuple):
     """A step of gradient descent: p <- p - step_size * d, d = gradient + weight_decay * p.
@@ -207,8 +234,8 @@ class ClientProcedure(abc.ABC):
             tensors' names.
         stacks: Whether `step` also takes several clients' tensors at once, one row each, and gives
             a loss per client; `gradient` then does, too, and takes objectives of one client that
-            use nothing of the carry, or are `BoundObjective`. Such a step needs no vmap, whose dispatch
-            costs more than the arithmetic of small models.
+            use nothing of the carry, or are a `BoundObjective`. Such a step needs no vmap, whose
+            dispatch costs more than the arithmetic of small models.
         knows: What it asks to know of the client's training samples; `begin` gets it among what was
             sent, under the same name. "class_counts" is how many the client has of each class,
             `[classes]`, of the parameters' dtype.

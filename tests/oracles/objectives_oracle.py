@@ -1,7 +1,8 @@
 """Local objectives of federated learning in float64, written from their papers.
 
 FedSAM: Qu et al. 2022 (arXiv:2206.02618), Algorithm 1; FedLC: Zhang et al. 2022 (arXiv:2209.00189),
-section 4; FedRS: Li and Zhan 2021, equation 5. A model is a flat vector; `gradient(w,
+section 4; FedRS: Li and Zhan 2021, equation 5; FedNTD: Lee et al. 2022 (arXiv:2106.03097),
+equations 3 to 5. A model is a flat vector; `gradient(w,
 features, targets)` is given. NumPy alone is imported.
 """
 
@@ -58,3 +59,17 @@ def calibrated(counts, tau):
 def restricted(counts, alpha):
     """FedRS's adjustment: alpha times the logits of classes that are not there."""
     return np.where(np.asarray(counts) > 0, 1.0, alpha), np.zeros(len(counts))
+
+
+def not_true_gradient(w, received, features, targets, classes, *, beta, tau):
+    """Gradient of beta times FedNTD's distillation from `received`, of W x + b, w = (W, b) flat."""
+
+    def not_true(model):
+        cut = model.size - classes
+        logits = features @ model[:cut].reshape(classes, -1).T + model[cut:]
+        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / tau)
+        powers[np.arange(len(targets)), targets] = 0
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    errors = beta * (not_true(w) - not_true(received)) / tau / len(targets)
+    return np.concatenate([(errors.T @ features).reshape(-1), errors.sum(axis=0)])

@@ -1,9 +1,10 @@
-"""FedSAM, FedLC and FedRS against NumPy, in every executor."""
+"""FedSAM, FedLC, FedRS and FedNTD against NumPy, in every executor."""
 
 import numpy as np
 import pytest
 
 from strategies.fedlc import FedLC
+from strategies.fedntd import FedNTD
 from strategies.fedrs import FedRS
 from strategies.fedsam import FedSAM
 from tests.laws import federations as fed
@@ -55,6 +56,21 @@ def test_three_rounds_with_other_logits_equal_the_oracle(name, strategy, adjustm
     def gradient_of(server_round, client, received):
         adjust = adjustment(counts_of(client), 0.7)
         return lambda w, x, y: oracle.softmax_gradient(w, x, y, CLASSES, adjust)
+
+    model = expected(start, gradient_of)
+    np.testing.assert_allclose(found, model, rtol=0, atol=1e-11)
+    assert np.abs(model - expected(start, lambda *_: gradient)).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_rounds_of_fedntd_equal_the_oracle(kind):
+    keys = {"beta": 1.5, "tau": 2.0}
+    start, found, _, _ = run("fedntd", FedNTD(**keys), arguments=keys, kind=kind)
+
+    def gradient_of(server_round, client, received):
+        return lambda w, x, y: (
+            gradient(w, x, y) + oracle.not_true_gradient(w, received, x, y, CLASSES, **keys)
+        )
 
     model = expected(start, gradient_of)
     np.testing.assert_allclose(found, model, rtol=0, atol=1e-11)

@@ -34,6 +34,7 @@ WITHOUT = {
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
     "fedsam_label_noise": ["strategy.rho=0.0"],  # the worst point near by -> the point itself
     "fedlc_label_skew": ["strategy.tau=0.0"],  # margins -> none
+    "fedntd_label_skew": ["strategy.beta=0.0"],  # distillation -> none
     "fedrs_label_skew": ["strategy.alpha=1.0"],  # restricted softmax -> softmax
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none

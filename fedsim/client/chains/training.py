@@ -32,6 +32,7 @@ from fedsim.client.procedure import (
     Carry,
     ClientProcedure,
     Gradient,
+    GradientFunctions,
     Named,
     Objective,
     as_bound,
@@ -144,17 +145,19 @@ class ChainTraining:
             objective: Objective | None = None,
             penalty: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
-            features = batch.features.clone() if self.chain.spoils else batch.features
-            features = self._fast(features)
-            with torch.no_grad():
-                outputs, kept = self.chain.forward(params, features, batch.noise)
+            outputs, kept = forward(params, batch)
             loss, slope = self._slope(outputs, batch, objective, penalty)
             grads: Named = {}
             with torch.no_grad():
                 self.chain.backward(slope, kept, params, grads)
             return loss, {name: grads[name] for name in params}, buffers
 
-        return gradient
+        def forward(params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
+            features = batch.features.clone() if self.chain.spoils else batch.features
+            with torch.no_grad():
+                return self.chain.forward(params, self._fast(features), batch.noise)
+
+        return GradientFunctions(gradient, lambda params, _, batch: forward(params, batch)[0])
 
     def _slope(
         self,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clients.parts.sharpness_aware import SharpnessAware
-from fedsim.client.procedure import Batch
+from fedsim.client.procedure import Batch, GradientFunctions
 from tests.clients.parts.test_proximal import trained
 
 PART = {"name": "sharpness_aware", "rho": 0.3}
@@ -36,7 +36,7 @@ def wrapped(function, rho):
 
     part = SharpnessAware(rho=rho)
     batch = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0), {})
-    found = part.wrapped(gradient, part.begin({}, {}, {}))
+    found = part.wrapped(GradientFunctions(gradient, None), part.begin({}, {}, {}))
     return lambda w: found({"w": torch.tensor(w, dtype=torch.float64)}, {}, batch)
 
 
