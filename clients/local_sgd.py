@@ -170,6 +170,11 @@ class LocalSGD(ClientProcedure):
         return self._parts.needs_classes
 
     @property
+    def needs_representations(self) -> str | None:
+        """What a part says."""
+        return self._parts.needs_representations
+
+    @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         """What its parts use of what a strategy sends."""
         return self._parts.takes
@@ -239,6 +244,7 @@ class LocalSGD(ClientProcedure):
             batch,
             objective=parts.objective(seen),
             penalty=parts.penalty(seen),
+            inner=parts.inner_penalty(seen),
         )
         grads, own = parts.gradient(grads, here, own)
         if self._clip_norm is not None:

@@ -65,12 +65,13 @@ class SharpnessAware(ClientPart):
             batch: Batch,
             objective: Objective | None = None,
             penalty: Objective | None = None,
+            inner: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
-            loss, grads, after = gradient(params, buffers, batch, objective, penalty)
+            loss, grads, after = gradient(params, buffers, batch, objective, penalty, inner)
             norm = norm_of(grads, loss.shape)
             # where there is no slope, w itself is the worst point
             scale = torch.where(norm > 0, self._rho / norm, 0.0)
             worst = {n: p + along(scale, p) * grads[n] for n, p in params.items()}
-            return loss, gradient(worst, buffers, batch, objective, penalty)[1], after
+            return loss, gradient(worst, buffers, batch, objective, penalty, inner)[1], after
 
-        return GradientFunctions(found, gradient.outputs)
+        return GradientFunctions(found, gradient.outputs, gradient.representations)

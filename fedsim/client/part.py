@@ -51,6 +51,10 @@ class Here(NamedTuple):
         """Return the model's outputs on the same samples at other parameters, without a graph."""
         return self.gradient.outputs(params, self.buffers, self.batch)
 
+    def representations_at(self, params: Named) -> Tensor:
+        """Return what goes into the last layer on the same samples, without a graph."""
+        return self.gradient.representations(params, self.buffers, self.batch)
+
 
 class Trained(NamedTuple):
     """What a client's training in a round came to.
@@ -97,6 +101,11 @@ class ClientPart:
     @property
     def needs_classes(self) -> str | None:
         """The hyperparameter that needs classes as targets ("coefficient = 0.1"), or None."""
+        return None
+
+    @property
+    def needs_representations(self) -> str | None:
+        """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
 
     @property
@@ -149,6 +158,10 @@ class ClientPart:
 
     def penalty(self, own: Own) -> Objective | None:
         """Return a function of the outputs that is added to the objective, or None."""
+        return None
+
+    def inner_penalty(self, own: Own) -> Objective | None:
+        """Return a function of what goes into the last layer, likewise added, or None."""
         return None
 
     def gradient(self, grads: Named, here: Here, own: Own) -> tuple[Named, Own]:
@@ -237,6 +250,11 @@ class Parts(Sequence[ClientPart]):
         return next((why for part in self if (why := part.needs_classes)), None)
 
     @property
+    def needs_representations(self) -> str | None:
+        """The first hyperparameter that needs a linear last layer, or None."""
+        return next((why for part in self if (why := part.needs_representations)), None)
+
+    @property
     def guides(self) -> Literal["step", "gradient"] | None:
         """Where a guidance acts, None where no part makes it act."""
         return next((where for part in self if (where := part.guides)), None)
@@ -278,21 +296,11 @@ class Parts(Sequence[ClientPart]):
 
     def penalty(self, own: Mapping[str, Own]) -> Objective | None:
         """Return the sum of their penalties, or None."""
-        found = (part.penalty(own[name]) for name, part in self._parts.items())
-        penalties = [each for each in found if each is not None]
-        if len(penalties) < 2:
-            return penalties[0] if penalties else None
+        return _sum_of([part.penalty(own[name]) for name, part in self._parts.items()])
 
-        bound = [as_bound(each) for each in penalties]
-
-        def all_of_them(owns: Any, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            terms = [
-                each.function(mine, outputs, targets, weights)
-                for each, mine in zip(bound, owns, strict=True)
-            ]
-            return torch.stack(terms).sum(0)
-
-        return BoundObjective(all_of_them, [each.own for each in bound])
+    def inner_penalty(self, own: Mapping[str, Own]) -> Objective | None:
+        """Return the sum of their penalties of what goes into the last layer, or None."""
+        return _sum_of([part.inner_penalty(own[name]) for name, part in self._parts.items()])
 
     def gradient(
         self, grads: Named, here: Here, own: Mapping[str, Own]
@@ -353,11 +361,36 @@ def as_sent(name: str, tensors: Named) -> Named:
     return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
 
 
+def _sum_of(found: Sequence[Objective | None]) -> Objective | None:
+    penalties = [each for each in found if each is not None]
+    if len(penalties) < 2:
+        return penalties[0] if penalties else None
+    bound = [as_bound(each) for each in penalties]
+
+    def all_of_them(owns: Any, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        terms = [
+            each.function(mine, outputs, targets, weights)
+            for each, mine in zip(bound, owns, strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+    return BoundObjective(all_of_them, [each.own for each in bound])
+
+
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
-_PLAIN = ("takes", "knows", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
+_PLAIN = (
+    "takes",
+    "knows",
+    "needs",
+    "idle",
+    "needs_classes",
+    "needs_representations",
+    "setup_work",
+    "setup_step_size",
+)
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (*_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides")
 _BESIDE_STRENGTH = (*_PLAIN, "stacks", "initial_state", "begin", "finish", "guides")

@@ -74,10 +74,11 @@ class Gradient(Protocol):
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (objective, gradients by name, buffers after the forward pass).
 
-        The gradients are those of objective plus penalty.
+        The gradients are those of objective plus penalties.
 
         Args:
             params: Trainable tensors by name.
@@ -86,23 +87,29 @@ class Gradient(Protocol):
             objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
                 loss averaged over the samples that are not padding.
             penalty: A function of the same kind that is added to the objective, or None.
+            inner: Likewise, of the representations in place of the outputs.
         """
 
     def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return the model's outputs on a batch, as in training but for their graph."""
 
+    def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return what goes into the model's last layer, which must be linear, likewise."""
+
 
 @dataclass(frozen=True)
 class GradientFunctions:
-    """A `Gradient` made of its two functions.
+    """A `Gradient` made of its functions.
 
     Attributes:
         function: Loss and gradient.
         outputs: The outputs.
+        representations: What goes into the last layer.
     """
 
     function: Callable[..., tuple[Tensor, Named, Named]]
     outputs: Callable[[Named, Named, Batch], Tensor]
+    representations: Callable[[Named, Named, Batch], Tensor]
 
     def __call__(
         self,
@@ -111,9 +118,10 @@ class GradientFunctions:
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (objective, gradients by name, buffers after the forward pass)."""
-        return self.function(params, buffers, batch, objective, penalty)
+        return self.function(params, buffers, batch, objective, penalty, inner)
 
 
 class Descent(NamedTuple):
@@ -262,6 +270,11 @@ class ClientProcedure(abc.ABC):
         """The hyperparameter that needs classes as targets ("margin = 0.1"), or None."""
         return None
 
+    @property
+    def needs_representations(self) -> str | None:
+        """The hyperparameter that needs a model whose last layer is linear, or None."""
+        return None
+
     def descent(self, server_round: int) -> Descent | None:
         """Return what a step does when it is gradient descent on the task's loss, else None.
 
@@ -341,7 +354,15 @@ def norm_of(named: Named, clients: torch.Size) -> Tensor:
 
 
 _VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "knows", "idle")
+_NO_STEPS = (
+    "work",
+    "setup_work",
+    "needs_classes",
+    "needs_representations",
+    "takes",
+    "knows",
+    "idle",
+)
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

@@ -35,6 +35,7 @@ WITHOUT = {
     "fedsam_label_noise": ["strategy.rho=0.0"],  # the worst point near by -> the point itself
     "fedlc_label_skew": ["strategy.tau=0.0"],  # margins -> none
     "fedntd_label_skew": ["strategy.beta=0.0"],  # distillation -> none
+    "moon_label_skew": ["strategy.mu=0.0"],  # contrast -> none
     "fedrs_label_skew": ["strategy.alpha=1.0"],  # restricted softmax -> softmax
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none

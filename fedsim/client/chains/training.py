@@ -144,12 +144,16 @@ class ChainTraining:
             batch: Batch,
             objective: Objective | None = None,
             penalty: Objective | None = None,
+            inner: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
             outputs, kept = forward(params, batch)
             loss, slope = self._slope(outputs, batch, objective, penalty)
+            within = None
+            if inner is not None:
+                within = _slope_of(inner, self.chain.representations(kept), batch)
             grads: Named = {}
             with torch.no_grad():
-                self.chain.backward(slope, kept, params, grads)
+                self.chain.backward(slope, kept, params, grads, within)
             return loss, {name: grads[name] for name in params}, buffers
 
         def forward(params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
@@ -157,7 +161,12 @@ class ChainTraining:
             with torch.no_grad():
                 return self.chain.forward(params, self._fast(features), batch.noise)
 
-        return GradientFunctions(gradient, lambda params, _, batch: forward(params, batch)[0])
+        def representations(params: Named, buffers: Named, batch: Batch) -> Tensor:
+            return self.chain.representations(forward(params, batch)[1])
+
+        return GradientFunctions(
+            gradient, lambda params, _, batch: forward(params, batch)[0], representations
+        )
 
     def _slope(
         self,
@@ -237,6 +246,19 @@ class ChainTraining:
             flat = features.contiguous()
             return flat.as_strided((batch, 1, height, width), (height * width, 1, width, 1))
         return features.contiguous(memory_format=torch.channels_last)
+
+
+def _slope_of(function: Objective, values: Tensor, batch: Batch) -> Tensor:
+    """Return a function's gradient by the values that it is of, of one client's or of several."""
+    leaf = values.detach().requires_grad_()
+    with torch.enable_grad():
+        if batch.weights.dim() == 2:
+            bound = as_bound(function)
+            found = vmap(bound.function)(bound.own, leaf, batch.targets, batch.weights)
+        else:
+            found = function(leaf, batch.targets, batch.weights)
+        (slope,) = torch.autograd.grad(found.sum(), leaf)
+    return slope
 
 
 def owned(named: Named) -> Named:

@@ -28,7 +28,7 @@ def test_without_a_distance_it_changes_no_bit(kind):
 def wrapped(function, rho):
     """The gradient that the part makes of a function of one number."""
 
-    def gradient(params, buffers, batch, objective=None, penalty=None):
+    def gradient(params, buffers, batch, objective=None, penalty=None, inner=None):
         leaf = params["w"].detach().requires_grad_()
         value = function(leaf)
         (slope,) = torch.autograd.grad(value, leaf)
@@ -36,7 +36,7 @@ def wrapped(function, rho):
 
     part = SharpnessAware(rho=rho)
     batch = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0), {})
-    found = part.wrapped(GradientFunctions(gradient, None), part.begin({}, {}, {}))
+    found = part.wrapped(GradientFunctions(gradient, None, None), part.begin({}, {}, {}))
     return lambda w: found({"w": torch.tensor(w, dtype=torch.float64)}, {}, batch)
 
 
