@@ -18,9 +18,10 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from fedsim.basics.errors import require_at_least
+from fedsim.client.bound import BoundObjective
 from fedsim.client.objectives import mean_cross_entropy
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.procedure import CLASS_COUNTS, BoundObjective, Named, Objective
+from fedsim.client.procedure import CLASS_COUNTS, Named, Objective
 
 _NONE = 1e-8  # the count of a class that is not there
 

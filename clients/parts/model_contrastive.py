@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from fedsim.basics.errors import require_at_least, require_positive
 from fedsim.basics.idle import Idle, at
+from fedsim.client.bound import BoundObjective
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import BoundObjective, Named, Objective
+from fedsim.client.procedure import Named, Objective
 
 
 @final

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fedsim.basics.errors import require_at_least, require_positive
 from fedsim.basics.idle import Idle, at
+from fedsim.client.bound import BoundObjective
 from fedsim.client.part import ClientPart, Here, Own
-from fedsim.client.procedure import BoundObjective, Named, Objective
+from fedsim.client.procedure import Named, Objective
 
 
 @final

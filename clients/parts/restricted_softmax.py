@@ -15,9 +15,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from fedsim.client.bound import BoundObjective
 from fedsim.client.objectives import mean_cross_entropy
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.procedure import CLASS_COUNTS, BoundObjective, Named, Objective
+from fedsim.client.procedure import CLASS_COUNTS, Named, Objective
 
 
 @final

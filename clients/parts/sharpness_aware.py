@@ -20,16 +20,9 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.errors import require_at_least
+from fedsim.client.bound import GradientFunctions
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.procedure import (
-    Batch,
-    Gradient,
-    GradientFunctions,
-    Named,
-    Objective,
-    along,
-    norm_of,
-)
+from fedsim.client.procedure import Batch, Gradient, Named, Objective, along, norm_of
 
 
 @final

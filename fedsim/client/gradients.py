@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fedsim.client.procedure import Batch, Gradient, GradientFunctions, Named, Objective
+from fedsim.client.bound import GradientFunctions
+from fedsim.client.procedure import Batch, Gradient, Named, Objective
 
 
 class SampleLosses(Protocol):

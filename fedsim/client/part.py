@@ -10,18 +10,16 @@ under `torch.func.vmap`, or, where it `stacks`, on several clients' tensors at o
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
+from fedsim.client.bound import sum_of
 from fedsim.client.procedure import (
     Batch,
-    BoundObjective,
     Gradient,
     Named,
     Objective,
     Work,
-    as_bound,
     overridden_below,
 )
 
@@ -296,11 +294,11 @@ class Parts(Sequence[ClientPart]):
 
     def penalty(self, own: Mapping[str, Own]) -> Objective | None:
         """Return the sum of their penalties, or None."""
-        return _sum_of([part.penalty(own[name]) for name, part in self._parts.items()])
+        return sum_of([part.penalty(own[name]) for name, part in self._parts.items()])
 
     def inner_penalty(self, own: Mapping[str, Own]) -> Objective | None:
         """Return the sum of their penalties of what goes into the last layer, or None."""
-        return _sum_of([part.inner_penalty(own[name]) for name, part in self._parts.items()])
+        return sum_of([part.inner_penalty(own[name]) for name, part in self._parts.items()])
 
     def gradient(
         self, grads: Named, here: Here, own: Mapping[str, Own]
@@ -359,22 +357,6 @@ def sent_as(name: str, sent: Named) -> Named:
 def as_sent(name: str, tensors: Named) -> Named:
     """Return tensors under the names in which they travel; the opposite of `sent_as`."""
     return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
-
-
-def _sum_of(found: Sequence[Objective | None]) -> Objective | None:
-    penalties = [each for each in found if each is not None]
-    if len(penalties) < 2:
-        return penalties[0] if penalties else None
-    bound = [as_bound(each) for each in penalties]
-
-    def all_of_them(owns: Any, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        terms = [
-            each.function(mine, outputs, targets, weights)
-            for each, mine in zip(bound, owns, strict=True)
-        ]
-        return torch.stack(terms).sum(0)
-
-    return BoundObjective(all_of_them, [each.own for each in bound])
 
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective

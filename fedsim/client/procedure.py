@@ -7,7 +7,6 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 import abc
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -44,26 +43,6 @@ class Batch(NamedTuple):
     noise: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class BoundObjective:
-    """An objective that depends on what the client carries, of one client or of several.
-
-    A procedure that `stacks` may use it: several clients' objectives are computed from one row of
-    `own` each.
-
-    Attributes:
-        function: `(own, outputs, targets, weights) -> scalar`, of one client.
-        own: A tree of tensors, of several clients with a row each.
-    """
-
-    function: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-    own: Any
-
-    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Return the objective of one client."""
-        return self.function(self.own, outputs, targets, weights)
-
-
 class Gradient(Protocol):
     """Loss and gradient of the task's model, given by the executor."""
 
@@ -95,33 +74,6 @@ class Gradient(Protocol):
 
     def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return what goes into the model's last layer, which must be linear, likewise."""
-
-
-@dataclass(frozen=True)
-class GradientFunctions:
-    """A `Gradient` made of its functions.
-
-    Attributes:
-        function: Loss and gradient.
-        outputs: The outputs.
-        representations: What goes into the last layer.
-    """
-
-    function: Callable[..., tuple[Tensor, Named, Named]]
-    outputs: Callable[[Named, Named, Batch], Tensor]
-    representations: Callable[[Named, Named, Batch], Tensor]
-
-    def __call__(
-        self,
-        params: Named,
-        buffers: Named,
-        batch: Batch,
-        objective: Objective | None = None,
-        penalty: Objective | None = None,
-        inner: Objective | None = None,
-    ) -> tuple[Tensor, Named, Named]:
-        """Return (objective, gradients by name, buffers after the forward pass)."""
-        return self.function(params, buffers, batch, objective, penalty, inner)
 
 
 class Descent(NamedTuple):
@@ -316,15 +268,6 @@ class ClientProcedure(abc.ABC):
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
-
-
-def as_bound(objective: Objective) -> BoundObjective:
-    """Return an objective as one that says what it uses of a client: nothing, where it is none."""
-    if isinstance(objective, BoundObjective):
-        return objective
-    return BoundObjective(
-        lambda own, outputs, targets, weights: objective(outputs, targets, weights), {}
-    )
 
 
 def along(numbers: Tensor, tensor: Tensor) -> Tensor:

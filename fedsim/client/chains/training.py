@@ -23,20 +23,11 @@ from torch.utils import _pytree as pytree
 
 from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.schedule import phases
+from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
-from fedsim.client.procedure import (
-    Batch,
-    BoundObjective,
-    Carry,
-    ClientProcedure,
-    Gradient,
-    GradientFunctions,
-    Named,
-    Objective,
-    as_bound,
-)
+from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
 

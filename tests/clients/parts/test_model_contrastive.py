@@ -5,8 +5,8 @@ import torch
 
 from clients.local_sgd import LocalSGD
 from clients.parts.model_contrastive import ModelContrastive, contrast
+from fedsim.client.bound import BoundObjective
 from fedsim.client.part import ClientPart
-from fedsim.client.procedure import BoundObjective
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS
 from tests.laws import federations as fed

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from clients.parts.sharpness_aware import SharpnessAware
-from fedsim.client.procedure import Batch, GradientFunctions
+from fedsim.client.bound import GradientFunctions
+from fedsim.client.procedure import Batch
 from tests.clients.parts.test_proximal import trained
 
 PART = {"name": "sharpness_aware", "rho": 0.3}
