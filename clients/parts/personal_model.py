@@ -13,7 +13,7 @@ from typing import final
 
 from fedsim.basics.errors import require_at_least
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Named
+from fedsim.client.procedure import Named, along
 
 
 @final
@@ -71,7 +71,7 @@ class PersonalModel(ClientPart):
         if self._pull:
             grads = {n: g + self._pull * (private[n] - received[n]) for n, g in grads.items()}
         lr = here.step_size if self._lr is None else self._lr
-        return {**own, "v": {n: v - lr * grads[n] for n, v in private.items()}}
+        return {**own, "v": {n: v - along(lr, v) * grads[n] for n, v in private.items()}}
 
     def finish(self, own: Own, trained: Trained, state: Named) -> tuple[Named, Named]:
         """Keep v."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fedsim.client.procedure import Batch, Named, Objective
+from fedsim.client.bound import GradientFunctions
+from fedsim.client.procedure import Batch, Gradient, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -30,32 +31,77 @@ class Gradients:
     def __init__(self, model: nn.Module, task: SampleLosses) -> None:
         self._model, self._task = model, task
 
-    def functional(
+    @property
+    def functional(self) -> Gradient:
+        """Loss and gradient so that vmap may take many clients at once."""
+        return GradientFunctions(self._functional, self.outputs, self.representations)
+
+    @property
+    def in_place(self) -> Gradient:
+        """Loss and gradient of a model that may update its buffers in place."""
+        return GradientFunctions(self._in_place, self.outputs, self.representations)
+
+    def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return the outputs on a batch, without a graph and with no buffer changed."""
+        return self._looked(params, buffers, batch, reveals=False)[0]
+
+    def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return what goes into the last layer, `[batch, width]`, likewise."""
+        return self._looked(params, buffers, batch, reveals=True)[1]
+
+    def _looked(
+        self, params: Named, buffers: Named, batch: Batch, *, reveals: bool
+    ) -> tuple[Tensor, Tensor]:
+        named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        with torch.no_grad():
+            return self._passed(named, batch, reveals=reveals)
+
+    def _passed(self, named: Named, batch: Batch, *, reveals: bool) -> tuple[Tensor, Tensor]:
+        """Return (the outputs, what goes into the last layer or the outputs again)."""
+        if not reveals:
+            outputs = functional_call(self._model, named, (batch.features,))
+            return outputs, outputs
+        last = last_linear(self._model)
+        if last is None:
+            raise ValueError("the model's last module is no Linear layer")
+        inside: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
+        try:
+            outputs = functional_call(self._model, named, (batch.features,))
+        finally:
+            hook.remove()
+        return outputs, inside[-1]
+
+    def _functional(
         self,
         params: Named,
         buffers: Named,
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (loss, gradients, buffers) so that vmap may take many clients at once."""
 
         def loss_of(params: Named) -> tuple[Tensor, Tensor]:
-            outputs = functional_call(
-                self._model, (params, buffers, dict(batch.noise)), (batch.features,)
-            )
-            return self.loss(outputs, batch, objective, penalty)
+            named = {**params, **buffers, **batch.noise}
+            outputs, inside = self._passed(named, batch, reveals=inner is not None)
+            minimised, loss = self.loss(outputs, batch, objective, penalty)
+            if inner is not None:
+                minimised = minimised + inner(inside, batch.targets, batch.weights)
+            return minimised, loss
 
         grads, (_, loss) = grad_and_value(loss_of, has_aux=True)(params)
         return loss, grads, buffers
 
-    def in_place(
+    def _in_place(
         self,
         params: Named,
         buffers: Named,
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (loss, gradients, buffers) of a model that may update its buffers in place.
 
@@ -65,11 +111,13 @@ class Gradients:
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         named = {**leaves, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
         # what the model assigns anew is in `named` afterwards
-        outputs = functional_call(self._model, named, (batch.features,))
+        outputs, inside = self._passed(named, batch, reveals=inner is not None)
         after = {n: _kept_as(n, named[n], b) for n, b in buffers.items()}
         if replaced := [n for n, leaf in leaves.items() if named[n] is not leaf]:
             raise ValueError(f"the model assigns its parameter '{replaced[0]}' anew in a pass")
         minimised, loss = self.loss(outputs, batch, objective, penalty)
+        if inner is not None:
+            minimised = minimised + inner(inside, batch.targets, batch.weights)
         grads = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
         found = {
             n: torch.zeros_like(p) if g is None else g
@@ -91,6 +139,19 @@ class Gradients:
         if penalty is None:
             return loss, loss
         return loss + penalty(outputs, batch.targets, batch.weights), loss
+
+
+def last_linear(model: nn.Module) -> nn.Linear | None:
+    """Return the last module of a model if it is a linear layer.
+
+    Example:
+        >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        Linear(in_features=3, out_features=2, bias=True)
+        >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU())) is None
+        True
+    """
+    *_, last = model.modules()
+    return last if isinstance(last, nn.Linear) else None
 
 
 def _kept_as(name: str, tensor: Tensor, before: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fedsim.client.batching.dropout import dropout_layers, noise_shapes
 from fedsim.client.batching.poison import Poison
 from fedsim.client.batching.schedule import Schedule, steps_taken
 from fedsim.client.job import ChunkJob, ChunkResult, ClientArrays
-from fedsim.client.procedure import GUIDANCE, ClientProcedure, Named, Work
+from fedsim.client.procedure import CLASS_COUNTS, GUIDANCE, ClientProcedure, Named, Work
 from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Layout, Rows
 
@@ -187,7 +187,16 @@ class Inputs:
             noise_shapes=self.noise_shape,
             reuse=reuse,
             poisoned=poisoned,
+            known=self._known(mine, drawn.targets),
         )
+
+    def _known(self, rows: list[np.ndarray], targets: np.ndarray) -> Named:
+        """What the procedure asks to know of each slot's training samples, `[slots, ...]`."""
+        if CLASS_COUNTS not in self.procedure.knows:
+            return {}
+        classes = self._data.spec.num_classes
+        counts = [np.bincount(np.asarray(targets[mine]), minlength=classes) for mine in rows]
+        return {CLASS_COUNTS: torch.tensor(np.array(counts)).to(self.device, self.layout.dtype)}
 
     def work(self, job: ChunkJob) -> Work:
         """Return the local work of each member that does all of it."""

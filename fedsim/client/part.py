@@ -26,18 +26,26 @@ class Here(NamedTuple):
         buffers: The model's buffers by name.
         batch: The step's samples.
         gradient: Gives loss and gradient at any parameters.
-        step_size: eta_l, of this step.
+        step_size: eta_l, of this step: a number, or a tensor with one per client, see `along`.
     """
 
     params: Named
     buffers: Named
     batch: Batch
     gradient: Gradient
-    step_size: float
+    step_size: float | Tensor
 
     def gradient_at(self, params: Named) -> Named:
         """Return the gradient of the task's loss on the same samples at other parameters."""
         return self.gradient(params, self.buffers, self.batch)[1]
+
+    def outputs_at(self, params: Named) -> Tensor:
+        """Return the model's outputs on the same samples at other parameters, without a graph."""
+        return self.gradient.outputs(params, self.buffers, self.batch)
+
+    def representations_at(self, params: Named) -> Tensor:
+        """Return what goes into the last layer on the same samples, without a graph."""
+        return self.gradient.representations(params, self.buffers, self.batch)
 
 
 class Trained(NamedTuple):
@@ -68,13 +76,16 @@ class ClientPart:
     Attributes:
         takes: What it uses of what a strategy sends besides the model, by the first part of the
             tensors' names.
+        knows: What it asks to know of the client's training samples, see `ClientProcedure`; `begin`
+            finds it among what was sent.
         needs: What of this it cannot do without: a strategy that sends it must be chosen.
-        stacks: Whether its methods also take several clients' tensors at once, one row each. One
-            whose penalty or objective uses `own` does not.
+        stacks: Whether its methods also take several clients' tensors at once, one row each. A
+            penalty or objective that uses `own` is then a `BoundObjective` one.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    knows: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
@@ -82,6 +93,11 @@ class ClientPart:
     @property
     def needs_classes(self) -> str | None:
         """The hyperparameter that needs classes as targets ("coefficient = 0.1"), or None."""
+        return None
+
+    @property
+    def needs_representations(self) -> str | None:
+        """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
 
     @property
@@ -124,12 +140,20 @@ class ClientPart:
         """Return another gradient in place of the task's, of other samples or at other points."""
         return gradient
 
+    def look(self, here: Here, own: Own) -> Own:
+        """Return what `objective` and `penalty` get as `own` in this step; before the gradient."""
+        return own
+
     def objective(self, own: Own) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None; one part at most."""
         return None
 
     def penalty(self, own: Own) -> Objective | None:
         """Return a function of the outputs that is added to the objective, or None."""
+        return None
+
+    def inner_penalty(self, own: Own) -> Objective | None:
+        """Return a function of what goes into the last layer, likewise added, or None."""
         return None
 
     def gradient(self, grads: Named, here: Here, own: Own) -> tuple[Named, Own]:
@@ -207,7 +231,8 @@ def inner(one: Named, other: Named, clients: torch.Size) -> Tensor:
         >>> inner(pair, pair, torch.Size()), inner(pair, pair, torch.Size([2]))
         (tensor(6.), tensor([3., 3.]))
     """
-    return torch.stack([(one[n] * other[n]).reshape(*clients, -1).sum(-1) for n in one]).sum(0)
+    products = [(one[n] * other[n]).reshape(*clients, -1).sum(-1) for n in one]
+    return torch.stack(products).sum(0)
 
 
 def sent_as(name: str, sent: Named) -> Named:

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
+from fedsim.client.bound import sum_of
 from fedsim.client.part import ClientPart, Here, Own, Trained
 from fedsim.client.procedure import Gradient, Named, Objective, overridden_below
 
@@ -14,7 +12,10 @@ _NO_MODEL: Callable[..., Any] = ClientPart.own_model
 _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
-_PLAIN = ("takes", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
+_PLAIN = (
+    "takes", "knows", "needs", "idle", "needs_classes", "needs_representations", "setup_work",
+    "setup_step_size",
+)  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
     *_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides", "own_model",
@@ -60,6 +61,11 @@ class Parts(Sequence[ClientPart]):
         return tuple(dict.fromkeys(name for part in self for name in part.takes))
 
     @property
+    def knows(self) -> tuple[str, ...]:
+        """What they ask to know of the client's training samples."""
+        return tuple(dict.fromkeys(name for part in self for name in part.knows))
+
+    @property
     def stacks(self) -> bool:
         """Whether all of them take several clients at once."""
         return all(
@@ -83,6 +89,11 @@ class Parts(Sequence[ClientPart]):
     def needs_classes(self) -> str | None:
         """The first hyperparameter that needs classes as targets, or None."""
         return next((why for part in self if (why := part.needs_classes)), None)
+
+    @property
+    def needs_representations(self) -> str | None:
+        """The first hyperparameter that needs a linear last layer, or None."""
+        return next((why for part in self if (why := part.needs_representations)), None)
 
     @property
     def companion(self) -> tuple[str, float, float | None] | None:
@@ -133,6 +144,10 @@ class Parts(Sequence[ClientPart]):
             gradient = part.wrapped(gradient, own[name])
         return gradient
 
+    def look(self, here: Here, own: Mapping[str, Own]) -> dict[str, Own]:
+        """Return what the objectives and penalties of a step see of each."""
+        return {name: part.look(here, own[name]) for name, part in self._parts.items()}
+
     def objective(self, own: Mapping[str, Own]) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None."""
         found = (part.objective(own[name]) for name, part in self._parts.items())
@@ -140,15 +155,11 @@ class Parts(Sequence[ClientPart]):
 
     def penalty(self, own: Mapping[str, Own]) -> Objective | None:
         """Return the sum of their penalties, or None."""
-        found = (part.penalty(own[name]) for name, part in self._parts.items())
-        penalties = [each for each in found if each is not None]
-        if len(penalties) < 2:
-            return penalties[0] if penalties else None
+        return sum_of([part.penalty(own[name]) for name, part in self._parts.items()])
 
-        def all_of_them(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            return torch.stack([each(outputs, targets, weights) for each in penalties]).sum(0)
-
-        return all_of_them
+    def inner_penalty(self, own: Mapping[str, Own]) -> Objective | None:
+        """Return the sum of their penalties of what goes into the last layer, or None."""
+        return sum_of([part.inner_penalty(own[name]) for name, part in self._parts.items()])
 
     def gradient(
         self, grads: Named, here: Here, own: Mapping[str, Own]

@@ -49,6 +49,7 @@ def train_together(
     picks = slice(0, len(members)) if slots == doubled else places
     with torch.no_grad():
         params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
+        sent |= batches.known
         if descent is not None:
             memory = inputs.state(job, slots, params) if _remembers(descent) else {}
             carry: Carry = {}
@@ -127,6 +128,7 @@ def train_vmap(
     _, batches = inputs.batches(job, slots)
     plan = batches.schedule
     params, received, extra = inputs.received(job, slots)
+    extra |= batches.known
     state = inputs.state(job, slots, params)
     buffers = inputs.own_statistics(job, slots, received)
     carry = vmap(procedure.begin)(params, buffers, extra, state)
@@ -175,6 +177,7 @@ def train_one_by_one(
     _, batches = inputs.batches(job, members, reuse=descent is not None)
     plan = batches.schedule
     params, received, extra = inputs.received(job, members)
+    extra |= batches.known
     state = inputs.state(job, members, params)
     buffers = inputs.own_statistics(job, members, received)
     losses = torch.zeros(len(members), dtype=torch.float64)
@@ -311,7 +314,7 @@ def _ended(descent: Descent, carry: Carry, params: Named, moments: Named, steps:
     """What a procedure finishes from after a descent."""
     first = next(iter(params.values()))
     steps = steps.to(first.dtype)
-    ended = {**carry, "params": params, "steps": steps, "path": steps * descent.step_size}
+    ended = {**carry, "params": params, "steps": steps, "path": descent.path(steps)}
     return {**ended, "moments": moments} if descent.keeps_moments else ended
 
 

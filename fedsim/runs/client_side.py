@@ -14,6 +14,7 @@ from fedsim.basics.project import SentProject
 from fedsim.client.batching.augmentation import augmentation_of
 from fedsim.client.batching.poison import Poison
 from fedsim.client.executor import CohortExecutor
+from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
 from fedsim.client.plan import ExecutionPlan, make_plan
 from fedsim.client.procedure import ClientProcedure, stacks
@@ -48,6 +49,13 @@ def task_and_procedure(
         raise ScenarioError(
             f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs targets that '
             "are classes, and these are numbers"
+        )
+    needs = procedure.needs_representations
+    if needs and last_linear(model := task.build_model(scenario.seed)) is None:
+        *_, (name, last) = model.named_modules()
+        raise ScenarioError(
+            f'[client] {needs} with [task] model = "{scenario.task["model"]}": needs a model '
+            f"whose last module is a Linear layer, and its last is {type(last).__name__} '{name}'"
         )
     return task, procedure
 

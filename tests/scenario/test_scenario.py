@@ -327,7 +327,7 @@ def test_default_written_out_is_the_same_scenario(write: Any) -> None:
         (["client.local_lr=1979-05-27"], "a date has no meaning in a scenario"),
         (["client.local_epochs=1.5"], "[client] local_epochs = 1.5: must be an integer"),
         (["client.local_epochs=true"], "[client] local_epochs = true: must be an integer"),
-        (["client.optimizer=sdg"], "must be 'sgd' or 'adam'; did you mean 'sgd'?"),
+        (["client.optimizer=sdg"], "must be 'sgd', 'adam' or 'adamw'; did you mean 'sgd'?"),
         (["client.betas=[0.9]"], "[client] betas = [0.9]: must be tuple[float, float]"),
         (["client.betas=[0.9, 'x']"], '[client] betas[1] = "x": must be a number'),
         (["strategy.name=3"], "[strategy] name = 3: must be a string"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.poison import PoisonedSamples
 from fedsim.client.batching.schedule import Schedule
-from fedsim.client.procedure import Batch
+from fedsim.client.procedure import Batch, Named
 
 NoiseShapes = Callable[[Tensor], dict[str, tuple[int, ...]]]
 
@@ -28,8 +28,10 @@ class Batches:
         noise_shapes: Gives the shape of each dropout layer's noise for one sample.
         reuse: Whether a step's features may overwrite those of the step before.
         poisoned: Which samples are, and what becomes of them; None when none is.
+        known: What is known of the slots' samples, see `ClientProcedure.knows`.
 
     Attributes:
+        known: See above, `[slots, ...]` by name.
         shares: What each sample counts for in its step's mean loss, `[num_steps, slots, batch]`.
     """
 
@@ -44,8 +46,9 @@ class Batches:
         noise_shapes: NoiseShapes,
         reuse: bool = False,
         poisoned: PoisonedSamples | None = None,
+        known: Named | None = None,
     ) -> None:
-        self.schedule = schedule
+        self.schedule, self.known = schedule, known or {}
         self._features, self._dtype = features, dtype
         self._augmentation, self._noise_shapes = augmentation, noise_shapes
         self._targets = targets[schedule.indices]

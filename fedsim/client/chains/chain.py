@@ -229,14 +229,36 @@ class Chain:
             kept.append(keeps)
         return values, kept
 
+    def representations(self, kept: list[Any]) -> Tensor:
+        """Return what went into the last layer, which must be linear.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if not isinstance(self.layers[-1], _Dense):
+            raise ValueError("the model's last module is no Linear layer")
+        values: Tensor = kept[-1]
+        return values
+
     def backward(
-        self, slope: Tensor, kept: list[Any], tensors: Named, into: Named | Stepping
+        self,
+        slope: Tensor,
+        kept: list[Any],
+        tensors: Named,
+        into: Named | Stepping,
+        inner: Tensor | None = None,
     ) -> None:
-        """Go back from the objective's gradient by the outputs; see `Layer.backward`."""
-        for place in range(len(self.layers) - 1, self._first - 1, -1):
+        """Go back from the objective's gradient by the outputs; see `Layer.backward`.
+
+        `inner` is a further gradient by what goes into the last layer.
+        """
+        last = len(self.layers) - 1
+        for place in range(last, self._first - 1, -1):
             below = self.layers[place].backward(
                 slope, kept[place], tensors, into, place > self._first
             )
+            if below is not None and inner is not None and place == last:
+                below = below + inner
             if below is not None:
                 slope = below
 

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.schedule import phases
+from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
@@ -70,7 +71,7 @@ class ChainTraining:
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
                 found, slope = self._slopes(outputs, batch.targets, shares)
-                self.chain.backward(slope, kept, mine, taking)
+                self.chain.backward(slope, kept, mine, taking.at(step))
                 losses[step, :active] = found[:active]
             if active == 1:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
@@ -119,7 +120,7 @@ class ChainTraining:
             shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
             losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
-            self.chain.backward(slope, kept, params, stepping)
+            self.chain.backward(slope, kept, params, stepping.at(step))
         return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
     # --- gradients ------------------------------------------------------------------------
@@ -134,18 +135,29 @@ class ChainTraining:
             batch: Batch,
             objective: Objective | None = None,
             penalty: Objective | None = None,
+            inner: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
-            features = batch.features.clone() if self.chain.spoils else batch.features
-            features = self._fast(features)
-            with torch.no_grad():
-                outputs, kept = self.chain.forward(params, features, batch.noise)
+            outputs, kept = forward(params, batch)
             loss, slope = self._slope(outputs, batch, objective, penalty)
+            within = None
+            if inner is not None:
+                within = _slope_of(inner, self.chain.representations(kept), batch)
             grads: Named = {}
             with torch.no_grad():
-                self.chain.backward(slope, kept, params, grads)
+                self.chain.backward(slope, kept, params, grads, within)
             return loss, {name: grads[name] for name in params}, buffers
 
-        return gradient
+        def forward(params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
+            features = batch.features.clone() if self.chain.spoils else batch.features
+            with torch.no_grad():
+                return self.chain.forward(params, self._fast(features), batch.noise)
+
+        def representations(params: Named, buffers: Named, batch: Batch) -> Tensor:
+            return self.chain.representations(forward(params, batch)[1])
+
+        return GradientFunctions(
+            gradient, lambda params, _, batch: forward(params, batch)[0], representations
+        )
 
     def _slope(
         self,
@@ -161,12 +173,18 @@ class ChainTraining:
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
             if batch.weights.dim() == 2:
+                given = [None if each is None else as_bound(each) for each in (objective, penalty)]
 
-                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor) -> Any:
+                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor, owns: Any) -> Any:
                     one = Batch(batch.features, targets, weights, {})
-                    return self._loss(outputs, one, objective, penalty)
+                    terms = [
+                        None if each is None else BoundObjective(each.function, own)
+                        for each, own in zip(given, owns, strict=True)
+                    ]
+                    return self._loss(outputs, one, *terms)
 
-                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights)
+                owns = [{} if each is None else each.own for each in given]
+                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights, owns)
             else:
                 minimised, loss = self._loss(leaf, batch, objective, penalty)
             (slope,) = torch.autograd.grad(minimised.sum(), leaf)
@@ -219,6 +237,19 @@ class ChainTraining:
             flat = features.contiguous()
             return flat.as_strided((batch, 1, height, width), (height * width, 1, width, 1))
         return features.contiguous(memory_format=torch.channels_last)
+
+
+def _slope_of(function: Objective, values: Tensor, batch: Batch) -> Tensor:
+    """Return a function's gradient by the values that it is of, of one client's or of several."""
+    leaf = values.detach().requires_grad_()
+    with torch.enable_grad():
+        if batch.weights.dim() == 2:
+            bound = as_bound(function)
+            found = vmap(bound.function)(bound.own, leaf, batch.targets, batch.weights)
+        else:
+            found = function(leaf, batch.targets, batch.weights)
+        (slope,) = torch.autograd.grad(found.sum(), leaf)
+    return slope
 
 
 def owned(named: Named) -> Named:
