@@ -220,6 +220,7 @@ def run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Comman
         ("rounds", f"{summary['rounds']}{_because(summary.get('stopped'))}"),
         ("time", f"{summary['wall_time_s']:.1f} s"),
         *((metric, number(value)) for metric, value in final.items()),
+        *_best(summary.get("best")),
         ("params", str(summary["params_sha256"])),
         ("see", f"{folder / 'metrics.jsonl'}, {folder / 'summary.json'}"),
     ]
@@ -239,6 +240,12 @@ def run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Comman
         lines += ["", *profile.lines()]
         document["profile"] = profile.report()
     return CommandOutcome(document, lines, code)
+
+
+def _best(best: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if best is None:
+        return []
+    return [("best", f"round {best['round']}: {best['metric']} {number(best['value'])}")]
 
 
 def _because(stopped: str | None) -> str:

@@ -13,15 +13,18 @@ from fedsim.messages.records import NUM_EXAMPLES, only_metrics
 
 _WORST = 0.1  # the share of clients whose mean stands for the worst off
 _ERRORS = ("loss", "mse", "rmse", "mae", "perplexity")  # metrics of which less is better
+_OVER_MODELS = ("_mean", "_worst_decile", "_min", "_max")  # of a metric over clients or nodes
 
 
 def is_error(name: str) -> bool:
     """Return whether less of a metric is better.
 
     Example:
-        >>> is_error("test/loss"), is_error("test/accuracy")
-        (True, False)
+        >>> is_error("test/loss"), is_error("local/rmse_mean"), is_error("test/accuracy")
+        (True, True, False)
     """
+    for ending in _OVER_MODELS:
+        name = name.removesuffix(ending)
     return name.rpartition("/")[2].rpartition("_")[2] in _ERRORS or name.endswith("loss")
 
 

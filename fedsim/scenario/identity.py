@@ -20,6 +20,7 @@ _NO_MATTER_ENGINE = (
     "silence_timeout_s",
     "state_limit_mb",
 )
+_NO_MATTER_EVALUATION = ("keep_best",)  # keeps a model and changes none
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
     "evaluation": {"per_client": False, "pooled": False},
@@ -50,6 +51,9 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     document = {key: value for key, value in resolved.items() if key not in _NO_MATTER}
     document["engine"] = {
         key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
+    }
+    document["evaluation"] = {
+        k: v for k, v in document["evaluation"].items() if k not in _NO_MATTER_EVALUATION
     }
     if "client" in document:
         document["client"] = as_before(document["client"])

@@ -75,6 +75,8 @@ def watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
     yield from (("[expect]", metric) for metric in scenario.expect)
     if (stop := scenario.evaluation.stop) is not None:
         yield "[evaluation] stop.metric", stop.metric
+    if (best := scenario.evaluation.keep_best) is not None:
+        yield "[evaluation] keep_best", best
 
 
 def _recorded(

@@ -95,6 +95,7 @@ class EvaluationTable(Table):
     pooled: bool = False
     batch_size: int = Field(default=1000, ge=1)
     stop: Stop | None = None
+    keep_best: str | None = None
 
 
 class CheckpointTable(Table):

@@ -247,6 +247,7 @@ def test_a_float_survives_override_resolution_and_json_bit_for_bit(value: float)
         "engine.client_resources.num_cpus=2",
         "checkpoint.every=1",
         "output.tensorboard=true",
+        "evaluation.keep_best=test/accuracy",
         "expect.train/loss.max=9",
     ],
 )
