@@ -40,6 +40,7 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim run quickstart                      a scenario that comes with fedsim
   fedsim run my.toml --set strategy.name=fedavg --set rounds=5
   fedsim resume runs/my-20260101T120000Z-1a2b
+  fedsim export runs/my-1a2b --to model      its model for use without fedsim
   fedsim plan my.toml                        the fastest way to run it here
   fedsim compare my.toml --vary strategy.name=fedavg,fedau --seeds 10
   fedsim tune my.toml --grid client.local_lr=0.01,0.1,1
