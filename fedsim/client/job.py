@@ -14,6 +14,8 @@ from fedsim.messages.layout import Payload, Rows
 ExecutorKind = Literal["batched", "vmap", "loop"]
 Action = Literal["train", "evaluate"]
 
+PERSONALISED = "personalised"  # the metric that says who evaluated with tensors of its own
+
 
 class ClientArrays(Protocol):
     """The data of federated clients, as `fedsim.data.FederatedData` offers it."""

@@ -142,7 +142,7 @@ def _loop(
         strategy=world.strategy,
         grid=grid,
         num_rounds=scenario.rounds,
-        evaluate=on_the_test_set(world),
+        evaluate=None if world.personal else on_the_test_set(world),
         pooled=on_pooled_splits(world) if scenario.evaluation.pooled else None,
         kept=world.kept,
         evaluate_every=scenario.evaluation.every,

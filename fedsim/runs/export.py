@@ -71,6 +71,11 @@ def export(run: Path, to: Path, *, best: bool = False, overrides: Sequence[str] 
     tensors = _weights(folder.file(BEST_FILE if best else WEIGHTS_FILE), chosen["params_sha256"])
     _refuse_taken(to)
     scenario = take_up(folder, overrides)
+    if scenario.task.get("personal"):
+        raise ScenarioError(
+            f"{folder.path}: [task] personal = {scenario.task['personal']}: these tensors are the "
+            "clients' own, so the run has no whole model to export; run it without the key"
+        )
     with scenario.named_in_refusals(), where_it_was_run(folder):
         scenario.open_folders()
         data = prepare(scenario.data, scenario.partition, seed=scenario.seed)

@@ -19,8 +19,8 @@ from fedsim.scenario.tables import (
 )
 from fedsim.strategy.flower import COHORT
 
-_OF_MODELS = ("test", "pooled", "local", "nodes")  # phases that measure the models after a round
-_NOT_QUALITIES = ("_variance", "_undefined", "attack_success")
+_OF_MODELS = ("test", "pooled", "local", "personal", "nodes")  # phases that measure the models after a round
+_NOT_QUALITIES = ("_variance", "_undefined", "_untrained", "attack_success", "clients")
 _MADE_ON_DEMAND = ("synthetic", "zipf")  # data sets whose clients are generated one by one
 
 

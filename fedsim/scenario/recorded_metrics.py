@@ -64,6 +64,9 @@ def unrecorded(
     for where, metric in watched:
         phase = metric.partition("/")[0]
         known = names.get(phase)
+        if (why := _without_a_model(scenario, phase)) is not None:
+            lines.append(f"{where} '{metric}' is never recorded {why}")
+            continue
         if known is not None and metric not in known:
             what = unknown(metric, f"a metric that {phase} records here", known)
             lines.append(f"{where} {what}")
@@ -101,9 +104,27 @@ def _recorded(
         "comm": traffic,
         "time": [f"{name}_s" for name in _PHASES_OF_TIME],
     }
+    if scenario.task.get("personal"):
+        ends = [*_with(measured, ("worst_decile", "untrained")), "clients", "clients_untrained"]
+        found["personal"] = [*measured, *ends]
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         found["local"] = [*measured, *_with(measured, _SPREAD)]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _without_a_model(scenario: Scenario, phase: str) -> str | None:
+    """Why nothing of a phase is measured, for who has the models to measure; None if it is."""
+    personal, name = scenario.task.get("personal"), "accuracy"
+    if phase == "personal" and not personal:
+        return "without [task] personal: no client has tensors of its own"
+    if phase == "personal" and not scenario.evaluation.clients:
+        return "with [evaluation] clients = 0: say how many clients evaluate"
+    if phase in ("test", "pooled", "nodes") and personal:
+        return (
+            "with [task] personal: the server has no whole model that it could measure; say "
+            f'"personal/{name}" or "local/{name}_mean", with [evaluation] clients = K'
+        )
+    return None
 
 
 def _shows_success(attack: Attack | None, measured: list[str]) -> bool:

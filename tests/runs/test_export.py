@@ -237,3 +237,10 @@ def test_a_torn_or_altered_model_and_other_data_are_refused(tmp_path, finished):
     with pytest.raises(CheckpointError, match="the run began with data 000000000000"):
         export(finished, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_of_which_clients_keep_a_part_is_refused(tmp_path):
+    of = scenario({"model": "mlp", "hidden": [7], "personal": ["output"]}, DIGITS)
+    folder = run.start(of, out=tmp_path / "run").folder
+    with pytest.raises(ScenarioError, match=r"\[task\] personal .* no whole model to export"):
+        export(folder, tmp_path / "model")

@@ -34,6 +34,9 @@ WITHOUT = {
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
+    "fedavg_personal_output": ["task.personal=[]"],  # one model for all
+    "fedavg_personal_body": ["task.personal=[]"],
+    "fedavg_personal_norms": ["task.personal=[]"],
 }
 
 
