@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.loading import loads
+from fedsim.basics.rng import derived_seed
 from fedsim.basics.threads import with_threads
-from fedsim.client import ways
+from fedsim.client import finetuning, ways
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
@@ -81,6 +82,8 @@ class CohortExecutor:
         seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
             they draw by themselves, in a loop.
         settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
+        finetuning: How clients train what they receive before they evaluate it once more; None
+            lets them evaluate it as it is.
     """
 
     def __init__(
@@ -102,9 +105,11 @@ class CohortExecutor:
         puts_back: bool = False,
         seeds_dropout: bool = True,
         settings: Settings | None = None,
+        finetuning: ClientProcedure | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
-        self._settings = settings
+        self._settings, self._finetuning = settings, finetuning
+        self._tuner: CohortExecutor | None = None
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
@@ -223,15 +228,22 @@ class CohortExecutor:
             )
         if procedure.needs_classes and not self.data.spec.has_classes:
             raise SettingsError(f"{told}: needs targets that are classes")
+        return self._doing(procedure, self.seed)
+
+    def _doing(
+        self, procedure: ClientProcedure, seed: int, *, attacked: bool = True
+    ) -> "CohortExecutor":
+        """This executor with another procedure, which draws by a seed."""
         made = copy.copy(self)
-        made.procedure, made._under = procedure, {}
+        made.procedure, made._under, made.seed = procedure, {}, seed
         made.surroundings = copy.copy(self.surroundings)
+        made.surroundings.seed = seed
         if self.surroundings.kept is not None:
             self.surroundings.kept.put_back()
             names = self.inputs.whole.names
             kept = KeptState([self.model, procedure, self.task], names)
             made.surroundings.kept = kept
-        made.inputs = self.inputs.under(procedure, made.surroundings)
+        made.inputs = self.inputs.under(procedure, made.surroundings, attacked=attacked)
         if self._chain_training is not None:
             chain = self._chain_training.chain
             made._chain_training = ChainTraining(chain, self.task, procedure, self._gradients.loss)
@@ -265,8 +277,20 @@ class CohortExecutor:
 
         A member that keeps tensors to itself evaluates with those that it has. Where tensors are
         personal the metric `personalised` says who has some: 1.0, and 0.0 before it trained.
+        With fine-tuning there are metrics `finetuned/NAME` of what the members then have, of which
+        nothing is kept.
         """
         self._check(job)
+        received = self._measured(job)
+        if self._finetuning is None:
+            return received
+        if self._tuner is None:
+            seed = derived_seed(self.seed, "finetune")
+            self._tuner = self._doing(self._finetuning, seed, attacked=False)
+        tuned = self._tuner.train(finetuning.training(job))
+        return finetuning.beside(received, self._measured(finetuning.after(job, tuned)))
+
+    def _measured(self, job: ChunkJob) -> ChunkResult:
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
             return self._evaluate(job)

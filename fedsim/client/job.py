@@ -14,6 +14,7 @@ from fedsim.messages.layout import Payload, Rows
 ExecutorKind = Literal["batched", "vmap", "loop"]
 Action = Literal["train", "evaluate"]
 
+FINETUNED = "finetuned/"  # what metrics after fine-tuning begin with
 PERSONALISED = "personalised"  # the metric that says who evaluated with tensors of its own
 
 

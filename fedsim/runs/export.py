@@ -225,7 +225,7 @@ def _of_models(final: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value
         for name, value in final.items()
-        if name.startswith(("test/", "pooled/", "local/", "nodes/"))
+        if name.startswith(("test/", "pooled/", "local/", "finetuned/", "nodes/"))
     }
 
 

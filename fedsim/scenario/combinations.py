@@ -19,7 +19,8 @@ from fedsim.scenario.tables import (
 )
 from fedsim.strategy.flower import COHORT
 
-_OF_MODELS = ("test", "pooled", "local", "personal", "nodes")  # phases that measure the models after a round
+# phases that measure the models after a round
+_OF_MODELS = ("test", "pooled", "local", "finetuned", "personal", "nodes")
 _NOT_QUALITIES = ("_variance", "_undefined", "_untrained", "attack_success", "clients")
 _MADE_ON_DEMAND = ("synthetic", "zipf")  # data sets whose clients are generated one by one
 
@@ -98,6 +99,11 @@ def check_combinations(
             "[evaluation] per_client = true with [evaluation] clients = 0: say how many clients "
             "evaluate"
         )
+    if evaluation is not None and evaluation.finetune is not None and not evaluation.clients:
+        problems.add(
+            "[evaluation] finetune with [evaluation] clients = 0: say how many clients fine-tune "
+            "the model and evaluate it"
+        )
     if (clients := partition.table.get("clients")) is not None:
         check_clients(problems, choices, fixed, clients)
 
@@ -165,6 +171,11 @@ def check_claims(
             problems.add(
                 f"{where} '{metric}' is never recorded with [evaluation] clients = 0: say how many "
                 "clients evaluate"
+            )
+        if metric.startswith("finetuned/") and evaluation.finetune is None:
+            problems.add(
+                f"{where} '{metric}' is never recorded without [evaluation] finetune = "
+                "{ epochs = 1, lr = 0.1 }"
             )
         if metric.startswith("pooled/") and not evaluation.pooled:
             problems.add(f"{where} '{metric}' is never recorded without [evaluation] pooled = true")

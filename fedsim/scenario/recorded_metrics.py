@@ -109,6 +109,8 @@ def _recorded(
         found["personal"] = [*measured, *ends]
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         found["local"] = [*measured, *_with(measured, _SPREAD)]
+        if scenario.evaluation.finetune is not None:
+            found["finetuned"] = found["local"]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
 
 
