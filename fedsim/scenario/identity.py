@@ -29,6 +29,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "partition": {
         **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
         "parts": None,
+        "centralised": False,
     },
 }
 _LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
