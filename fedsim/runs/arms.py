@@ -134,7 +134,8 @@ def _without_a_federation(scenario: Scenario, arm: str, phases: tuple[str, ...])
     document = {k: v for k, v in scenario.resolved().items() if k not in _OF_A_FEDERATION}
     document["title"] = f"{scenario.title or scenario.stem}: {arm}"
     document["engine"] = {**document["engine"], "min_replies": 1}
-    document["client"] = {**document["client"], "parts": []}
+    if "parts" in document["client"]:  # a procedure of the user's own may have none
+        document["client"] = {**document["client"], "parts": []}
     evaluation: dict[str, Any] = dict(document["evaluation"])
     stop: Mapping[str, Any] | None = evaluation.get("stop")
     if stop is not None and not stop["metric"].startswith(tuple(f"{p}/" for p in phases)):

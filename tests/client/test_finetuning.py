@@ -125,6 +125,22 @@ def test_workers_and_chunks_of_ray_have_the_bits_of_one_process(tmp_path):
     assert one == measured(ray, tmp_path / "ray", workers=2)[1]
 
 
+@pytest.mark.parametrize("personal", [[], ["output.bias"]])
+def test_a_node_that_gets_one_message_measures_the_same(tmp_path, personal):
+    """A Flower strategy sends plain messages, one per client, as real nodes get them."""
+    task = {"model": "mlp_dropout", "hidden": [7], "personal": personal}
+    batches = {"local_lr": 0.1, "batch_size": 16}
+    found = []
+    for name in ("fedavg", "flower:FedAvg"):
+        of = scenario(
+            finetune={"epochs": 2, "lr": 0.1}, task=task, client=batches, strategy={"name": name}
+        )
+        found.append(measured(of, tmp_path / name.replace(":", "-"))[1])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        for name in (n for n in one if n.startswith("finetuned/")):
+            assert one[name] == pytest.approx(other[name], rel=1e-9, abs=1e-9), name
+
+
 def test_draws_are_of_a_purpose_of_their_own(tmp_path):
     """With the same work as in training, other batches are drawn than in training."""
     batches = {"local_lr": 0.1, "batch_size": 8}

@@ -168,6 +168,13 @@ def test_gossip_and_generated_data_have_arms(tmp_path):
             assert "local/loss_mean" in summary["final"]
 
 
+def test_a_procedure_of_the_users_own_has_the_arms_that_it_can_have(tmp_path):
+    of = scenario(client={"name": "tests.runs.procedures:OneStep", "size": 0.2})
+    assert run.start(arm_of(of, "local"), out=tmp_path / "run").summary["rounds"] == 3
+    with pytest.raises(ScenarioError, match="has no key local_steps, which says how much"):
+        arm_of(of, "centralised")
+
+
 def test_what_has_no_arm_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match=r"--arm 'centralized' .*did you mean 'centralised'"):
         arm_of(scenario(), "centralized")
