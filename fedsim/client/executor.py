@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.loading import loads
@@ -31,10 +31,11 @@ from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.chains.training import ChainTraining
-from fedsim.client.evaluation import Evaluation
+from fedsim.client.evaluation import Evaluation, own_models
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import (
+    OWN,
     PERSONALISED,
     ChunkJob,
     ChunkResult,
@@ -47,6 +48,7 @@ from fedsim.client.job import (
 from fedsim.client.procedure import (
     Batch,
     ClientProcedure,
+    remembered,
     stacks,
 )
 from fedsim.client.surroundings import Surroundings
@@ -163,7 +165,7 @@ class CohortExecutor:
     @property
     def evaluates_with_memory(self) -> bool:
         """Whether a client's own memory takes part when it evaluates."""
-        return bool(self.inputs.remembered or self.inputs.start)
+        return bool(self.inputs.remembered or self.inputs.start or self.procedure.has_own_model)
 
     def train(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:
         """Train the chunk's members.
@@ -221,7 +223,7 @@ class CohortExecutor:
         assert self._settings is not None
         procedure = self._settings.procedure(settings)
         told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-        if _memory(procedure, self.model) != _memory(self.procedure, self.model):
+        if remembered(procedure, self.model) != remembered(self.procedure, self.model):
             raise SettingsError(
                 f"{told}: clients would remember other tensors than under "
                 "[client]; set it there, for all rounds"
@@ -237,7 +239,7 @@ class CohortExecutor:
         made = copy.copy(self)
         made.procedure, made._under, made.seed = procedure, {}, seed
         made.surroundings = copy.copy(self.surroundings)
-        made.surroundings.seed = seed
+        made.surroundings.seed, made._finetuning = seed, None
         if self.surroundings.kept is not None:
             self.surroundings.kept.put_back()
             names = self.inputs.whole.names
@@ -281,19 +283,15 @@ class CohortExecutor:
         nothing is kept.
         """
         self._check(job)
-        received = self._measured(job)
+        with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
+            self.model.eval()
+            received = self._evaluate(job)
         if self._finetuning is None:
             return received
         if self._tuner is None:
             seed = derived_seed(self.seed, "finetune")
             self._tuner = self._doing(self._finetuning, seed, attacked=False)
-        tuned = self._tuner.train(finetuning.training(job))
-        return finetuning.beside(received, self._measured(finetuning.after(job, tuned)))
-
-    def _measured(self, job: ChunkJob) -> ChunkResult:
-        with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
-            self.model.eval()
-            return self._evaluate(job)
+        return finetuning.beside(received, self._tuner, job)
 
     def evaluate_arrays(
         self,
@@ -339,29 +337,43 @@ class CohortExecutor:
         # a lone member is doubled, as in training
         slots = members if self._one_by_one or len(members) > 1 else [0, 0]
         params, buffers, _ = self.inputs.received(job, slots)
-        named = {**params, **self.inputs.own_statistics(job, slots, buffers)}
-        if self._one_by_one:
-            metrics = []
-            for slot in slots:
-                if self.surroundings.kept is not None:
-                    self.surroundings.begin()  # nothing is left of the client before
-                    self.model.eval()
-                mine = rows[slot].to(self.device)
-                metrics.append(self._evaluation.one(row_of(named, slot), pool, mine))
-        else:
-            together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
-            metrics = together[: len(members)]
-        columns = {
-            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
-            for name in metrics[0]
-        }
-        if self.inputs.start:
-            own = job.has_state if job.state else [False] * len(members)
-            columns[PERSONALISED] = torch.tensor(own, dtype=torch.float64)
+        statistics = self.inputs.own_statistics(job, slots, buffers)
+        columns = self._measured({**params, **statistics}, slots, pool, rows)
+        if self.procedure.has_own_model:
+            state = self.inputs.state(job, slots, params)
+            models, numbers = own_models(
+                self.procedure, params, state, together=not self._one_by_one
+            )
+            own = self._measured({**models, **statistics}, slots, pool, rows)
+            columns |= {f"{OWN}{name}": column for name, column in own.items()}
+            columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
+        columns = {name: column[: len(members)] for name, column in columns.items()}
+        if self.inputs.start or self.procedure.has_own_model:
+            known = job.has_state if job.state else [False] * len(members)
+            columns[PERSONALISED] = torch.tensor(known, dtype=torch.float64)
         num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
         # metrics over no samples are no numbers; such a client weighs nothing, as in training
         columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
         return ChunkResult(None, {}, {}, {}, num_examples, columns)
+
+    def _measured(
+        self, named: Mapping[str, Tensor], slots: list[int], pool: Any, rows: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return each metric of every slot's model on its samples, float64 `[slots]`."""
+        if self._one_by_one:
+            metrics = []
+            for place, slot in enumerate(slots):
+                if self.surroundings.kept is not None:
+                    self.surroundings.begin()  # nothing is left of the client before
+                    self.model.eval()
+                mine = rows[slot].to(self.device)
+                metrics.append(self._evaluation.one(row_of(named, place), pool, mine))
+        else:
+            metrics = self._evaluation.together(dict(named), pool, [rows[slot] for slot in slots])
+        return {
+            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
+            for name in metrics[0]
+        }
 
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:
@@ -369,10 +381,3 @@ class CohortExecutor:
                 f"the model received has layout {job.layout}, this client's model has "
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
-
-
-def _memory(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What a client remembers under a procedure: names, shapes and dtypes."""
-    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = procedure.initial_state(params)
-    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}

@@ -6,7 +6,7 @@ Nothing of it is kept. Needs torch alone.
 """
 
 from dataclasses import replace
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -93,7 +93,24 @@ def after(job: ChunkJob, tuned: ChunkResult) -> ChunkJob:
     )
 
 
-def beside(received: ChunkResult, tuned: ChunkResult) -> ChunkResult:
-    """Return an evaluation with the metrics of another beside its own, as `finetuned/NAME`."""
+class Tuner(Protocol):
+    """What trains and evaluates chunks, as `CohortExecutor` does."""
+
+    def train(self, job: ChunkJob) -> ChunkResult:
+        """Train a chunk's members."""
+
+    def evaluate(self, job: ChunkJob) -> ChunkResult:
+        """Evaluate what a chunk's members received."""
+
+
+def beside(received: ChunkResult, tuner: Tuner, job: ChunkJob) -> ChunkResult:
+    """Return an evaluation with metrics after fine-tuning beside its own, as `finetuned/NAME`.
+
+    Args:
+        received: The evaluation of what the chunk's members received.
+        tuner: Fine-tunes, and evaluates what it has trained.
+        job: The evaluation that was asked for.
+    """
+    tuned = tuner.evaluate(after(job, tuner.train(training(job))))
     more = {f"{FINETUNED}{n}": c for n, c in tuned.metrics.items() if n != PERSONALISED}
     return replace(received, metrics={**received.metrics, **more})

@@ -16,6 +16,7 @@ Action = Literal["train", "evaluate"]
 
 FINETUNED = "finetuned/"  # what metrics after fine-tuning begin with
 PERSONALISED = "personalised"  # the metric that says who evaluated with tensors of its own
+OWN = "own/"  # before the metrics of a client's own model, beside those of the model received
 
 
 class ClientArrays(Protocol):

@@ -8,7 +8,7 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.basics.idle import Idle
 
@@ -225,6 +225,20 @@ class ClientProcedure(abc.ABC):
         """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
 
+    @property
+    def has_own_model(self) -> bool:
+        """Whether clients have a model of their own beside the one that they send."""
+        return False
+
+    def own_model(self, params: Named, state: Named) -> tuple[Named, Named]:
+        """Return (the client's own model, numbers that tell of its state), for an evaluation.
+
+        Args:
+            params: The trainable tensors received.
+            state: The client's state; where it has not trained, the initial one.
+        """
+        return params, {}
+
 
 def along(numbers: Tensor, tensor: Tensor) -> Tensor:
     """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
@@ -238,7 +252,14 @@ def along(numbers: Tensor, tensor: Tensor) -> Tensor:
 
 
 _VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
+_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle", "has_own_model", "own_model")
+
+
+def remembered(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What a client remembers under a procedure: names, shapes and dtypes."""
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    state = procedure.initial_state(params)
+    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

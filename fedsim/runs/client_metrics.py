@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedsim.client.job import FINETUNED, PERSONALISED
+from fedsim.client.job import FINETUNED, OWN, PERSONALISED
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import stacked
 from fedsim.messages.records import NUM_EXAMPLES, only_metrics
@@ -71,6 +71,8 @@ def spread(replies: Iterable[Message]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, column in _columns(client_metrics(replies)).items():
+        if name.startswith(OWN):
+            continue
         values = [value for value in column if not math.isnan(value)]
         if missing := len(column) - len(values):
             found[f"{recorded_as(name)}_undefined"] = missing
@@ -89,9 +91,10 @@ def personal_spread(replies: Iterable[Message]) -> dict[str, float]:
     `personal/NAME` is the plain mean over the clients that have trained, `_worst_decile` that of
     their worst tenth, `_untrained` the mean over clients that have never trained and evaluate with
     the initial tensors; `personal/clients` and `personal/clients_untrained` count both. Clients
-    without samples are left out. Nothing is returned where no tensor is personal.
+    without samples are left out. Nothing is returned where no tensor is personal and clients have
+    no model of their own. Where they have one, NAME is measured on it.
     """
-    records = [r for r in client_metrics(replies) if r["examples"] and PERSONALISED in r]
+    records = [_of_own(r) for r in client_metrics(replies) if r["examples"] and PERSONALISED in r]
     if not records:
         return {}
     records = [{n: v for n, v in r.items() if not n.startswith(FINETUNED)} for r in records]
@@ -110,6 +113,13 @@ def personal_spread(replies: Iterable[Message]) -> dict[str, float]:
         if values := [value for value in column if not math.isnan(value)]:
             found[f"personal/{name}_untrained"] = float(np.sort(np.array(values)).mean())
     return found
+
+
+def _of_own(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the metrics of the client's own model alone, if it has one."""
+    own = {name.removeprefix(OWN): v for name, v in record.items() if name.startswith(OWN)}
+    kept = ("client", "examples", PERSONALISED)
+    return {**{name: record[name] for name in kept}, **own} if own else dict(record)
 
 
 def _columns(records: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:

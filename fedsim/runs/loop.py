@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.client.job import PERSONALISED
+from fedsim.client.job import OWN, PERSONALISED
 from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.federation.grids.wrapper import GridWrapper, Observed
 from fedsim.messages import flower_internals as internals
@@ -199,7 +199,11 @@ class RoundLoop:
         replace(self.policy, min_replies=0).judge(server_round, len(grid.client_ids), failures)
         means = self.strategy.aggregate_evaluate(server_round, replies)
         apart = (NUM_EXAMPLES, PERSONALISED)
-        found = {recorded_as(n): v for n, v in (means or {}).items() if n not in apart}
+        found = {
+            recorded_as(n): v
+            for n, v in (means or {}).items()
+            if n not in apart and not n.startswith(OWN)
+        }
         found |= {**spread(replies), **personal_spread(replies)}
         return {**found, **sent}, tuple(client_metrics(replies))
 

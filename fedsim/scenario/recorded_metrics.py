@@ -61,6 +61,9 @@ def unrecorded(
     if not watched:
         return lines
     names = _recorded(scenario, _measured(task, model), attack)
+    if (own := _of_own_models(scenario, model)) is not None:
+        told = _personal([*_measured(task, model), *own])
+        names["personal"] = [f"personal/{name}" for name in told]
     for where, metric in watched:
         phase = metric.partition("/")[0]
         known = names.get(phase)
@@ -105,8 +108,7 @@ def _recorded(
         "time": [f"{name}_s" for name in _PHASES_OF_TIME],
     }
     if scenario.task.get("personal"):
-        ends = [*_with(measured, ("worst_decile", "untrained")), "clients", "clients_untrained"]
-        found["personal"] = [*measured, *ends]
+        found["personal"] = _personal(measured)
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         found["local"] = [*measured, *_with(measured, _SPREAD)]
         if scenario.evaluation.finetune is not None:
@@ -114,11 +116,26 @@ def _recorded(
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
 
 
+def _personal(measured: list[str]) -> list[str]:
+    ends = _with(measured, ("worst_decile", "untrained"))
+    return [*measured, *ends, "clients", "clients_untrained"]
+
+
+def _of_own_models(scenario: Scenario, model: nn.Module) -> list[str] | None:
+    """What is told of clients' own models beside their metrics; None where they have none."""
+    procedure = scenario.choices["client"].make()
+    if not procedure.has_own_model:
+        return None
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return list(procedure.own_model(params, procedure.initial_state(params))[1])
+
+
 def _without_a_model(scenario: Scenario, phase: str) -> str | None:
     """Why nothing of a phase is measured, for who has the models to measure; None if it is."""
     personal, name = scenario.task.get("personal"), "accuracy"
-    if phase == "personal" and not personal:
-        return "without [task] personal: no client has tensors of its own"
+    own = personal or scenario.choices["client"].make().has_own_model
+    if phase == "personal" and not own:
+        return "without [task] personal or a part that trains a model of the client's own"
     if phase == "personal" and not scenario.evaluation.clients:
         return "with [evaluation] clients = 0: say how many clients evaluate"
     if phase in ("test", "pooled", "nodes") and personal:

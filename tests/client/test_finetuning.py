@@ -125,6 +125,16 @@ def test_workers_and_chunks_of_ray_have_the_bits_of_one_process(tmp_path):
     assert one == measured(ray, tmp_path / "ray", workers=2)[1]
 
 
+def test_beside_models_of_clients_own_the_shared_one_is_tuned(tmp_path):
+    plain = measured(scenario(strategy={"name": "ditto"}), tmp_path / "plain")[1]
+    of = scenario(finetune={"lr": 0.2}, strategy={"name": "ditto"})
+    tuned = measured(of, tmp_path / "tuned")[1]
+    for name in ("personal/accuracy", "local/loss_mean", "personal/clients"):
+        assert tuned[-1][name] == plain[-1][name]
+    assert tuned[-1]["finetuned/loss_mean"] < tuned[-1]["local/loss_mean"]
+    assert not any("own/" in name for name in tuned[-1])
+
+
 @pytest.mark.parametrize("personal", [[], ["output.bias"]])
 def test_a_node_that_gets_one_message_measures_the_same(tmp_path, personal):
     """A Flower strategy sends plain messages, one per client, as real nodes get them."""

@@ -17,7 +17,8 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob
-from fedsim.client.part import Parts, Trained
+from fedsim.client.part import Trained
+from fedsim.client.parts import Parts
 from fedsim.client.plan import ExecutionPlan
 from fedsim.client.vectorising import loop_reason
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
@@ -152,6 +153,13 @@ def part_procedures():
         if one.endswith("-sgd")
         for part in discovery.names("parts")
     ]
+
+
+def parts_with_state():
+    """The parts for which clients keep something between rounds, as tables."""
+    tables = [{"name": part} for part in discovery.names("parts")]
+    nothing = {"w": torch.zeros(2)}
+    return [t for t in tables if Choice("parts", t).make().initial_state(nothing)]
 
 
 # a dense model, one with convolutions, one that trains in a loop
