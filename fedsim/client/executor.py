@@ -19,19 +19,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import vmap
+from torch import Tensor
 
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.loading import loads
+from fedsim.basics.rng import derived_seed
 from fedsim.basics.threads import with_threads
-from fedsim.client import ways
+from fedsim.client import finetuning, ways
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.chains.training import ChainTraining
-from fedsim.client.evaluation import Evaluation
+from fedsim.client.evaluation import Evaluation, own_models
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import (
@@ -48,7 +48,7 @@ from fedsim.client.job import (
 from fedsim.client.procedure import (
     Batch,
     ClientProcedure,
-    Named,
+    remembered,
     stacks,
 )
 from fedsim.client.surroundings import Surroundings
@@ -84,6 +84,8 @@ class CohortExecutor:
         seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
             they draw by themselves, in a loop.
         settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
+        finetuning: How clients train what they receive before they evaluate it once more; None
+            lets them evaluate it as it is.
     """
 
     def __init__(
@@ -105,9 +107,11 @@ class CohortExecutor:
         puts_back: bool = False,
         seeds_dropout: bool = True,
         settings: Settings | None = None,
+        finetuning: ClientProcedure | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
-        self._settings = settings
+        self._settings, self._finetuning = settings, finetuning
+        self._tuner: CohortExecutor | None = None
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
@@ -219,22 +223,29 @@ class CohortExecutor:
         assert self._settings is not None
         procedure = self._settings.procedure(settings)
         told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-        if _memory(procedure, self.model) != _memory(self.procedure, self.model):
+        if remembered(procedure, self.model) != remembered(self.procedure, self.model):
             raise SettingsError(
                 f"{told}: clients would remember other tensors than under "
                 "[client]; set it there, for all rounds"
             )
         if procedure.needs_classes and not self.data.spec.has_classes:
             raise SettingsError(f"{told}: needs targets that are classes")
+        return self._doing(procedure, self.seed)
+
+    def _doing(
+        self, procedure: ClientProcedure, seed: int, *, attacked: bool = True
+    ) -> "CohortExecutor":
+        """This executor with another procedure, which draws by a seed."""
         made = copy.copy(self)
-        made.procedure, made._under = procedure, {}
+        made.procedure, made._under, made.seed = procedure, {}, seed
         made.surroundings = copy.copy(self.surroundings)
+        made.surroundings.seed, made._finetuning = seed, None
         if self.surroundings.kept is not None:
             self.surroundings.kept.put_back()
             names = self.inputs.whole.names
             kept = KeptState([self.model, procedure, self.task], names)
             made.surroundings.kept = kept
-        made.inputs = self.inputs.under(procedure, made.surroundings)
+        made.inputs = self.inputs.under(procedure, made.surroundings, attacked=attacked)
         if self._chain_training is not None:
             chain = self._chain_training.chain
             made._chain_training = ChainTraining(chain, self.task, procedure, self._gradients.loss)
@@ -268,11 +279,19 @@ class CohortExecutor:
 
         A member that keeps tensors to itself evaluates with those that it has. Where tensors are
         personal the metric `personalised` says who has some: 1.0, and 0.0 before it trained.
+        With fine-tuning there are metrics `finetuned/NAME` of what the members then have, of which
+        nothing is kept.
         """
         self._check(job)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
-            return self._evaluate(job)
+            received = self._evaluate(job)
+        if self._finetuning is None:
+            return received
+        if self._tuner is None:
+            seed = derived_seed(self.seed, "finetune")
+            self._tuner = self._doing(self._finetuning, seed, attacked=False)
+        return finetuning.beside(received, self._tuner, job)
 
     def evaluate_arrays(
         self,
@@ -322,7 +341,9 @@ class CohortExecutor:
         columns = self._measured({**params, **statistics}, slots, pool, rows)
         if self.procedure.has_own_model:
             state = self.inputs.state(job, slots, params)
-            models, numbers = self._own_models(params, state, slots)
+            models, numbers = own_models(
+                self.procedure, params, state, together=not self._one_by_one
+            )
             own = self._measured({**models, **statistics}, slots, pool, rows)
             columns |= {f"{OWN}{name}": column for name, column in own.items()}
             columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
@@ -354,33 +375,9 @@ class CohortExecutor:
             for name in metrics[0]
         }
 
-    def _own_models(
-        self, params: Named, state: Named, slots: list[int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return (every slot's own model, numbers that tell of its state), a row for each."""
-        if not self._one_by_one:
-            models, numbers = vmap(self.procedure.own_model)(params, state)
-            return models, numbers
-        found = [
-            self.procedure.own_model(row_of(params, place), row_of(state, place))
-            for place in range(len(slots))
-        ]
-        stacked = [
-            {n: torch.stack([each[part][n] for each in found]) for n in found[0][part]}
-            for part in (0, 1)
-        ]
-        return stacked[0], stacked[1]
-
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:
             raise ValueError(
                 f"the model received has layout {job.layout}, this client's model has "
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
-
-
-def _memory(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What a client remembers under a procedure: names, shapes and dtypes."""
-    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = procedure.initial_state(params)
-    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}

@@ -86,9 +86,15 @@ class Inputs:
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
         self.shortened: Callable[[Work], Work] | None = None
 
-    def under(self, procedure: ClientProcedure, surroundings: Surroundings) -> "Inputs":
-        """Return the same for another procedure; pools of samples are shared."""
+    def under(
+        self, procedure: ClientProcedure, surroundings: Surroundings, *, attacked: bool = True
+    ) -> "Inputs":
+        """Return the same for another procedure, perhaps with nobody's samples attacked.
+
+        Pools of samples are shared.
+        """
         made = copy.copy(self)
+        made._poison = self._poison if attacked else None
         made.procedure, made.surroundings, made._reused = procedure, surroundings, {}
         return made
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.basics.idle import Idle
 
@@ -337,6 +337,13 @@ _NO_STEPS = (
     "has_own_model",
     "own_model",
 )
+
+
+def remembered(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What a client remembers under a procedure: names, shapes and dtypes."""
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    state = procedure.initial_state(params)
+    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

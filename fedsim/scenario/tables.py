@@ -86,6 +86,18 @@ class Stop(Table):
         return self
 
 
+class Finetune(Table):
+    """`[evaluation.finetune]`: what clients train before they evaluate once more.
+
+    Attributes:
+        epochs: Passes over the client's own training samples.
+        lr: Step size of SGD.
+    """
+
+    epochs: int = Field(default=1, ge=1)
+    lr: float = Field(gt=0, allow_inf_nan=False)
+
+
 class EvaluationTable(Table):
     """`[evaluation]`: what is measured, and how often."""
 
@@ -95,6 +107,8 @@ class EvaluationTable(Table):
     pooled: bool = False
     batch_size: int = Field(default=1000, ge=1)
     stop: Stop | None = None
+    keep_best: str | None = None
+    finetune: Finetune | None = None
 
 
 class CheckpointTable(Table):
@@ -139,4 +153,8 @@ FIXED_TABLES: dict[str, type[Table]] = {
     "output": Output,
 }
 # tables within tables
-NESTED: dict[str, type[BaseModel]] = {"client_resources": ClientResources, "stop": Stop}
+NESTED: dict[str, type[BaseModel]] = {
+    "client_resources": ClientResources,
+    "stop": Stop,
+    "finetune": Finetune,
+}

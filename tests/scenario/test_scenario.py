@@ -64,6 +64,7 @@ def test_minimal_scenario_is_completed_with_every_default(write: Any) -> None:
     assert scenario.partition == {
         "kind": "iid", "clients": 5, "parts": None, "label_noise": 0.0, "test_fraction": 0.0,
         "rotation": 0.0, "feature_noise": 0.0, "feature_shift": 0.0, "feature_scale": 0.0,
+        "centralised": False,
     }  # fmt: skip
     assert scenario.participation == {"kind": "full"}
     assert scenario.strategy["name"] == "fedavg"
@@ -247,6 +248,7 @@ def test_a_float_survives_override_resolution_and_json_bit_for_bit(value: float)
         "engine.client_resources.num_cpus=2",
         "checkpoint.every=1",
         "output.tensorboard=true",
+        "evaluation.keep_best=test/accuracy",
         "expect.train/loss.max=9",
     ],
 )
