@@ -184,10 +184,11 @@ def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, num
 
 
 def test_it_does_not_matter_which_worker_trained_which_chunk(inline, two_workers):
-    expected = run_case(inline, 0, fed.strategies()[0])
+    strategy = next(name for name in fed.strategies() if not fed.parts_for(name))
+    expected = run_case(inline, 0, strategy)
     firsts = []
     for order in ((0, 1), (1, 0)):
         with only(two_workers, *order) as grid:
-            assert run_case(grid, 0, fed.strategies()[0]) == expected
+            assert run_case(grid, 0, strategy) == expected
         firsts.append(next(e["worker"] for e in grid.chunk_log if e["chunk"] == 0))
     assert firsts == [0, 1]

@@ -15,6 +15,7 @@ from fedsim.messages import flower_internals as internals
 from fedsim.messages.records import model_tensors
 from fedsim.runs import start as run
 from fedsim.runs.world import build
+from fedsim.scenario import discovery
 from tests.laws.dropping import DropOutGrid
 from tests.strategy.flower_world.worlds import (
     WRAPPERS,
@@ -32,11 +33,13 @@ BOUND = 0.3
 EXACT = {"noise_multiplier": 0.0, "clipping_norm": BOUND}
 WIDE = {"noise_multiplier": 0.0, "clipping_norm": 1e6}
 # Strategies of ours that hold more with the clients than one model, and say so.
-APART = {
-    "scaffold": "sends clients control",
-    "fednova": "needs of clients local_steps",
-    "fedlex": "before round 1",
-    "gossip": "a model per node",
+APART = {"fedlex": "before round 1", "gossip": "a model per node"}
+# what needs more of clients than their models, or sends them more
+APART |= {
+    name: "sends clients" if factory.sends else "needs of clients"
+    for name in discovery.names("strategies")
+    if ((factory := discovery.strategy_factory(name)).sends or factory.returns)
+    and name not in APART
 }
 APART["variance_corrected_gossip"] = APART["gossip"]
 
