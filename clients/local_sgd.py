@@ -31,7 +31,7 @@ from fedsim.client import (
     Work,
 )
 from fedsim.client.part import Here, Parts, Trained
-from fedsim.client.procedure import along
+from fedsim.client.procedure import Draw, along
 
 
 def _no_moments(table: Mapping[str, Any]) -> str | None:
@@ -152,6 +152,16 @@ class LocalSGD(ClientProcedure):
     def needs_classes(self) -> str | None:
         """What a part says."""
         return self._parts.needs_classes
+
+    @property
+    def needs_numbers(self) -> str | None:
+        """What a part says."""
+        return self._parts.needs_numbers
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What its parts ask to have drawn."""
+        return self._parts.draws
 
     @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]

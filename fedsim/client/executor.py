@@ -28,7 +28,7 @@ from fedsim.client import ways
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
-from fedsim.client.chains.chain import chain_of
+from fedsim.client.chains.chain import Chain, chain_of
 from fedsim.client.chains.training import ChainTraining
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
@@ -42,6 +42,7 @@ from fedsim.client.job import (
     SettingsError,
     TaskLike,
 )
+from fedsim.client.perturbation import Units
 from fedsim.client.procedure import (
     Batch,
     ClientProcedure,
@@ -126,7 +127,7 @@ class CohortExecutor:
             augmentation=augmentation,
             poison=poison,
         )
-        self._gradients = Gradients(self.model, task)
+        self._gradients = Gradients(self.model, task, _units(data, self.device, task.dtype))
         self._chain_training: ChainTraining | None = None
         if kind == "batched":
             chain = chain_of(self.model, data.spec.feature_shape)
@@ -134,7 +135,7 @@ class CohortExecutor:
                 raise ValueError('kind = "batched": the model is no chain of known layers')
             if not (stacks(procedure) or chain.convolves):
                 raise ValueError('kind = "batched": the procedure steps one client at a time')
-            self._chain_training = ChainTraining(chain, task, procedure, self._gradients.loss)
+            self._chain_training = self._training(chain, procedure)
         # one client after another, with batches of their true sizes
         self._one_by_one = kind == "loop" or (
             self._chain_training is not None and self._chain_training.chain.convolves
@@ -211,6 +212,8 @@ class CohortExecutor:
             )
         if procedure.needs_classes and not self.data.spec.has_classes:
             raise SettingsError(f"{told}: needs targets that are classes")
+        if procedure.needs_numbers and self.data.spec.vocabulary:
+            raise SettingsError(f"{told}: needs features that are numbers")
         made = copy.copy(self)
         made.procedure, made._under = procedure, {}
         made.surroundings = copy.copy(self.surroundings)
@@ -220,9 +223,12 @@ class CohortExecutor:
             made.surroundings.kept = kept
         made.inputs = self.inputs.under(procedure, made.surroundings)
         if self._chain_training is not None:
-            chain = self._chain_training.chain
-            made._chain_training = ChainTraining(chain, self.task, procedure, self._gradients.loss)
+            made._chain_training = self._training(self._chain_training.chain, procedure)
         return made
+
+    def _training(self, chain: Chain, procedure: ClientProcedure) -> ChainTraining:
+        gradients = self._gradients
+        return ChainTraining(chain, self.task, procedure, gradients.loss, gradients.units)
 
     def rehearse(self, features: Tensor, targets: Tensor) -> None:
         """Let torch load what it loads at the first gradient; "batched" only.
@@ -326,6 +332,12 @@ class CohortExecutor:
                 f"the model received has layout {job.layout}, this client's model has "
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
+
+
+def _units(data: ClientArrays, device: torch.device, dtype: torch.dtype) -> Units | None:
+    """The raw features' units where the data know that theirs are others."""
+    known = getattr(data, "raw_units", None)
+    return known and Units(*(torch.from_numpy(each).to(device, dtype) for each in known))
 
 
 def _memory(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:

@@ -1,12 +1,16 @@
 """The loss and its gradient, of one client's batch or of many clients' under vmap."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from fedsim.client.procedure import Batch, Named, Objective
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import Batch, ByFeatures, Losses, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -19,16 +23,53 @@ class SampleLosses(Protocol):
         """Return one loss per sample."""
 
 
+@dataclass(frozen=True)
+class Ways:
+    """The ways to a gradient that a procedure's step is given, see `Gradient`.
+
+    Attributes:
+        by_params: Loss and gradient by the parameters.
+        by_features: Losses and their slope by the features.
+        units: How the features were measured before they were standardised.
+    """
+
+    by_params: Callable[..., tuple[Tensor, Named, Named]]
+    by_features: Callable[..., ByFeatures]
+    units: Units | None = None
+
+    def __call__(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        objective: Objective | None = None,
+        penalty: Objective | None = None,
+    ) -> tuple[Tensor, Named, Named]:
+        """Return (loss, gradients, buffers)."""
+        return self.by_params(params, buffers, batch, objective, penalty)
+
+
 class Gradients:
     """The loss of a task on a model's outputs, and its gradient in two ways.
 
     Args:
         model: The model; its tensors are given at each call.
         task: Has one loss per sample.
+        units: How the features were measured before they were standardised; None as they are.
     """
 
-    def __init__(self, model: nn.Module, task: SampleLosses) -> None:
-        self._model, self._task = model, task
+    def __init__(self, model: nn.Module, task: SampleLosses, units: Units | None = None) -> None:
+        self._model, self._task, self.units = model, task, units
+
+    @property
+    def together(self) -> Ways:
+        """The ways under vmap."""
+        return Ways(self.functional, self.slopes, self.units)
+
+    @property
+    def alone(self) -> Ways:
+        """The ways of one client."""
+        return Ways(self.in_place, self.slopes_in_place, self.units)
 
     def functional(
         self,
@@ -76,6 +117,57 @@ class Gradients:
             for (n, p), g in zip(leaves.items(), grads, strict=True)
         }
         return loss.detach(), found, after
+
+    def slopes(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return the losses' slope by the features so that vmap may take many clients at once."""
+
+        def total(features: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            named = (params, buffers, dict(batch.noise))
+            outputs = functional_call(self._model, named, (features,))
+            each = (losses or self._task.sample_losses)(outputs, batch.targets)
+            return each.sum(), (outputs, each)
+
+        with self._as(training):
+            slope, (_, (outputs, each)) = grad_and_value(total, has_aux=True)(batch.features)
+        return ByFeatures(outputs, each, slope)
+
+    def slopes_in_place(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return the losses' slope by the features of a model that may update its buffers."""
+        named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        leaf = batch.features.detach().requires_grad_()
+        with self._as(training), torch.enable_grad():
+            outputs = functional_call(self._model, named, (leaf,))
+            each = (losses or self._task.sample_losses)(outputs, batch.targets)
+            (slope,) = torch.autograd.grad(each.sum(), leaf)
+        return ByFeatures(outputs.detach(), each.detach(), slope)
+
+    @contextlib.contextmanager
+    def _as(self, training: bool) -> Iterator[None]:
+        """Have the model as in training or as in evaluation for a while."""
+        before = self._model.training
+        if before != training:
+            self._model.train(training)
+        try:
+            yield
+        finally:
+            if before != training:
+                self._model.train(before)
 
     def loss(
         self, outputs: Tensor, batch: Batch, objective: Objective | None, penalty: Objective | None

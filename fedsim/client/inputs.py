@@ -170,6 +170,7 @@ class Inputs:
             noise_shapes=self.noise_shape,
             reuse=reuse,
             poisoned=poisoned,
+            draws=self.procedure.draws,
         )
 
     def work(self, job: ChunkJob) -> Work:

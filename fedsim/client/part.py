@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
-from fedsim.client.procedure import Batch, Gradient, Named, Objective, Work, overridden_below
+from fedsim.client.procedure import (
+    Batch,
+    Draw,
+    Gradient,
+    Named,
+    Objective,
+    Work,
+    overridden_below,
+)
 
 Own = dict[str, Any]  # what a part carries through a client's steps: a tree of tensors
 
@@ -84,6 +92,19 @@ class ClientPart:
         return None
 
     @property
+    def needs_numbers(self) -> str | None:
+        """The hyperparameter that needs features that are numbers ("radius = 0.1"), or None."""
+        return None
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What is to be drawn for the samples of a step, by a purpose that is its own.
+
+        Every step finds it in `batch.drawn`. It depends on seed, round, client and step alone.
+        """
+        return {}
+
+    @property
     def strength(self) -> float | None:
         """The number a of a change of the gradient that is linear: g + a * p + b; else None.
 
@@ -120,7 +141,10 @@ class ClientPart:
         return {}
 
     def wrapped(self, gradient: Gradient, own: Own) -> Gradient:
-        """Return another gradient in place of the task's, of other samples or at other points."""
+        """Return another gradient in place of the task's, of other samples or at other points.
+
+        A function will do: what else `gradient` has, such as `by_features`, is kept beside it.
+        """
         return gradient
 
     def objective(self, own: Own) -> Objective | None:
@@ -212,6 +236,16 @@ class Parts(Sequence[ClientPart]):
         return next((why for part in self if (why := part.needs_classes)), None)
 
     @property
+    def needs_numbers(self) -> str | None:
+        """The first hyperparameter that needs features that are numbers, or None."""
+        return next((why for part in self if (why := part.needs_numbers)), None)
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What all of them ask to have drawn, by purpose."""
+        return {purpose: draw for part in self for purpose, draw in part.draws.items()}
+
+    @property
     def guides(self) -> Literal["step", "gradient"] | None:
         """Where a guidance acts, None where no part makes it act."""
         return next((where for part in self if (where := part.guides)), None)
@@ -239,7 +273,9 @@ class Parts(Sequence[ClientPart]):
     def wrapped(self, gradient: Gradient, own: Mapping[str, Own]) -> Gradient:
         """Return the gradient as all parts have it, the first of them innermost."""
         for name, part in self._parts.items():
-            gradient = part.wrapped(gradient, own[name])
+            made = part.wrapped(gradient, own[name])
+            # a part that only changes what is called leaves the other ways as they are
+            gradient = made if hasattr(made, "by_features") else _Beside(made, gradient)
         return gradient
 
     def objective(self, own: Mapping[str, Own]) -> Objective | None:
@@ -298,6 +334,19 @@ class Parts(Sequence[ClientPart]):
         return extra, _joined(kept)
 
 
+class _Beside:
+    """A gradient in place of another one, whose other ways stay."""
+
+    def __init__(self, called: Callable[..., Any], below: Gradient) -> None:
+        self._called, self._below = called, below
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._called(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+
 def sent_as(name: str, sent: Named) -> Named:
     """Return what a strategy sent under a name, by the names of the model's tensors.
 
@@ -322,7 +371,9 @@ _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
-_PLAIN = ("takes", "needs", "idle", "needs_classes", "setup_work", "setup_step_size")
+_PLAIN = (
+    "takes", "needs", "idle", "needs_classes", "needs_numbers", "setup_work", "setup_step_size"
+)  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (*_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides")
 _BESIDE_STRENGTH = (*_PLAIN, "stacks", "initial_state", "begin", "finish", "guides")

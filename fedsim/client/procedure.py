@@ -8,13 +8,16 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
+from fedsim.client.perturbation import Units
 
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+Losses = Callable[[Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
 
@@ -30,16 +33,48 @@ class Batch(NamedTuple):
         targets: `[batch]`.
         weights: `[batch]`, 1 for a sample and 0 for padding.
         noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
+        drawn: What the procedure asked to have drawn, `[batch, ...]` by its purpose; see `Draw`.
     """
 
     features: Tensor
     targets: Tensor
     weights: Tensor
     noise: Mapping[str, Tensor]
+    drawn: Mapping[str, Tensor] = {}
+
+
+class Draw(NamedTuple):
+    """What a procedure asks to have drawn for the samples of a step.
+
+    Attributes:
+        of: Draws from a generator for so many samples of that shape, float32 `[samples, ...]`.
+        once: Whether a client draws once for the whole run, else anew in every step.
+    """
+
+    of: Callable[[np.random.Generator, int, tuple[int, ...]], np.ndarray]
+    once: bool = False
+
+
+class ByFeatures(NamedTuple):
+    """What a model makes of samples, and where their losses rise.
+
+    Attributes:
+        outputs: `[batch, ...]`.
+        losses: `[batch]`.
+        slope: The gradient of each sample's loss by its features, `[batch, *sample]`.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    slope: Tensor
 
 
 class Gradient(Protocol):
     """Loss and gradient of the task's model, given by the executor."""
+
+    @property
+    def units(self) -> Units | None:
+        """How the features were measured before they were standardised; None as they are."""
 
     def __call__(
         self,
@@ -60,6 +95,27 @@ class Gradient(Protocol):
             objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
                 loss averaged over the samples that are not padding.
             penalty: A function of the same kind that is added to the objective, or None.
+        """
+
+    def by_features(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return outputs, losses and the losses' slope by the features; no buffer moves.
+
+        Args:
+            params: Trainable tensors by name.
+            buffers: The model's buffers by name.
+            batch: The samples.
+            losses: `(outputs, targets) -> [batch]`, with a client dimension before where there are
+                several; None takes the task's.
+            training: Whether the model is as in training, BatchNorm by the statistics of these
+                samples and dropout with the step's masks; else as in evaluation.
         """
 
 
@@ -183,6 +239,16 @@ class ClientProcedure(abc.ABC):
         """The hyperparameter that needs classes as targets ("margin = 0.1"), or None."""
         return None
 
+    @property
+    def needs_numbers(self) -> str | None:
+        """The hyperparameter that needs features that are numbers ("radius = 0.1"), or None."""
+        return None
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What is to be drawn for the samples of a step, by its purpose."""
+        return {}
+
     def descent(self, server_round: int) -> Descent | None:
         """Return what a step does when it is gradient descent on the task's loss, else None.
 
@@ -238,7 +304,7 @@ def along(numbers: Tensor, tensor: Tensor) -> Tensor:
 
 
 _VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "takes", "idle")
+_NO_STEPS = ("work", "setup_work", "needs_classes", "needs_numbers", "takes", "idle")
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

@@ -22,6 +22,7 @@ from fedsim.client.procedure import (
     Carry,
     ClientProcedure,
     Descent,
+    Gradient,
     Named,
     descent_of,
 )
@@ -130,7 +131,7 @@ def train_vmap(
     losses = torch.zeros(len(slots), dtype=torch.float64, device=inputs.device)
 
     def one_step(carry: Carry, batch: Batch) -> tuple[Carry, Tensor]:
-        return procedure.step(carry, batch, gradients.functional, server_round=job.server_round)
+        return procedure.step(carry, batch, gradients.together, server_round=job.server_round)
 
     for step in range(plan.num_steps):
         moved, loss = vmap(one_step)(carry, batches.together(step))
@@ -166,7 +167,7 @@ def train_one_by_one(
     procedure = inputs.procedure
     members = list(range(len(job.client_ids)))
     descent = None if training is None else _descent(inputs, job)
-    gradient = gradients.in_place if training is None else training.gradient
+    gradient: Gradient = gradients.alone if training is None else training.gradient
     _, batches = inputs.batches(job, members, reuse=descent is not None)
     plan = batches.schedule
     params, received, extra = inputs.received(job, members)

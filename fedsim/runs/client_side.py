@@ -48,6 +48,12 @@ def task_and_procedure(
             f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs targets that '
             "are classes, and these are numbers"
         )
+    needs = procedure.needs_numbers
+    if needs and data.spec.vocabulary:
+        raise ScenarioError(
+            f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs features that '
+            "are numbers, and these are tokens"
+        )
     return task, procedure
 
 

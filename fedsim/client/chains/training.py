@@ -25,8 +25,18 @@ from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.schedule import phases
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
-from fedsim.client.gradients import SampleLosses
-from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
+from fedsim.client.gradients import SampleLosses, Ways
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import (
+    Batch,
+    ByFeatures,
+    Carry,
+    ClientProcedure,
+    Gradient,
+    Losses,
+    Named,
+    Objective,
+)
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
 
@@ -39,12 +49,19 @@ class ChainTraining:
         task: Its losses.
         procedure: Local training.
         loss: Gives (what is minimised, the objective without the penalty) of one client.
+        units: How the features were measured before they were standardised; None as they are.
     """
 
     def __init__(
-        self, chain: Chain, task: SampleLosses, procedure: ClientProcedure, loss: Loss
+        self,
+        chain: Chain,
+        task: SampleLosses,
+        procedure: ClientProcedure,
+        loss: Loss,
+        units: Units | None = None,
     ) -> None:
         self.chain, self._task, self._procedure, self._loss = chain, task, procedure, loss
+        self._units = units
 
     # --- several clients at once ----------------------------------------------------------
 
@@ -127,25 +144,50 @@ class ChainTraining:
     @property
     def gradient(self) -> Gradient:
         """The gradient for a procedure's step, of one client or of several."""
+        return Ways(self._by_params, self._by_features, self._units)
 
-        def gradient(
-            params: Named,
-            buffers: Named,
-            batch: Batch,
-            objective: Objective | None = None,
-            penalty: Objective | None = None,
-        ) -> tuple[Tensor, Named, Named]:
-            features = batch.features.clone() if self.chain.spoils else batch.features
-            features = self._fast(features)
-            with torch.no_grad():
-                outputs, kept = self.chain.forward(params, features, batch.noise)
-            loss, slope = self._slope(outputs, batch, objective, penalty)
-            grads: Named = {}
-            with torch.no_grad():
-                self.chain.backward(slope, kept, params, grads)
-            return loss, {name: grads[name] for name in params}, buffers
+    def _by_params(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        objective: Objective | None = None,
+        penalty: Objective | None = None,
+    ) -> tuple[Tensor, Named, Named]:
+        features = batch.features.clone() if self.chain.spoils else batch.features
+        features = self._fast(features)
+        with torch.no_grad():
+            outputs, kept = self.chain.forward(params, features, batch.noise)
+        loss, slope = self._slope(outputs, batch, objective, penalty)
+        grads: Named = {}
+        with torch.no_grad():
+            self.chain.backward(slope, kept, params, grads)
+        return loss, {name: grads[name] for name in params}, buffers
 
-        return gradient
+    def _by_features(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        chain = self.chain if training else self.chain.in_evaluation()
+        features = batch.features.clone() if chain.spoils else batch.features
+        with torch.no_grad():
+            outputs, kept = chain.forward(params, self._fast(features), batch.noise)
+        if losses is None:
+            each, slope = self._slopes(outputs, batch.targets, torch.ones_like(batch.weights))
+        else:
+            leaf = outputs.detach().requires_grad_()
+            with torch.enable_grad():
+                each = losses(leaf, batch.targets)
+                (slope,) = torch.autograd.grad(each.sum(), leaf)
+        with torch.no_grad():
+            # convolutions leave their own order in memory
+            by_features = chain.slope(slope, kept, params).contiguous()
+        return ByFeatures(outputs, each.detach(), by_features)
 
     def _slope(
         self,
