@@ -48,6 +48,7 @@ from fedsim.client.procedure import (
     ClientProcedure,
     stacks,
 )
+from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.surroundings import Surroundings
 from fedsim.client.ways import row_of
 from fedsim.messages.layout import Layout, Rows
@@ -280,15 +281,43 @@ class CohortExecutor:
             targets: Their targets.
             rows: Which of them, int64; None takes all.
         """
-        named = {**self.layout.unflatten(params), **buffers}
-        named = {name: tensor.to(self.device) for name, tensor in named.items()}
-        if self.surroundings.kept is not None:  # as for clients
-            named = {n: t.clone() for n, t in named.items()}
+        named = self._named(params, buffers)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
             pool = self.inputs.pool(features), self.inputs.pool(targets)
             chosen = torch.arange(len(targets)) if rows is None else torch.from_numpy(rows)
             return self._evaluation.one(named, pool, chosen.to(self.device))
+
+    def evaluate_moved(
+        self,
+        params: Tensor,
+        buffers: Mapping[str, Tensor],
+        features: np.ndarray,
+        targets: np.ndarray,
+        attack: RobustEvaluation,
+    ) -> dict[str, float]:
+        """Evaluate one model on samples that are moved to where it errs.
+
+        Args:
+            params: The model, `[dim]`.
+            buffers: Its buffers.
+            features: Samples, `[n, ...]`.
+            targets: Their targets.
+            attack: How far samples are moved, and how.
+        """
+        named = self._named(params, buffers)
+        with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
+            self.model.eval()
+            pool = self.inputs.pool(features), self.inputs.pool(targets)
+            return attack.measure(self._evaluation, self._gradients.alone, named, pool, self.seed)
+
+    def _named(self, params: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A model's tensors on the device."""
+        named = {**self.layout.unflatten(params), **buffers}
+        named = {name: tensor.to(self.device) for name, tensor in named.items()}
+        if self.surroundings.kept is not None:  # as for clients
+            named = {n: t.clone() for n, t in named.items()}
+        return named
 
     @property
     def _evaluation(self) -> Evaluation:

@@ -19,9 +19,10 @@ def is_error(name: str) -> bool:
     """Return whether less of a metric is better.
 
     Example:
-        >>> is_error("test/loss"), is_error("test/accuracy")
-        (True, False)
+        >>> is_error("test/loss"), is_error("robust/loss@0.1"), is_error("test/accuracy")
+        (True, True, False)
     """
+    name = name.partition("@")[0]
     return name.rpartition("/")[2].rpartition("_")[2] in _ERRORS or name.endswith("loss")
 
 

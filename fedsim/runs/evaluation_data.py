@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
+from fedsim.client.robustness import RobustEvaluation
 from fedsim.messages.records import model_tensors
 from fedsim.runs.world import World
 
@@ -27,6 +28,25 @@ def on_the_test_set(world: World) -> Measure:
             # of a task that measures no accuracy it is not known
             found |= {"attack_success": taken["accuracy"]} if "accuracy" in taken else {}
         return found
+
+    return evaluate
+
+
+def on_moved_samples(world: World) -> Measure | None:
+    """Return what measures a model on the server's test set, moved to where the model errs."""
+    table = world.scenario.evaluation.robust
+    if table is None:
+        return None
+    keys = table.model_dump()
+    box = None if table.box is None else (table.box[0], table.box[1])
+    attack = RobustEvaluation(**{**keys, "radii": tuple(table.radii), "box": box})
+
+    def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+        params, buffers = model_tensors(world.layout, arrays)
+        test = world.data.test
+        return world.app.executor.evaluate_moved(
+            params, buffers, test.features, test.targets, attack
+        )
 
     return evaluate
 

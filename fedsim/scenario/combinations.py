@@ -19,7 +19,11 @@ from fedsim.scenario.tables import (
 )
 from fedsim.strategy.flower import COHORT
 
-_MADE_ON_DEMAND = ("synthetic", "zipf")  # data sets whose clients are generated one by one
+_MADE_ON_DEMAND = (
+    "synthetic",
+    "zipf",
+    "brittle",
+)  # data sets whose clients are generated one by one
 
 
 def check_clients(
@@ -163,6 +167,11 @@ def check_claims(
             )
         if metric.startswith("pooled/") and not evaluation.pooled:
             problems.add(f"{where} '{metric}' is never recorded without [evaluation] pooled = true")
+        if metric.startswith("robust/") and evaluation.robust is None:
+            problems.add(
+                f"{where} '{metric}' is never recorded without [evaluation] robust: say in which "
+                "radii samples are moved, such as robust = { radii = [0.1] }"
+            )
         if metric.startswith("nodes/") and not has_nodes:
             problems.add(
                 f"{where} '{metric}' is never recorded with [strategy] name = \"{name}\": it has "

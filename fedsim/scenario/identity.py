@@ -22,7 +22,7 @@ _NO_MATTER_ENGINE = (
 )
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
-    "evaluation": {"per_client": False, "pooled": False},
+    "evaluation": {"per_client": False, "pooled": False, "robust": None},
     "client": {"last_batch": "keep", "parts": []},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {

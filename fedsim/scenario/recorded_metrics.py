@@ -11,6 +11,7 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.poison import Trigger
 from fedsim.client.evaluation import Evaluation
+from fedsim.client.robustness import at_radius
 from fedsim.federation.attacks.attack import Attack
 from fedsim.messages.failures import CAUSES
 from fedsim.scenario.expectations import failed_by
@@ -99,6 +100,9 @@ def _recorded(
         "comm": traffic,
         "time": [f"{name}_s" for name in _PHASES_OF_TIME],
     }
+    robust = scenario.evaluation.robust
+    radii = [] if robust is None else robust.radii
+    found["robust"] = [at_radius(name, radius) for radius in radii for name in measured]
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         found["local"] = [*measured, *_with(measured, _SPREAD)]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}

@@ -96,3 +96,54 @@ def test_three_rounds_of_both_losses_equal_the_oracle(kind):
         kind, FAL(server_lr=0.7), attack, loss="mixed", share_adversarial=0.3,
         oracle_options={"kind": "mixed", "mix": 0.3},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+def test_one_step_of_clients_of_equal_size_is_a_step_of_pgd_training_on_all_samples(kind):
+    data = fed.InMemoryData((6, 6, 6, 6))
+    attack = {"norm": "inf", "radius": 0.3, "step": 0.1, "steps": 5}
+    part = {"name": "adversarial", **attack, "random_start": False}
+    procedure = fed.local_sgd(local_lr=LR, batch_size=6, local_steps=1, parts=[part])
+    app = fed.make_app("logistic", procedure, data, dtype="float64", kind=kind)
+    start = fed.initial_arrays("logistic", dtype="float64")
+    arrays, _ = fed.run_rounds(
+        FAL(), InlineGrid(app, 4), start, app.layout, rounds=1, cohorts=((0, 1, 2, 3),)
+    )
+    rows = np.concatenate(data.clients(range(4)).rows)
+    features = data.clients([0]).features[rows].reshape(24, -1).astype(np.float64)
+    targets = data.clients([0]).targets[rows]
+    expected = oracle.client(as_model(start), [(features, targets)], lr=LR, attack=attack)
+    for name, found in as_model(arrays).items():
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-12)
+
+
+def test_the_oracles_slopes_are_those_of_its_losses():
+    draw = np.random.default_rng(0)
+    model = {"W": draw.normal(size=(3, 4)), "b": draw.normal(size=3)}
+    x, y = draw.normal(size=(5, 4)), draw.integers(3, size=5)
+    moved, h = x + draw.normal(size=x.shape), 1e-6
+    clean = oracle.softmax(oracle.logits_of(model, x))
+
+    def apart(points):
+        return oracle.divergence(clean, oracle.softmax(oracle.logits_of(model, points)))
+
+    def trades(weight):
+        now = {**model, "W": weight}
+        p, q = (oracle.softmax(oracle.logits_of(now, z)) for z in (x, moved))
+        return (oracle.losses(now, x, y) + 2.5 * oracle.divergence(p, q)).mean()
+
+    for d in range(4):
+        nudge = h * np.eye(4)[d]
+        for rises, height in (
+            (oracle.slope(model, x, y), lambda z: oracle.losses(model, z, y)),
+            (oracle.divergence_slope(model, clean, moved), apart),
+        ):
+            at = moved if height is apart else x
+            numeric = (height(at + nudge) - height(at - nudge)) / (2 * h)
+            np.testing.assert_allclose(rises[:, d], numeric, atol=1e-7)
+        for c in range(3):
+            change = np.zeros((3, 4))
+            change[c, d] = h
+            numeric = (trades(model["W"] + change) - trades(model["W"] - change)) / (2 * h)
+            found = oracle.trades_by_model(model, x, y, moved, 2.5)["W"][c, d]
+            assert found == pytest.approx(numeric, abs=1e-7)

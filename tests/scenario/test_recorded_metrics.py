@@ -14,7 +14,7 @@ WORLDS = {
     "classes": {
         **SPLIT,
         "task": {"metrics": ["accuracy", "macro_f1", "auroc", "per_class"]},
-        "evaluation": {"clients": 3, "pooled": True},
+        "evaluation": {"clients": 3, "pooled": True, "robust": {"radii": [0.05, 0.1], "steps": 2}},
         "devices": {"partial": 0.5},
         "engine": {"kind": "inline", "on_failure": "retry"},
     },
@@ -29,7 +29,7 @@ WORLDS = {
         "task": {"metrics": ["macro_f1"]},
     },
 }
-CLOSED = ("test", "local", "pooled", "nodes", "clients", "comm", "time")
+CLOSED = ("test", "robust", "local", "pooled", "nodes", "clients", "comm", "time")
 
 
 def scenario(**tables):

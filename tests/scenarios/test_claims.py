@@ -32,6 +32,7 @@ WITHOUT = {
     "fedadagrad_defaults": ['strategy={name="fedavg"}'],  # Adagrad's step -> the mean
     "fedyogi_defaults": ['strategy={name="fedavg"}'],  # Yogi's step -> the mean
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
+    "fal_brittle_features": ["strategy.radius=0.0"],  # moved samples -> the samples
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
 }
