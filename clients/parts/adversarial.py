@@ -73,7 +73,7 @@ class Adversarial(ClientPart):
         Idle(("beta",), _not("loss", "trades")),
         Idle(("share_adversarial",), _not("loss", "mixed")),
         *(
-            Idle(("norm", "box", "statistics", "loss", "attack"), at(name, 0))
+            Idle(("attack", "norm", "step", "steps", "random_start", "box", "loss"), at(name, 0))
             for name in ("radius", "share")
         ),
     )

@@ -80,6 +80,7 @@ class CohortExecutor:
         seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
             they draw by themselves, in a loop.
         settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
+        adversary: How clients that evaluate move their samples besides; None leaves these alone.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class CohortExecutor:
         puts_back: bool = False,
         seeds_dropout: bool = True,
         settings: Settings | None = None,
+        adversary: RobustEvaluation | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
-        self._settings = settings
+        self._settings, self._adversary = settings, adversary
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
@@ -131,12 +133,7 @@ class CohortExecutor:
         self._gradients = Gradients(self.model, task, _units(data, self.device, task.dtype))
         self._chain_training: ChainTraining | None = None
         if kind == "batched":
-            chain = chain_of(self.model, data.spec.feature_shape)
-            if chain is None:
-                raise ValueError('kind = "batched": the model is no chain of known layers')
-            if not (stacks(procedure) or chain.convolves):
-                raise ValueError('kind = "batched": the procedure steps one client at a time')
-            self._chain_training = self._training(chain, procedure)
+            self._chain_training = self._training(self._chain(), procedure)
         # one client after another, with batches of their true sizes
         self._one_by_one = kind == "loop" or (
             self._chain_training is not None and self._chain_training.chain.convolves
@@ -226,6 +223,14 @@ class CohortExecutor:
         if self._chain_training is not None:
             made._chain_training = self._training(self._chain_training.chain, procedure)
         return made
+
+    def _chain(self) -> Chain:
+        chain = chain_of(self.model, self.data.spec.feature_shape)
+        if chain is None:
+            raise ValueError('kind = "batched": the model is no chain of known layers')
+        if not (stacks(self.procedure) or chain.convolves):
+            raise ValueError('kind = "batched": the procedure steps one client at a time')
+        return chain
 
     def _training(self, chain: Chain, procedure: ClientProcedure) -> ChainTraining:
         gradients = self._gradients
@@ -346,6 +351,13 @@ class CohortExecutor:
         else:
             together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
             metrics = together[: len(members)]
+        if self._adversary is not None:
+            gradient, every = self._gradients.alone, zip(metrics, rows, strict=True)
+            for slot, (found, mine) in enumerate(every):
+                model = row_of(named, slot)
+                found |= self._adversary.of_rows(
+                    self._evaluation, gradient, model, pool, mine, found, self.seed
+                )
         columns = {
             name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
             for name in metrics[0]

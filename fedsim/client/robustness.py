@@ -1,6 +1,7 @@
 """How well a model does on samples that are moved to where it errs. Needs torch alone."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,32 @@ class RobustEvaluation:
             measured = evaluation.one(dict(named), (known, pool[1]), every)
             found |= {at_radius(name, radius): value for name, value in measured.items()}
         return found
+
+    def of_rows(
+        self,
+        evaluation: Evaluation,
+        gradient: Gradient,
+        named: Mapping[str, Tensor],
+        pool: Pool,
+        rows: Tensor,
+        names: Collection[str],
+        seed: int,
+    ) -> dict[str, float]:
+        """Return a client's metrics on its moved samples, see `measure`; nan without samples.
+
+        Args:
+            evaluation: See `measure`.
+            gradient: See `measure`.
+            named: See `measure`.
+            pool: Samples and targets of all clients.
+            rows: Which of them are the client's, int64 on the CPU.
+            names: The task's metrics.
+            seed: See `measure`.
+        """
+        if not len(rows):
+            return {at_radius(n, radius): math.nan for radius in self.radii for n in names}
+        mine = rows.to(pool[1].device)
+        return self.measure(evaluation, gradient, named, (pool[0][mine], pool[1][mine]), seed)
 
     def _step(self, radius: float) -> float:
         if self.attack == "fgsm":

@@ -17,6 +17,7 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ExecutorKind
 from fedsim.client.plan import ExecutionPlan, make_plan
 from fedsim.client.procedure import ClientProcedure, stacks
+from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.trial import Findings, try_out
 from fedsim.data.federated import FederatedData
 from fedsim.engine.client_app import CohortApp
@@ -107,7 +108,11 @@ def make_app(
         plan: The run's execution plan.
         found: What a trial of the user's code has found; None where none is in it.
     """
-    options = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    options: dict[str, Any] = {}
+    if found is not None:
+        options |= {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    if (adversary := robust_evaluation(scenario)) is not None:
+        options["adversary"] = adversary
     # the first to be unpickled: what comes after it may name the project's modules
     paths = scenario.import_paths
     own = SentProject(scenario.folders if paths else None, of_main(paths))
@@ -126,7 +131,7 @@ def make_executor(
     seed: int,
     plan: ExecutionPlan,
     attack: Choice | None = None,
-    **options: bool,
+    **options: Any,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
 
@@ -138,7 +143,7 @@ def make_executor(
         seed: The scenario's seed.
         plan: How the run computes.
         attack: Who attacks, or None.
-        **options: The executor's, for code of the user's own.
+        **options: The executor's, for code of the user's own and robust evaluation.
 
     Raises:
         ScenarioError: If the process cannot keep the plan's promise about bits.
@@ -149,6 +154,15 @@ def make_executor(
     poison = _poison(attack_of(attack, data), data, seed)
     given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
+
+
+def robust_evaluation(scenario: Scenario) -> RobustEvaluation | None:
+    """Return how samples that models are measured on are moved; None where they are not."""
+    table = scenario.evaluation.robust
+    if table is None:
+        return None
+    box = None if table.box is None else (table.box[0], table.box[1])
+    return RobustEvaluation(**{**table.model_dump(), "radii": tuple(table.radii), "box": box})
 
 
 def attack_of(choice: Choice | None, data: FederatedData) -> Attack | None:

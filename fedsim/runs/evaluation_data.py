@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord
 
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
-from fedsim.client.robustness import RobustEvaluation
 from fedsim.messages.records import model_tensors
+from fedsim.runs.client_side import robust_evaluation
 from fedsim.runs.world import World
 
 Measure = Callable[[ArrayRecord], dict[str, float]]
@@ -34,12 +34,9 @@ def on_the_test_set(world: World) -> Measure:
 
 def on_moved_samples(world: World) -> Measure | None:
     """Return what measures a model on the server's test set, moved to where the model errs."""
-    table = world.scenario.evaluation.robust
-    if table is None:
+    attack = robust_evaluation(world.scenario)
+    if attack is None:
         return None
-    keys = table.model_dump()
-    box = None if table.box is None else (table.box[0], table.box[1])
-    attack = RobustEvaluation(**{**keys, "radii": tuple(table.radii), "box": box})
 
     def evaluate(arrays: ArrayRecord) -> dict[str, float]:
         params, buffers = model_tensors(world.layout, arrays)

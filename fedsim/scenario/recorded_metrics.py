@@ -102,9 +102,10 @@ def _recorded(
     }
     robust = scenario.evaluation.robust
     radii = [] if robust is None else robust.radii
-    found["robust"] = [at_radius(name, radius) for radius in radii for name in measured]
+    moved = found["robust"] = [at_radius(name, radius) for radius in radii for name in measured]
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
-        found["local"] = [*measured, *_with(measured, _SPREAD)]
+        own = [*measured, *moved]
+        found["local"] = [*own, *_with(own, _SPREAD)]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
 
 

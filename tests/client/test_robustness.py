@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import fedsim
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
+from fedsim.client.executor import CohortExecutor
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
@@ -184,3 +185,26 @@ def test_a_scenario_without_it_keeps_its_hash():
         for table in ({}, {"robust": None}, {"robust": {"radii": [0.1]}})
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clients_measure_their_own_samples(kind):
+    """As the server would on these samples; a client without any has no numbers."""
+    attack = RobustEvaluation((0.1, 0.3), steps=4)
+    data = fed.InMemoryData(test_sizes=(0, 3, 5, 9, 2, 4, 0, 8))
+    executor = CohortExecutor(
+        fed.make_task("cnn", dtype="float64"), fed.make_procedure(), data, seed=fed.SEED,
+        kind=kind, adversary=attack,
+    )  # fmt: skip
+    found = executor.evaluate(fed.job(executor, (0, 3, 7), absent=(3,), action="evaluate"))
+    whole = executor.evaluate(fed.job(executor, (0, 3, 7), action="evaluate"))
+    payload = fed.initial_payload(executor)
+    held = data.clients([3, 7], split="test")
+    for place, rows in zip((1, 2), held.rows, strict=True):
+        samples = held.features[rows], held.targets[rows]
+        expected = executor.evaluate_moved(payload.params, payload.buffers, *samples, attack)
+        for name, value in expected.items():
+            assert float(whole.metrics[name][place]) == pytest.approx(value, abs=1e-12)
+    assert all(float(column[0]) == 0 for column in whole.metrics.values())
+    assert all(float(column[1]) == 0 for column in found.metrics.values())
+    assert found.num_examples.tolist() == [0, 0, 8]
