@@ -228,6 +228,7 @@ class Adversarial(ClientPart):
             joined(batch.targets, batch.targets),
             joined(batch.weights, torch.zeros_like(batch.weights)),
             {name: joined(noise, noise) for name, noise in batch.noise.items()},
+            {purpose: joined(drawn, drawn) for purpose, drawn in batch.drawn.items()},
         )
 
         def first(of: Objective) -> Objective:
