@@ -30,7 +30,8 @@ from fedsim.client import (
     Named,
     Work,
 )
-from fedsim.client.part import Here, Parts, Trained
+from fedsim.client.part import Here, Trained
+from fedsim.client.parts import Parts
 from fedsim.client.procedure import Draw, along
 
 
@@ -226,7 +227,9 @@ class LocalSGD(ClientProcedure):
             objective=parts.objective(own),
             penalty=parts.penalty(own),
         )
-        grads, own = parts.gradient(grads, Here(params, carry["buffers"], batch, gradient), own)
+        lr = self._step_size(server_round)
+        here = Here(params, carry["buffers"], batch, gradient, lr)
+        grads, own = parts.gradient(grads, here, own)
         if self._clip_norm is not None:
             clients = loss.shape  # [] or [clients]
             squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
@@ -236,7 +239,6 @@ class LocalSGD(ClientProcedure):
         if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
         grads = parts.direction(grads, own)
-        lr = self._step_size(server_round)
         if self._adam:
             steps, moments = self._adam_step(grads, moments, lr)
         else:
@@ -248,7 +250,7 @@ class LocalSGD(ClientProcedure):
         params = {n: p - steps[n] for n, p in params.items()}
         after = {**carry, "params": params, "buffers": buffers, "moments": moments}
         if parts:
-            after["parts"] = own
+            after["parts"] = parts.stepped(own, here, params)
         if parts.looks_back:
             after |= {"steps": carry["steps"] + 1, "path": carry["path"] + lr}
         return after, loss
@@ -268,6 +270,15 @@ class LocalSGD(ClientProcedure):
         )
         extra, kept = self._parts.finish(carry["parts"], trained, state)
         return extra, {**kept, **moments}
+
+    @property
+    def has_own_model(self) -> bool:
+        """Whether a part gives clients a model of their own."""
+        return self._parts.has_own_model
+
+    def own_model(self, params: Named, state: Named) -> tuple[Named, Named]:
+        """Return (the client's own model, numbers that tell of its state)."""
+        return self._parts.own_model(params, state), self._parts.measured(state)
 
     def _step_size(self, server_round: int) -> float:
         if server_round:

@@ -25,7 +25,7 @@ class FAL(AveragingStrategy):
     """Averages the updates of clients that train adversarially, by PGD.
 
     FGSM, TRADES and the rest are keys of the part: `[client] parts = [{ name = "adversarial",
-    loss = "trades", ... }]` with the same keys as here.
+    loss = "trades" }]`, which takes from here what it does not say.
 
     Args:
         norm: Of the ball in which samples are moved, "inf" or "2".

@@ -52,7 +52,7 @@ class Margin(ClientPart):
     @property
     def needs_classes(self) -> str | None:
         """The penalty compares the logits of classes."""
-        return f"coefficient = {self._coefficient}" if self._coefficient else None
+        return f"margin.coefficient = {self._coefficient}" if self._coefficient else None
 
     @property
     def strength(self) -> float | None:

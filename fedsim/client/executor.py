@@ -42,6 +42,7 @@ from fedsim.client.job import (
     SettingsError,
     TaskLike,
 )
+from fedsim.client.local_evaluation import LocalEvaluation
 from fedsim.client.perturbation import Units
 from fedsim.client.procedure import (
     Batch,
@@ -74,6 +75,8 @@ class CohortExecutor:
             after training: "average" returns them; "local" keeps them in the client's memory, from
             which it goes on in its next round and evaluates, and returns what was received;
             "reset" forgets them and returns what was received.
+        personal: Parameters and buffers that a client keeps in its state and that no message
+            holds: what they are before it first trains, by name.
         poison: What attackers do to their samples; None when nobody attacks data.
         puts_back: Whether what model, procedure and task keep beside the tensors is put back for
             every client and evaluation, see `fedsim.basics.kept_state`; for code of the user's own.
@@ -97,6 +100,7 @@ class CohortExecutor:
         evaluation_batch: int = 1000,
         augmentation: Augmentation | None = None,
         buffers: Literal["average", "local", "reset"] = "average",
+        personal: Mapping[str, Tensor] | None = None,
         poison: Poison | None = None,
         puts_back: bool = False,
         seeds_dropout: bool = True,
@@ -115,9 +119,10 @@ class CohortExecutor:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         model = task.build_model(seed)
-        self.layout = Layout.from_model(model)
+        whole = Layout.from_model(model)
+        self.layout = whole.without(personal or {})
         self.model = (seed_dropout(model) if seeds_dropout else model).to(self.device)
-        kept = KeptState([self.model, procedure, task], self.layout.names) if puts_back else None
+        kept = KeptState([self.model, procedure, task], whole.names) if puts_back else None
         self.surroundings = Surroundings(seed, self.device, kept)
         self.inputs = Inputs(
             self.model,
@@ -127,17 +132,24 @@ class CohortExecutor:
             self.surroundings,
             dtype=task.dtype,
             buffers=buffers,
+            personal=personal or {},
             augmentation=augmentation,
             poison=poison,
         )
         self._gradients = Gradients(self.model, task, _units(data, self.device, task.dtype))
-        self._chain_training: ChainTraining | None = None
-        if kind == "batched":
-            self._chain_training = self._training(self._chain(), procedure)
+        self._chain_training = self._training_as_a_chain() if kind == "batched" else None
         # one client after another, with batches of their true sizes
         self._one_by_one = kind == "loop" or (
             self._chain_training is not None and self._chain_training.chain.convolves
         )
+
+    def _training_as_a_chain(self) -> ChainTraining:
+        chain = chain_of(self.model, self.data.spec.feature_shape)
+        if chain is None:
+            raise ValueError('kind = "batched": the model is no chain of known layers')
+        if not (stacks(self.procedure) or chain.convolves):
+            raise ValueError('kind = "batched": the procedure steps one client at a time')
+        return self._training(chain, self.procedure)
 
     @property
     def pads(self) -> bool:
@@ -145,15 +157,18 @@ class CohortExecutor:
         training = self._chain_training
         if training is None:
             return self.kind == "vmap"
-        return ways.waits(self.procedure, self.layout.dim, training)
+        return ways.waits(self.procedure, self.inputs.whole.dim, training)
 
     @property
     def evaluates_with_memory(self) -> bool:
         """Whether a client's own memory takes part when it evaluates."""
-        return bool(self.inputs.remembered)
+        return bool(self.inputs.remembered or self.inputs.start or self.procedure.has_own_model)
 
     def train(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:
         """Train the chunk's members.
+
+        The loss of a member whose personal tensors are no longer finite is nan, so that its reply
+        is refused: nothing else of it tells the server.
 
         Args:
             job: The chunk.
@@ -168,11 +183,13 @@ class CohortExecutor:
             self.model.train()
             if self._one_by_one or ways.trains_alone(inputs, job, chain):
                 with self.surroundings.generators_put_back():
-                    return ways.train_one_by_one(inputs, self._gradients, job, out, chain)
-            if chain is not None:
-                return ways.train_together(inputs, job, out, chain)
-            with loads("vmap"):
-                return ways.train_vmap(inputs, self._gradients, job, out)
+                    result = ways.train_one_by_one(inputs, self._gradients, job, out, chain)
+            elif chain is not None:
+                result = ways.train_together(inputs, job, out, chain)
+            else:
+                with loads("vmap"):
+                    result = ways.train_vmap(inputs, self._gradients, job, out)
+        return inputs.told(result)
 
     def surrounded_by(self, surroundings: Surroundings) -> None:
         """Have clients begin in other surroundings, for a trial that watches them."""
@@ -217,20 +234,13 @@ class CohortExecutor:
         made.surroundings = copy.copy(self.surroundings)
         if self.surroundings.kept is not None:
             self.surroundings.kept.put_back()
-            kept = KeptState([self.model, procedure, self.task], self.layout.names)
+            names = self.inputs.whole.names
+            kept = KeptState([self.model, procedure, self.task], names)
             made.surroundings.kept = kept
         made.inputs = self.inputs.under(procedure, made.surroundings)
         if self._chain_training is not None:
             made._chain_training = self._training(self._chain_training.chain, procedure)
         return made
-
-    def _chain(self) -> Chain:
-        chain = chain_of(self.model, self.data.spec.feature_shape)
-        if chain is None:
-            raise ValueError('kind = "batched": the model is no chain of known layers')
-        if not (stacks(self.procedure) or chain.convolves):
-            raise ValueError('kind = "batched": the procedure steps one client at a time')
-        return chain
 
     def _training(self, chain: Chain, procedure: ClientProcedure) -> ChainTraining:
         gradients = self._gradients
@@ -262,12 +272,21 @@ class CohortExecutor:
     def evaluate(self, job: ChunkJob) -> ChunkResult:
         """Evaluate the model received on each member's local test split.
 
-        A member that keeps its statistics to itself evaluates with those that it has.
+        A member that keeps tensors to itself evaluates with those that it has. Where tensors are
+        personal the metric `personalised` says who has some: 1.0, and 0.0 before it trained.
         """
         self._check(job)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
-            return self._evaluate(job)
+            local = LocalEvaluation(
+                self.inputs,
+                self.data,
+                self._evaluation,
+                self._one_by_one,
+                self._adversary,
+                self._gradients.alone,
+            )
+            return local.of(job)
 
     def evaluate_arrays(
         self,
@@ -278,6 +297,8 @@ class CohortExecutor:
         rows: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Evaluate one model on one set of samples; returns the task's metrics.
+
+        Personal tensors are what they are before a client trains.
 
         Args:
             params: The model, `[dim]`.
@@ -318,7 +339,7 @@ class CohortExecutor:
 
     def _named(self, params: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A model's tensors on the device."""
-        named = {**self.layout.unflatten(params), **buffers}
+        named = {**self.layout.unflatten(params), **buffers, **self.inputs.start}
         named = {name: tensor.to(self.device) for name, tensor in named.items()}
         if self.surroundings.kept is not None:  # as for clients
             named = {n: t.clone() for n, t in named.items()}
@@ -327,45 +348,6 @@ class CohortExecutor:
     @property
     def _evaluation(self) -> Evaluation:
         return Evaluation(self.model, self.task, self.evaluation_batch, self.evaluation_step)
-
-    def _evaluate(self, job: ChunkJob) -> ChunkResult:
-        members = list(range(len(job.client_ids)))
-        present = [slot for slot in members if not job.absent[slot]]
-        drawn = self.data.clients([job.client_ids[s] for s in present], split="test")
-        pool = self.inputs.pool(drawn.features), self.inputs.pool(drawn.targets)
-        rows = [torch.zeros(0, dtype=torch.int64)] * len(members)
-        for slot, chosen in zip(present, drawn.rows, strict=True):
-            rows[slot] = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
-        # a lone member is doubled, as in training
-        slots = members if self._one_by_one or len(members) > 1 else [0, 0]
-        params, buffers, _ = self.inputs.received(job, slots)
-        named = {**params, **self.inputs.own_statistics(job, slots, buffers)}
-        if self._one_by_one:
-            metrics = []
-            for slot in slots:
-                if self.surroundings.kept is not None:
-                    self.surroundings.begin()  # nothing is left of the client before
-                    self.model.eval()
-                mine = rows[slot].to(self.device)
-                metrics.append(self._evaluation.one(row_of(named, slot), pool, mine))
-        else:
-            together = self._evaluation.together(named, pool, [rows[slot] for slot in slots])
-            metrics = together[: len(members)]
-        if self._adversary is not None:
-            gradient, every = self._gradients.alone, zip(metrics, rows, strict=True)
-            for slot, (found, mine) in enumerate(every):
-                model = row_of(named, slot)
-                found |= self._adversary.of_rows(
-                    self._evaluation, gradient, model, pool, mine, found, self.seed
-                )
-        columns = {
-            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
-            for name in metrics[0]
-        }
-        num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
-        # metrics over no samples are no numbers; such a client weighs nothing, as in training
-        columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
-        return ChunkResult(None, {}, {}, {}, num_examples, columns)
 
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:

@@ -1,8 +1,10 @@
 """The inputs of a chunk, laid out for its slots: received tensors, memories, samples, noise."""
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,13 +18,14 @@ from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.dropout import dropout_layers, noise_shapes
 from fedsim.client.batching.poison import Poison
 from fedsim.client.batching.schedule import Schedule, steps_taken
-from fedsim.client.job import ChunkJob, ClientArrays
-from fedsim.client.procedure import ClientProcedure, Named, Work
+from fedsim.client.job import ChunkJob, ChunkResult, ClientArrays
+from fedsim.client.procedure import GUIDANCE, ClientProcedure, Named, Work
 from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Layout, Rows
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
+_PERSONAL = "personal."  # likewise its personal parameters and buffers
 
 
 class Inputs:
@@ -30,22 +33,25 @@ class Inputs:
 
     Args:
         model: The model, on the device.
-        layout: How its tensors lie in the flat vector.
+        layout: How the tensors of messages lie in the flat vector.
         procedure: Local training.
         data: The clients' samples.
         surroundings: What the clients find around the model.
         dtype: Of floating-point features.
         buffers: What becomes of the model's statistics, see `CohortExecutor`.
+        personal: The tensors that clients keep to themselves, as they are before one trains.
         augmentation: See `CohortExecutor`.
         poison: See `CohortExecutor`.
 
     Attributes:
         layout: See above.
+        whole: How all tensors of the model lie, personal ones too.
         procedure: See above.
         surroundings: See above.
         device: Where all is laid.
         dropouts: Dropout layers whose masks are drawn before a pass.
         remembered: Statistics that a client keeps to itself.
+        start: What personal tensors are before a client first trains, by name, on the device.
         shortened: What becomes of the procedure's local work, for a trial; None leaves it.
     """
 
@@ -59,12 +65,15 @@ class Inputs:
         *,
         dtype: torch.dtype,
         buffers: Literal["average", "local", "reset"],
+        personal: Mapping[str, Tensor],
         augmentation: Augmentation | None,
         poison: Poison | None,
     ) -> None:
         self._model, self.layout, self.procedure, self._data = model, layout, procedure, data
+        self.whole = Layout.from_model(model)
         self.surroundings = surroundings
         self.device, self._dtype = surroundings.device, dtype
+        self.start = {name: tensor.to(self.device) for name, tensor in personal.items()}
         self._augmentation, self._poison = augmentation, poison
         frozen = dict(model.named_parameters(remove_duplicate=False))
         statistics = [spec.name for spec in layout.buffers if spec.name not in frozen]
@@ -84,7 +93,7 @@ class Inputs:
         return made
 
     def received(
-        self, job: ChunkJob, slots: list[int], *, reuse: bool = False
+        self, job: ChunkJob, slots: list[int], *, reuse: bool = False, views: bool = False
     ) -> tuple[Named, Named, Named]:
         """Return (parameters, buffers, what else was sent) of each slot, contiguous but the last.
 
@@ -93,10 +102,19 @@ class Inputs:
             slots: Its members in the order wanted.
             reuse: Whether the parameters may overwrite those that were returned for an earlier
                 chunk: the system takes longer to hand out fresh memory than to copy them.
+            views: Whether parameters that all share may be one row laid out for all by `expand`;
+                nobody may change them.
         """
         shared = {} if job.shared.params is None else self.layout.unflatten(job.shared.params)
         personal = {} if job.personal.params is None else self.layout.unflatten(job.personal.params)
         params = self._stacked(shared, personal, slots)
+        extra = self._stacked(job.shared.extra, job.personal.extra, slots)
+        if self.start:
+            params |= self._own(job, slots, {s.name for s in self.whole.trainable})
+            params = {s.name: params[s.name] for s in self.whole.trainable}
+            extra |= self._beside(extra, params)
+        if views:
+            return params, self.received_buffers(job, slots), extra
         if reuse and not personal:  # rows of their own are picked into fresh memory anyway
             shapes = {n: t.shape for n, t in params.items()}
             if {n: t.shape for n, t in self._reused.items()} != shapes:
@@ -109,7 +127,6 @@ class Inputs:
             params = {n: t.clone(memory_format=torch.contiguous_format) for n, t in params.items()}
         else:
             params = {n: t.contiguous() for n, t in params.items()}
-        extra = self._stacked(job.shared.extra, job.personal.extra, slots)
         return params, self.received_buffers(job, slots), extra
 
     def received_buffers(self, job: ChunkJob, slots: list[int]) -> Named:
@@ -226,24 +243,86 @@ class Inputs:
         return held[1]
 
     def own_statistics(self, job: ChunkJob, slots: list[int], received: Named) -> Named:
-        """Return the buffers that each slot goes on from: its own if it has some, or `received`."""
+        """Return the buffers that each slot goes on from: its own if it has some, or `received`.
+
+        Personal ones, which nobody receives, are among them.
+        """
+        personal = self._own(job, slots, {spec.name for spec in self.whole.buffers})
+        received = {**received, **personal}
         if not self.remembered or not job.state:
             return received
         known = torch.tensor([job.has_state[slot] for slot in slots], device=self.device)
         own = {n: job.state[_STATISTICS + n].to(self.device)[slots] for n in self.remembered}
         return {**received, **select(known, own, {n: received[n] for n in own})}
 
-    def parted(self, received: Named, trained: Named, state: Named) -> tuple[Named, Named]:
-        """Return (the buffers of the reply, the clients' memories)."""
-        sent = {**trained, **{name: received[name] for name in self._unsent}}
-        own = {_STATISTICS + name: trained[name] for name in self.remembered}
-        return sent, {**state, **own}
+    def parted(
+        self, received: Named, params: Named, buffers: Named, extra: Named, state: Named
+    ) -> tuple[Named, Named, Named]:
+        """Return (buffers of the reply, what else is in it, the clients' states).
+
+        Args:
+            received: The buffers received.
+            params: The parameters after training.
+            buffers: The buffers after training.
+            extra: What the procedure returns besides.
+            state: What it keeps.
+        """
+        sent = {**buffers, **{name: received[name] for name in self._unsent}}
+        own = {_STATISTICS + name: buffers[name] for name in self.remembered}
+        if not self.start:
+            return sent, extra, {**state, **own}
+        trained = {**params, **buffers}
+        own |= {_PERSONAL + name: trained[name].clone() for name in self.start}
+        sent = {name: tensor for name, tensor in sent.items() if name not in self.start}
+        # what belongs to a personal tensor stays with the client too
+        extra = {n: t for n, t in extra.items() if n.partition(".")[2] not in self.start}
+        return sent, extra, {**state, **own}
+
+    def told(self, result: ChunkResult) -> ChunkResult:
+        """Return a result with a loss of nan for members whose personal tensors are not finite."""
+        if not self.start:
+            return result
+        finite = torch.ones(len(result.num_examples), dtype=torch.bool)
+        for name in self.start:
+            stack = result.state[_PERSONAL + name]
+            finite &= stack.isfinite().view(len(stack), math.prod(stack.shape[1:])).all(1)
+        loss = torch.where(finite, result.metrics["loss"], torch.nan)
+        return replace(result, metrics={**result.metrics, "loss": loss})
+
+    def _own(self, job: ChunkJob, slots: list[int], among: Collection[str]) -> Named:
+        """Personal tensors of some names: each slot's own, or those that all start from."""
+        names = [name for name in self.start if name in among]
+        if not names:
+            return {}
+        lead = len(slots)
+        first = {n: self.start[n].expand(lead, *self.start[n].shape).contiguous() for n in names}
+        if not job.state:
+            return first
+        known = torch.tensor([job.has_state[slot] for slot in slots], device=self.device)
+        saved = {n: job.state[_PERSONAL + n].to(self.device)[slots] for n in names}
+        own: Named = select(known, saved, first)
+        return own
+
+    def _beside(self, extra: Named, params: Named) -> Named:
+        """What of a strategy's tensor per parameter goes with personal ones, unknown to it.
+
+        A guidance lets their steps be; anything else, such as a control variate, is 0.
+        """
+        kinds = {name.partition(".")[0] for name in extra if name.partition(".")[2] in params}
+        return {
+            f"{kind}.{name}": torch.full_like(params[name], float(kind == GUIDANCE))
+            for kind in sorted(kinds)
+            for name in params
+            if name in self.start
+        }
 
     def laid(self, params: Named, out: Rows | None, rows: list[int] | None = None) -> Rows:
         """Return the members' parameters where they are wanted, see `Layout.write`."""
         if out is not None and self.device.type == "cpu":
             self.layout.write(params, out, rows=rows)
             return out
+        if rows is None and not self.layout.trainable:  # nothing shared tells how many there are
+            rows = list(range(len(next(iter(params.values())))))
         flat = self.layout.flatten(params, rows=rows).cpu()  # one way from a device for all
         if out is None:
             return flat

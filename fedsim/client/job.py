@@ -14,6 +14,9 @@ from fedsim.messages.layout import Payload, Rows
 ExecutorKind = Literal["batched", "vmap", "loop"]
 Action = Literal["train", "evaluate"]
 
+PERSONALISED = "personalised"  # the metric that says who evaluated with tensors of its own
+OWN = "own/"  # before the metrics of a client's own model, beside those of the model received
+
 
 class ClientArrays(Protocol):
     """The data of federated clients, as `fedsim.data.FederatedData` offers it."""

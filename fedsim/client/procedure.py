@@ -291,6 +291,20 @@ class ClientProcedure(abc.ABC):
         """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
 
+    @property
+    def has_own_model(self) -> bool:
+        """Whether clients have a model of their own beside the one that they send."""
+        return False
+
+    def own_model(self, params: Named, state: Named) -> tuple[Named, Named]:
+        """Return (the client's own model, numbers that tell of its state), for an evaluation.
+
+        Args:
+            params: The trainable tensors received.
+            state: The client's state; where it has not trained, the initial one.
+        """
+        return params, {}
+
 
 def along(numbers: Tensor, tensor: Tensor) -> Tensor:
     """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
@@ -304,7 +318,10 @@ def along(numbers: Tensor, tensor: Tensor) -> Tensor:
 
 
 _VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = ("work", "setup_work", "needs_classes", "needs_numbers", "takes", "idle")
+_NO_STEPS = (
+    "work", "setup_work", "needs_classes", "needs_numbers", "takes", "idle", "has_own_model",
+    "own_model",
+)  # fmt: skip
 
 
 def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:

@@ -52,10 +52,10 @@ def train_together(
         params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
         if descent is not None:
             memory = inputs.state(job, slots, params) if _remembers(descent) else {}
-            received = inputs.received(job, slots)[0] if _looks(descent) else {}
-            carry = (
-                over_clients(procedure.begin, received, {}, sent, memory) if _looks(descent) else {}
-            )
+            carry: Carry = {}
+            if _looks(descent):
+                received = inputs.received(job, slots, views=True)[0]
+                carry = over_clients(procedure.begin, received, {}, sent, memory)
             push = over_clients(procedure.push, carry) if descent.pushes else {}
             stepping = _stepping(descent, params, sent, memory, push)
             losses = training.descend_together(params, batches, stepping)
@@ -75,6 +75,7 @@ def train_together(
             idle = torch.from_numpy(batches.schedule.steps == 0)
             params = select(idle, params, carry["params"])
         flat = inputs.laid(params, out, places.tolist())
+        _, extra, state = inputs.parted(buffers, params, buffers, extra, state)
         extra, state = ({n: t[picks] for n, t in part.items()} for part in (extra, state))
     every = slice(0, len(members))
     schedule = batches.schedule
@@ -97,7 +98,7 @@ def trains_alone(inputs: Inputs, job: ChunkJob, training: ChainTraining | None) 
     and no client waits for a longer one. A descent has neither trouble.
     """
     dense = training is not None
-    return dense and inputs.layout.dim >= LARGE and _descent(inputs, job) is None
+    return dense and inputs.whole.dim >= LARGE and _descent(inputs, job) is None
 
 
 def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
@@ -108,7 +109,7 @@ def _descent(inputs: Inputs, job: ChunkJob) -> Descent | None:
     for name in (*job.shared.extra, *job.personal.extra):
         if name.partition(".")[0] not in descent.takes:
             return None
-    if descent.largest > torch.finfo(inputs.layout.dtype).max:
+    if descent.largest > torch.finfo(inputs.whole.dtype).max:
         # too large for the dtype: a product with it raises here, while `step` gives infinity, and
         # the client is then refused by name
         return None
@@ -143,7 +144,9 @@ def train_vmap(
     # a client without steps hands back exactly what it received, whatever `begin` made of it
     params, buffers = carry["params"], {**buffers, **carry["buffers"]}
     keep = slice(0, len(members))
-    buffers, new_state = inputs.parted(received, buffers, new_state)
+    buffers, reply_extra, new_state = inputs.parted(
+        received, params, buffers, reply_extra, new_state
+    )
     return ChunkResult(
         params=inputs.laid({n: p[keep] for n, p in params.items()}, out),
         buffers=rows_of(buffers, keep),
@@ -200,11 +203,11 @@ def train_one_by_one(
         for part in range(4)
     ]
     every = slice(0, len(members))
-    buffers, new_state = inputs.parted(received, stacked[1], stacked[3])
+    buffers, reply_extra, new_state = inputs.parted(received, *stacked)
     return ChunkResult(
         params=inputs.laid(stacked[0], out),
         buffers=rows_of(buffers, every),
-        extra=rows_of(stacked[2], every),
+        extra=rows_of(reply_extra, every),
         state=rows_of(new_state, every),
         num_examples=plan.num_examples,
         metrics={"loss": _mean(losses, plan.seen)},

@@ -1,7 +1,7 @@
 """How a model's named tensors lie in one flat vector, and payloads of them. Needs torch alone."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -47,7 +47,11 @@ class Layout:
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "Layout":
-        """Read the layout off a module: parameters with `requires_grad` are trainable."""
+        """Read the layout off a module: parameters with `requires_grad` are trainable.
+
+        Raises:
+            ValueError: If there are none.
+        """
         parameters = dict(model.named_parameters())
         named = {
             name: tensor
@@ -56,6 +60,8 @@ class Layout:
             and (name in parameters or not _is_alias(tensor, parameters))
         }
         trained = {name for name, tensor in named.items() if tensor.requires_grad}
+        if not trained:
+            raise ValueError("the model has no trainable tensor")
         return cls.from_named(named, buffers=named.keys() - trained)
 
     @classmethod
@@ -70,7 +76,7 @@ class Layout:
                 torch's BatchNorm statistics (a bare record of arrays does not say more).
 
         Raises:
-            ValueError: If a buffer's name is not among the tensors or nothing is left to train.
+            ValueError: If a buffer's name is not among the tensors.
         """
         if buffers is None:
             fixed = {
@@ -85,9 +91,20 @@ class Layout:
                 raise ValueError(f"buffers {missing} are not among the tensors {list(named)}")
         specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in named.items()]
         trainable = tuple(spec for spec in specs if spec.name not in fixed)
-        if not trainable:
-            raise ValueError("the model has no trainable tensor")
         return cls(tuple(named), trainable, tuple(spec for spec in specs if spec.name in fixed))
+
+    def without(self, names: Collection[str]) -> "Layout":
+        """Return the layout of the same model without some of its tensors.
+
+        What is left may hold no trainable tensor: its flat vector is empty then.
+        """
+        if not names:
+            return self
+        return Layout(
+            tuple(name for name in self.names if name not in names),
+            tuple(spec for spec in self.trainable if spec.name not in names),
+            tuple(spec for spec in self.buffers if spec.name not in names),
+        )
 
     @cached_property
     def dim(self) -> int:
@@ -96,7 +113,9 @@ class Layout:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The flat vector's dtype: the widest among the trainable tensors."""
+        """The flat vector's dtype: the widest among the trainable tensors; float32 of none."""
+        if not self.trainable:
+            return torch.float32
         dtype = self.trainable[0].dtype
         for spec in self.trainable:
             dtype = torch.promote_types(dtype, spec.dtype)
@@ -124,6 +143,8 @@ class Layout:
             named: All trainable tensors, sharing their leading dimensions.
             rows: Of tensors `[n, *shape]`, which to take and in which order; None takes all.
         """
+        if not self.trainable:
+            return torch.empty((0,) if rows is None else (len(rows), 0), dtype=self.dtype)
         first = named[self.trainable[0].name]
         lead = first.shape[: first.dim() - len(self.trainable[0].shape)]
         if rows is not None:

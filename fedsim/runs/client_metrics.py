@@ -1,12 +1,13 @@
 """What clients measure on their own data: each one's, and how it spreads over them."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
 
+from fedsim.client.job import OWN, PERSONALISED
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import stacked
 from fedsim.messages.records import NUM_EXAMPLES, only_metrics
@@ -56,22 +57,69 @@ def spread(replies: Iterable[Message]) -> dict[str, float]:
     smallest of anything else. Clients without samples are left out, and so are clients whose
     samples leave the metric undefined; `local/NAME_undefined` counts those, if there are any.
     """
-    columns: dict[str, list[float]] = {}
-    for record in client_metrics(replies):
-        for name, value in record.items() if record["examples"] else ():
-            if name not in ("client", "examples"):
-                columns.setdefault(name, []).append(value)
     found: dict[str, float] = {}
-    for name, column in columns.items():
+    for name, column in _columns(client_metrics(replies)).items():
+        if name.startswith(OWN):
+            continue
         values = [value for value in column if not math.isnan(value)]
         if missing := len(column) - len(values):
             found[f"local/{name}_undefined"] = missing
         if not values:
             continue
         ordered = np.sort(np.array(values))
-        worst = max(1, int(len(ordered) * _WORST))
-        tail = ordered[-worst:] if is_error(name) else ordered[:worst]
         found[f"local/{name}_mean"] = float(ordered.mean())
-        found[f"local/{name}_worst_decile"] = float(tail.mean())
+        found[f"local/{name}_worst_decile"] = _worst(name, ordered)
         found[f"local/{name}_variance"] = float(ordered.var())
     return found
+
+
+def personal_spread(replies: Iterable[Message]) -> dict[str, float]:
+    """Return what clients with tensors of their own measure, apart from those without any yet.
+
+    `personal/NAME` is the plain mean over the clients that have trained, `_worst_decile` that of
+    their worst tenth, `_untrained` the mean over clients that have never trained and evaluate with
+    the initial tensors; `personal/clients` and `personal/clients_untrained` count both. Clients
+    without samples are left out. Nothing is returned where no tensor is personal and clients have
+    no model of their own. Where they have one, NAME is measured on it.
+    """
+    records = [_of_own(r) for r in client_metrics(replies) if r["examples"] and PERSONALISED in r]
+    if not records:
+        return {}
+    trained = [record for record in records if record[PERSONALISED]]
+    untrained = [record for record in records if not record[PERSONALISED]]
+    found = {
+        "personal/clients": float(len(trained)),
+        "personal/clients_untrained": float(len(untrained)),
+    }
+    for name, column in _columns(trained).items():
+        if values := [value for value in column if not math.isnan(value)]:
+            ordered = np.sort(np.array(values))
+            found[f"personal/{name}"] = float(ordered.mean())
+            found[f"personal/{name}_worst_decile"] = _worst(name, ordered)
+    for name, column in _columns(untrained).items():
+        if values := [value for value in column if not math.isnan(value)]:
+            found[f"personal/{name}_untrained"] = float(np.sort(np.array(values)).mean())
+    return found
+
+
+def _of_own(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the metrics of the client's own model alone, if it has one."""
+    own = {name.removeprefix(OWN): v for name, v in record.items() if name.startswith(OWN)}
+    kept = ("client", "examples", PERSONALISED)
+    return {**{name: record[name] for name in kept}, **own} if own else dict(record)
+
+
+def _columns(records: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The values of each metric, of clients that have samples."""
+    columns: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items() if record["examples"] else ():
+            if name not in ("client", "examples", PERSONALISED):
+                columns.setdefault(name, []).append(value)
+    return columns
+
+
+def _worst(name: str, ordered: np.ndarray) -> float:
+    """The mean of the worst tenth of ascending values, at least one."""
+    worst = max(1, int(len(ordered) * _WORST))
+    return float((ordered[-worst:] if is_error(name) else ordered[:worst]).mean())

@@ -23,6 +23,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.attacks.attack import Attack
 from fedsim.runs.client_settings import ClientSettings
+from fedsim.runs.start_model import personal_start
 from fedsim.scenario.choice import Choice
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks import named as tasks
@@ -203,8 +204,9 @@ def _executor(
     if wide:
         task = {**task, "dtype": "float64"}
     settings: dict[str, Any] = {"kind": plan.executor, **options}
+    learnt = task_of(task, data)
     return made_of(
-        task_of(task, data),
+        learnt,
         procedure,
         seen,
         seed=seed,
@@ -214,6 +216,7 @@ def _executor(
         evaluation_batch=plan.evaluation_batch,
         augmentation=augmentation_of(task.get("augment"), data.spec),
         buffers=tasks.options_of(task).buffers,
+        personal=personal_start(learnt, task, seed),
         **settings,
     )
 

@@ -146,7 +146,7 @@ def _loop(
         strategy=world.strategy,
         grid=grid,
         num_rounds=scenario.rounds,
-        evaluate=on_the_test_set(world),
+        evaluate=None if world.personal else on_the_test_set(world),
         pooled=on_pooled_splits(world) if scenario.evaluation.pooled else None,
         robust=on_moved_samples(world),
         kept=world.kept,

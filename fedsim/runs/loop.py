@@ -17,15 +17,14 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.client.job import OWN, PERSONALISED
 from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.federation.grids.wrapper import GridWrapper, Observed
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import clients_of, failures_of
 from fedsim.messages.failures import Failure
-from fedsim.messages.records import (
-    NUM_EXAMPLES,
-)
-from fedsim.runs.client_metrics import client_metrics, spread
+from fedsim.messages.records import NUM_EXAMPLES
+from fedsim.runs.client_metrics import client_metrics, personal_spread, spread
 from fedsim.runs.client_settings import SettingsWatch
 from fedsim.runs.foreign_calls import calls_of
 from fedsim.runs.policy import EarlyStop, Policy
@@ -203,8 +202,14 @@ class RoundLoop:
             _log.warning("evaluation: %s", failure)
         replace(self.policy, min_replies=0).judge(server_round, len(grid.client_ids), failures)
         means = self.strategy.aggregate_evaluate(server_round, replies)
-        found = {f"local/{n}": v for n, v in (means or {}).items() if n != NUM_EXAMPLES}
-        return {**found, **spread(replies), **sent}, tuple(client_metrics(replies))
+        apart = (NUM_EXAMPLES, PERSONALISED)
+        found = {
+            f"local/{n}": v
+            for n, v in (means or {}).items()
+            if n not in apart and not n.startswith(OWN)
+        }
+        found |= {**spread(replies), **personal_spread(replies)}
+        return {**found, **sent}, tuple(client_metrics(replies))
 
     def _report_start(self, arrays: ArrayRecord) -> None:
         """Record round 0: the initial model, and the set-up exchange when the strategy held one."""

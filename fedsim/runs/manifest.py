@@ -37,6 +37,8 @@ def manifest_of(world: World) -> dict[str, Any]:
     manifest = {**world.data.manifest, "sha256": world.data.manifest_sha256}
     if world.weights is not None:
         manifest["weights"] = world.weights
+    if world.personal:
+        manifest["personal"] = list(world.personal)
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         manifest["topology"] = {**graph_statistics(graph), "sha256": edges_sha256(graph)}

@@ -18,6 +18,7 @@ def notes_of(
     found: Findings | None,
     left_out: str | None,
     code: Code,
+    personal: str | None,
 ) -> tuple[str, ...]:
     """Return the notes.
 
@@ -29,6 +30,7 @@ def notes_of(
         found: What a trial of the user's code has found; None where none is in it.
         left_out: Who does not train for having one sample, or None.
         code: The files behind what is named by import path.
+        personal: Which tensors each client keeps to itself, or None.
     """
     dropped = data.manifest.get("dropped", {"samples": 0})
     notes = [
@@ -37,6 +39,8 @@ def notes_of(
         if dropped["samples"]
         else None,
         left_out,
+        personal,
+        _unmeasured(scenario),
         takes_part.note(data.num_clients),
         f"clients train one after another: {plan.reason}" if plan.executor == "loop" else None,
         *(found.notes if found is not None else ()),
@@ -46,6 +50,16 @@ def notes_of(
         _not_followed(code),
     ]
     return tuple(note for note in notes if note is not None)
+
+
+def _unmeasured(scenario: Scenario) -> str | None:
+    """Say that no accuracy of personal models will be known."""
+    if not scenario.task.get("personal") or scenario.evaluation.clients:
+        return None
+    return (
+        "[task] personal with [evaluation] clients = 0: only clients can measure models with "
+        "tensors of their own, and none does; say how many evaluate"
+    )
 
 
 def _not_followed(code: Code) -> str | None:

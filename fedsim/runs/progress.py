@@ -18,6 +18,7 @@ _WORDS = {
     "train/loss": "loss",
     "test/accuracy": "accuracy",
     "nodes/accuracy": "of the nodes",
+    "personal/accuracy": "of the clients",
 }
 
 

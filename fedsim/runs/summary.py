@@ -40,6 +40,8 @@ def summarise(
     for record in loop.history:
         # what is not measured in every round stands as it was last; who failed is of the last alone
         final = {k: v for k, v in final.items() if not k.startswith("clients/")}
+        if "personal/clients" in record:  # once all have trained nobody is measured apart
+            final = {k: v for k, v in final.items() if not k.startswith("personal/")}
         final.update(
             {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
         )

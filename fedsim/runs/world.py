@@ -62,11 +62,12 @@ class World:
         plan: How the run computes.
         strategy: What the server decides.
         app: What runs on the clients.
-        layout: How the model's tensors lie in the flat vector.
-        arrays: The initial model.
+        layout: How the tensors of messages lie in the flat vector.
+        arrays: The initial model, without personal tensors.
         devices: What happens to selected clients inside a round, or None.
         weights: What the manifest says of the weights that the model starts from, or None.
         kept: Tensors of the model that no round changes on the server.
+        personal: Tensors of the model that each client keeps to itself.
         notes: What a user should know of it before it runs, in lines.
         make_strategy: Makes the strategy once more, as another process would.
         code: The files behind what is named by import path, as they were imported.
@@ -85,6 +86,7 @@ class World:
     devices: DeviceModel | None = None
     weights: dict[str, Any] | None = None
     kept: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     make_strategy: Callable[[], Strategy] = field(kw_only=True)
     code: Code = NO_CODE
@@ -142,10 +144,11 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     check_model(strategy, start.layout)
     _introduce(strategy, scenario, data, takes_part, attack, task, start)
     start.check_buffers()
+    start.check_evaluation(scenario.evaluation)
     return World(
         scenario, data, selected, attack, topology, plan, strategy, app, start.layout,
-        start.arrays(), devices, start.weights, start.kept(),
-        notes_of(scenario, data, takes_part, plan, found, left_out, code),
+        start.arrays(), devices, start.weights, start.kept(), start.personal,
+        notes_of(scenario, data, takes_part, plan, found, left_out, code, start.personal_note()),
         make_strategy=make_strategy, code=code,
     )  # fmt: skip
 
@@ -242,6 +245,7 @@ def _introduce(
     clients = data.num_clients
     for each in nested(strategy):
         told = as_ours(each)
+        start.check_sent(getattr(each, "sends", ()))
         told.declare_buffers([spec.name for spec in start.layout.buffers])
         told.declare_seed(scenario.seed)
         try:

@@ -45,7 +45,11 @@ def client_choice(
 
 
 def obeying(
-    problems: ScenarioProblems, strategy: Choice, client: Choice, named: Named
+    problems: ScenarioProblems,
+    strategy: Choice,
+    client: Choice,
+    given: Mapping[str, Any],
+    named: Named,
 ) -> Choice | None:
     """Return `[client]` with the parts that the strategy needs; None when it cannot be.
 
@@ -53,6 +57,7 @@ def obeying(
         problems: Where problems go.
         strategy: The strategy.
         client: `[client]`, checked.
+        given: `[client]` as it was given.
         named: As for `client_choice`.
     """
     name = f'[strategy] name = "{strategy.name}"'
@@ -69,28 +74,28 @@ def obeying(
         return client
     if not asked:
         return client
-    listed = list(client.table[PARTS])
+    said = {each["name"]: each for each in spelled_out(given, list(client.keys)).get(PARTS, [])}
+    listed = {part["name"]: part for part in client.table[PARTS]}
     for part, values in asked.items():
-        mine = next((each for each in listed if each["name"] == part), None)
-        complete = mine or _part(problems, {"name": part, **values}, named)
-        if complete is None:
-            return None
-        if mine is None:
-            listed.append(complete)
         for key, value in values.items():
-            if complete[key] != value:
+            if said.get(part, {}).get(key, value) != value:
                 problems.add(
-                    f"[client.parts] {part}: {key} = {show(complete[key])}: must be {show(value)} "
-                    f"as {name} has it; leave it out"
+                    f"[client.parts] {part}: {key} = {show(said[part][key])}: must be "
+                    f"{show(value)} as {name} has it; leave it out"
                 )
                 return None
-    return _made(problems, client.having({PARTS: listed}))
+        complete = _part(problems, {**said.get(part, {}), "name": part, **values}, named)
+        if complete is None:
+            return None
+        listed[part] = complete
+    return _made(problems, client.having({PARTS: list(listed.values())}))
 
 
 def as_written(client: Choice, strategy: Choice) -> dict[str, Any]:
-    """Return a complete `[client]` table without the parts that the strategy adds by itself.
+    """Return a complete `[client]` table without what the strategy adds by itself.
 
-    So another strategy, or another value of its hyperparameters, adds its own in their place.
+    These are parts at the end of the list, and keys of others. So another strategy, or another
+    value of its hyperparameters, adds its own in their place.
     """
     if not client.table.get(PARTS):
         return dict(client.table)
@@ -99,7 +104,11 @@ def as_written(client: Choice, strategy: Choice) -> dict[str, Any]:
     listed = list(client.table[PARTS])
     while listed and listed[-1] in added:
         listed.pop()
-    return {**client.table, PARTS: listed}
+    own = [
+        {key: value for key, value in part.items() if key not in asked.get(part["name"], {})}
+        for part in listed
+    ]
+    return {**client.table, PARTS: own}
 
 
 def with_values(client: Choice, settings: Mapping[str, Any]) -> Choice:

@@ -19,11 +19,8 @@ from fedsim.scenario.tables import (
 )
 from fedsim.strategy.flower import COHORT
 
-_MADE_ON_DEMAND = (
-    "synthetic",
-    "zipf",
-    "brittle",
-)  # data sets whose clients are generated one by one
+# data sets whose clients are generated one by one
+_MADE_ON_DEMAND = ("synthetic", "zipf", "brittle")
 
 
 def check_clients(

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # The first parts of the metric names that a run can record.
 METRIC_PHASES = (
-    "clients", "comm", "local", "nodes", "pooled", "robust", "server", "test", "time", "train"
+    "clients", "comm", "local", "nodes", "personal", "pooled", "robust", "server", "test", "time",
+    "train",
 )  # fmt: skip
 BY_CAUSE = "clients/failed/"  # counts that are recorded where they are not 0
 

@@ -53,7 +53,8 @@ def factory_tables(
         found["attack"] = _named(problems, tables, "attack", "attacks", None)
     strategy = found["strategy"]
     if strategy is not None and found["client"] is not None:
-        found["client"] = obeying(problems, strategy, found["client"], _named)
+        given = tables.get("client", {})
+        found["client"] = obeying(problems, strategy, found["client"], given, _named)
     needs = strategy is not None and strategy.takes(discovery.TOPOLOGY)
     if "topology" in tables or needs:
         found["topology"] = _named(problems, tables, "topology", "topologies", "ring")

@@ -62,9 +62,16 @@ def unrecorded(
     if not watched:
         return lines
     names = _recorded(scenario, _measured(task, model), attack)
+    if (own := _of_own_models(scenario, model)) is not None:
+        measured = _measured(task, model)
+        told = _personal([*measured, *_moved(scenario, measured), *own])
+        names["personal"] = [f"personal/{name}" for name in told]
     for where, metric in watched:
         phase = metric.partition("/")[0]
         known = names.get(phase)
+        if (why := _without_a_model(scenario, phase)) is not None:
+            lines.append(f"{where} '{metric}' is never recorded {why}")
+            continue
         if known is not None and metric not in known:
             what = unknown(metric, f"a metric that {phase} records here", known)
             lines.append(f"{where} {what}")
@@ -100,13 +107,50 @@ def _recorded(
         "comm": traffic,
         "time": [f"{name}_s" for name in _PHASES_OF_TIME],
     }
-    robust = scenario.evaluation.robust
-    radii = [] if robust is None else robust.radii
-    moved = found["robust"] = [at_radius(name, radius) for radius in radii for name in measured]
+    moved = found["robust"] = _moved(scenario, measured)
+    if scenario.task.get("personal"):
+        found["personal"] = _personal([*measured, *moved])
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         own = [*measured, *moved]
         found["local"] = [*own, *_with(own, _SPREAD)]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _moved(scenario: Scenario, measured: list[str]) -> list[str]:
+    """The metrics on moved samples."""
+    robust = scenario.evaluation.robust
+    radii = [] if robust is None else robust.radii
+    return [at_radius(name, radius) for radius in radii for name in measured]
+
+
+def _personal(measured: list[str]) -> list[str]:
+    ends = _with(measured, ("worst_decile", "untrained"))
+    return [*measured, *ends, "clients", "clients_untrained"]
+
+
+def _of_own_models(scenario: Scenario, model: nn.Module) -> list[str] | None:
+    """What is told of clients' own models beside their metrics; None where they have none."""
+    procedure = scenario.choices["client"].make()
+    if not procedure.has_own_model:
+        return None
+    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return list(procedure.own_model(params, procedure.initial_state(params))[1])
+
+
+def _without_a_model(scenario: Scenario, phase: str) -> str | None:
+    """Why nothing of a phase is measured, for who has the models to measure; None if it is."""
+    personal, name = scenario.task.get("personal"), "accuracy"
+    own = personal or scenario.choices["client"].make().has_own_model
+    if phase == "personal" and not own:
+        return "without [task] personal or a part that trains a model of the client's own"
+    if phase == "personal" and not scenario.evaluation.clients:
+        return "with [evaluation] clients = 0: say how many clients evaluate"
+    if phase in ("test", "pooled", "robust", "nodes") and personal:
+        return (
+            "with [task] personal: the server has no whole model that it could measure; say "
+            f'"personal/{name}" or "local/{name}_mean", with [evaluation] clients = K'
+        )
+    return None
 
 
 def _shows_success(attack: Attack | None, measured: list[str]) -> bool:

@@ -258,7 +258,8 @@ class Scenario:
     @property
     def sha256(self) -> str:
         """A hash of every key that can change the run's result; equal on every machine."""
-        return identity_of(self.resolved())
+        # with the parts that the strategy adds, as clients have them
+        return identity_of({**self.resolved(), "client": dict(self.client)})
 
 
 def code_in(document: Mapping[str, Any], origin: str) -> Code:

@@ -201,17 +201,31 @@ def adapted(
 
 # What Flower's arithmetic does in place, which integers do not bear.
 _SCALES = {"QFedAvg": "scales all tensors of the model in place, those of BatchNorm among"}
+# What Flower's arithmetic cannot do with updates of no number.
+_MEASURES_UPDATES = (
+    "Krum", "MultiKrum", "Bulyan", "DifferentialPrivacyServerSideFixedClipping",
+    "DifferentialPrivacyServerSideAdaptiveClipping",
+)  # fmt: skip
 
 
 def check_model(strategy: "Strategy", layout: "Layout") -> None:
     """Refuse a model that a strategy of Flower's cannot handle.
 
     Raises:
-        ScenarioError: If it would have to clip or to scale integers.
+        ScenarioError: If it would have to clip or to scale integers, or to measure updates when
+            clients share no parameter.
     """
     integers = [spec.name for spec in layout.buffers if not spec.dtype.is_floating_point]
     kind = type(strategy).__name__
-    if not integers or _classes().get(kind) is not type(strategy):
+    if _classes().get(kind) is not type(strategy):
+        return
+    if not layout.trainable and kind in _MEASURES_UPDATES:
+        raise ScenarioError(
+            f'[strategy] name = "{PREFIX}{kind}": measures updates, and with all parameters '
+            '[task] personal there are none; use name = "fedavg", which then leaves every client '
+            "alone"
+        )
+    if not integers:
         return
     wraps = inner_argument(type(strategy))
     does = "clips all tensors of the model and adds noise to" if wraps else _SCALES.get(kind)

@@ -24,6 +24,9 @@ class TaskOptions:
         buffers: What becomes of statistics such as BatchNorm's after local training: "average" on
             the server, with integers at their largest; "local", in the client's memory, never sent;
             "reset", thrown away.
+        personal: Parameters and buffers that each client keeps to itself: whole names, leading
+            parts ("output") or patterns ("*norm*"). They are trained and evaluated with as all
+            others, lie in the client's state and are in no message.
     """
 
     weights: str | None = None
@@ -31,6 +34,7 @@ class TaskOptions:
     freeze: Sequence[str] = ()
     augment: dict[str, Any] | None = None
     buffers: BufferPolicy = "average"
+    personal: Sequence[str] = ()
 
 
 OPTION_KEYS = tuple(each.name for each in fields(TaskOptions))

@@ -6,7 +6,8 @@ import torch
 from clients.local_sgd import LocalSGD
 from clients.parts.margin import Margin
 from clients.parts.proximal import Proximal
-from fedsim.client.part import ClientPart, Here, Own, Parts, Trained, as_sent, sent_as
+from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
+from fedsim.client.parts import Parts
 from fedsim.client.procedure import Named, descent_of, stacks
 from tests.laws import federations as fed
 
@@ -68,7 +69,7 @@ def result_of(kind, parts, **arguments):
 
 def test_the_order_of_the_list_is_the_order_of_the_changes():
     grads = {"w": torch.zeros(2)}
-    here = Here(grads, {}, None, None)
+    here = Here(grads, {}, None, None, 0.1)
     for parts, expected in (([Doubled(), Raised()], 1.0), ([Raised(), Doubled()], 2.0)):
         together = Parts(parts)
         own = together.begin(grads, {}, {})

@@ -140,6 +140,32 @@ def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, 
     assert found["params_sha256"] == expected["params_sha256"]
 
 
+def test_nodes_keep_tensors_and_measure_with_them_as_a_simulation_does(deployment, tmp_path):
+    """Each client's output layer lies in its own node, and has the bits that the engine keeps."""
+    scenario = "scenarios/fedavg_personal_output.toml"
+    choice = (
+        "rounds=3 partition.clients=2 participation.cohort_size=2 engine.chunk_size=2 "
+        "evaluation.clients=2 evaluation.every=1 expect={}"
+    )
+    simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
+    overrides = [word for each in choice.split() for word in ("--set", each)]
+    command = "from fedsim.cli import main; main()"
+    subprocess.run(
+        [sys.executable, "-c", command, "run", scenario, "--out", str(simulated), *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    settings = {"scenario": scenario, "set": choice, "out": str(deployed)}
+    deployment.flwr_run(ROOT, settings, timeout_s=400)
+    expected, found = read_summary(simulated), read_summary(deployed)
+    assert found["params_sha256"] == expected["params_sha256"]
+    measured = [n for n in expected["final"] if n.startswith(("local/", "personal/"))]
+    assert "personal/accuracy" in measured
+    assert {n: found["final"][n] for n in measured} == {n: expected["final"][n] for n in measured}
+
+
 def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path):
     simulated, deployed, refused = (tmp_path / n for n in ("simulated", "deployed", "refused"))
     choice = "engine.bits=portable rounds=2 expect={}"

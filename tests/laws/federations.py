@@ -17,7 +17,8 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob
-from fedsim.client.part import Parts, Trained
+from fedsim.client.part import Trained
+from fedsim.client.parts import Parts
 from fedsim.client.plan import ExecutionPlan
 from fedsim.client.vectorising import loop_reason
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
@@ -31,23 +32,28 @@ from fedsim.federation.participation.kinds import Participation
 from fedsim.messages.layout import Layout, Payload
 from fedsim.messages.records import array_record
 from fedsim.runs.loop import RoundLoop
+from fedsim.runs.start_model import personal_start
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
 from fedsim.scenario.parts import spelled_out
 from fedsim.tasks import named as tasks
+from fedsim.tasks.models.personal import personal_names
 from tests import optimisations
 
 SIZES = (1, 2, 3, 7, 20, 45, 110, 200)
 SHAPE, CLASSES, SEED = (1, 4, 4), 3, 11
 SPEC = SampleSpec(SHAPE, CLASSES)
+# by name, the keys of [task]; those with a `model` are that model with tensors of each client's own
 MODELS = {
     "logistic": {},
     "mlp": {"hidden": [9]},
     "cnn": {},
     "mlp_dropout": {"hidden": [15], "dropout": 0.4},
     "cnn_batchnorm": {},
+    "personal_output": {"model": "mlp", "hidden": [9], "personal": ["output"]},
+    "personal_norms": {"model": "cnn_batchnorm", "personal": ["*norm*"]},
 }
-VECTORISED = [name for name in MODELS if name != "cnn_batchnorm"]
+VECTORISED = [name for name in MODELS if name not in ("cnn_batchnorm", "personal_norms")]
 
 # Small settings for whatever procedure takes them; the others keep their defaults.
 _QUICK = {"local_lr": 0.05, "batch_size": 50, "local_epochs": 1}
@@ -101,8 +107,25 @@ class InMemoryData(FederatedData):
 
 
 def make_task(model="logistic", *, dtype="float32"):
-    table = {"model": model, "dtype": dtype, **MODELS[model]}
-    return tasks.make_task(table, SPEC)
+    return tasks.make_task(_table(model, dtype), SPEC)
+
+
+def _table(model, dtype):
+    return {"model": model, "dtype": dtype, **MODELS[model]}
+
+
+def remembers(model, arguments):
+    """Whether clients with this model and these arguments of the procedure have a state."""
+    kept = make_procedure(**arguments).initial_state({"w": torch.zeros(2)})
+    return bool(kept or MODELS[model].get("personal"))
+
+
+def message_layout(model):
+    """The layout of messages: without the tensors that clients keep to themselves."""
+    built = make_task(model).build_model(0)
+    return Layout.from_model(built).without(
+        personal_names(built, MODELS[model].get("personal", ()))
+    )
 
 
 def procedures():
@@ -226,12 +249,14 @@ def _kind(model, procedure):
 
 
 def make_executor(model="logistic", procedure=None, data=None, *, kind=None, dtype="float32"):
+    task = make_task(model, dtype=dtype)
     return CohortExecutor(
-        make_task(model, dtype=dtype),
+        task,
         make_procedure() if procedure is None else procedure,
         InMemoryData() if data is None else data,
         seed=SEED,
         kind=kind or _kind(model, procedure),
+        personal=personal_start(task, _table(model, dtype), SEED),
     )
 
 
@@ -249,7 +274,7 @@ def make_grid(*arguments, **options):
 def initial_arrays(model="logistic", *, dtype="float32") -> ArrayRecord:
     built = make_task(model, dtype=dtype).build_model(SEED)
     state = built.state_dict()
-    return array_record({name: state[name] for name in Layout.from_model(built).names})
+    return array_record({name: state[name] for name in message_layout(model).names})
 
 
 def initial_payload(executor) -> Payload:

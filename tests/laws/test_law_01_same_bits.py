@@ -169,19 +169,13 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def remembers(number):
-    """Whether clients of a case keep something between rounds."""
-    _, name, arguments = CASES[number]
-    return bool(make_procedure(name, **arguments).initial_state({"w": torch.zeros(2)}))
-
-
 @pytest.mark.parametrize(("number", "strategy"), PAIRS)
 def test_ray_workers_give_the_bits_of_the_inline_engine(inline, two_workers, number, strategy):
     expected = run_case(inline, number, strategy)
     chunks = len(inline.chunk_log)
     # three chunks to train and three to evaluate in each of two rounds, three of a set-up exchange
     assert chunks == 12 + 3 * (expected[1][0].get("clients/selected") == CLIENTS)
-    assert bool(expected[2]) == remembers(number)
+    assert bool(expected[2]) == fed.remembers(CASES[number][0], CASES[number][2])
     for workers in ((0,), (0, 1)):
         with only(two_workers, *workers) as grid:
             assert run_case(grid, number, strategy) == expected

@@ -74,6 +74,17 @@ SCENARIOS = {
         "topology": {"kind": "regular", "degree": 3, "every": 2},
         "participation": {"kind": "bernoulli", "rate": 0.8},
     },
+    "output layers that clients keep": {
+        "task": {"model": "mlp", "hidden": [8], "personal": ["output"]},
+        "client": {"momentum": 0.9, "keep_optimizer": True},
+        "partition": {"kind": "iid", "clients": 6, "test_fraction": 0.3},
+        "participation": {"kind": "uniform", "cohort_size": 2},
+        "evaluation": {"clients": 6},
+    },
+    "batch normalisation that clients keep": {
+        "task": {"model": "cnn_batchnorm", "personal": ["*norm*"]},
+        "participation": {"kind": "uniform", "cohort_size": 2},
+    },
     "clients that evaluate": {
         "partition": {"kind": "iid", "clients": 6, "test_fraction": 0.3},
         "evaluation": {"clients": 4, "every": 2},

@@ -6,8 +6,10 @@ tolerance of 0 asks for the same bits, in float32; any other is the largest diff
 
 import numpy as np
 import pytest
+import torch
 
 from fedsim.engine.inline import InlineGrid
+from fedsim.messages.records import array_record
 from fedsim.scenario import discovery
 from tests.laws import federations as fed
 
@@ -31,7 +33,7 @@ class IdenticalClients(fed.InMemoryData):
         return found
 
 
-def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=256):
+def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=256, own=False):
     """The model after every round, and the strategy's metrics."""
     # whole clients in one batch: the order of samples must not tell identical clients apart
     parts = fed.parts_for(name, **arguments)
@@ -49,16 +51,35 @@ def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=
     strategy = fed.make_strategy(name, **arguments)
     if hasattr(strategy, "declare_rates"):
         strategy.declare_rates(np.full(8, 1.0 if cohorts == EVERYBODY else 0.6))
+    grid = InlineGrid(app, 8)
     fed.run_rounds(
         strategy,
-        InlineGrid(app, 8),
+        grid,
         fed.initial_arrays("mlp", dtype=dtype),
         app.layout,
         rounds=rounds,
         cohorts=cohorts,
         hooks=[Keep()],
     )
-    return found
+    return [*found, own_models(app, grid, found[-1])] if own else found
+
+
+def own_models(app, grid, arrays):
+    """Each client's own model at the end, the shared one where a client has none."""
+    shared = {n: torch.from_numpy(arrays[n].numpy().copy()) for n in arrays}
+    procedure = app.executor.procedure
+    clients, state = grid.store.export()
+    models = {}
+    for client in range(8):
+        place = clients.index(client) if client in clients else None
+        mine = (
+            procedure.initial_state(shared)
+            if place is None
+            else {n: rows[place] for n, rows in state.items()}
+        )
+        own, _ = procedure.own_model(shared, mine)
+        models |= {f"{client}.{name}": tensor for name, tensor in own.items()}
+    return array_record(models)
 
 
 def pair(name, case, **options):
@@ -96,9 +117,10 @@ def test_in_its_degenerate_setting_a_strategy_is_the_other_one(name, case):
 def test_elsewhere_it_is_not(name, case):
     """The control: with its defaults, unequal clients and absences it is a strategy of its own.
 
-    Batches are small, so that clients take unequally many steps.
+    Batches are small, so that clients take unequally many steps. Where the model that all share is
+    another strategy's, the clients' own are not.
     """
-    options = {"dtype": "float64", "alike": False, "cohorts": SOME, "batch_size": 16}
+    options = {"dtype": "float64", "alike": False, "cohorts": SOME, "batch_size": 16, "own": True}
     one = models(name, {}, **options)
     other = models(case.becomes, dict(case.with_settings), **options)
     assert fed.largest_difference(one[-1], other[-1]) > max(1e-6, 1e3 * case.tolerance)

@@ -36,6 +36,8 @@ WRAPPED = {
 }
 WRAPPED["private_ours"] = WRAPPED["private"] + ', strategy={name="fedvarp"}'
 CASES += [f"strategy-{name}" for name in WRAPPED]
+PERSONAL = "personal-sgd"  # the last: what clients keep of it lies in the nodes' contexts
+CASES.append(PERSONAL)
 FOUND: dict[str, np.ndarray] = {}
 
 
@@ -45,17 +47,19 @@ def world_of(case: str) -> World:
     strategy = choice if model == "strategy" else "fedavg"
     named = WRAPPED.get(strategy, f'name="{strategy}"')
     optimizer = "sgd" if model == "strategy" else choice
-    model = "mlp" if model == "strategy" else model
+    personal = ', personal=["output.*"]' if case == PERSONAL else ""
+    model = "mlp" if model in ("strategy", "personal") else model
     return build(
         load(
             "quickstart",
             [
-                f'task={{model="{model}", dtype="float64"}}',
+                f'task={{model="{model}", dtype="float64"{personal}}}',
                 f"strategy={{{named}}}",
                 "partition.clients=4",
                 'participation={kind="full"}',
                 f'client={{name="local_sgd", batch_size=64, {OPTIMIZERS[optimizer]}}}',
                 "engine.chunk_size=2",
+                "expect={}",
             ],
         )
     )
@@ -87,7 +91,18 @@ class Cases(ClientApp):
         case = message.metadata.group_id or CASES[0]
         if case not in _apps:
             _apps[case] = world_of(case).app
-        return _apps[case](message, context)
+        reply = _apps[case](message, context)
+        if case == PERSONAL:
+            require_no_output(message)
+            require_no_output(reply)
+        return reply
+
+
+def require_no_output(message: Message) -> None:
+    """Refuse a message with a tensor of the output layer in it."""
+    for record in message.content.array_records.values():
+        if any("output" in name for name in record):
+            raise AssertionError(f"a personal tensor travels: {list(record)}")
 
 
 _apps: dict[str, ClientApp] = {}

@@ -20,7 +20,7 @@ CASES = [
     for optimizer in ("sgd", "adam")
 ]
 CASES += [f"strategy-{name}" for name in discovery.names("strategies")]
-CASES += ["strategy-private", "strategy-private_ours", "strategy-prox"]
+CASES += ["strategy-private", "strategy-private_ours", "strategy-prox", "personal-sgd"]
 CASES += ["strategy-fedau_with_adam"]
 
 

@@ -29,7 +29,7 @@ def test_a_part_is_complete_in_the_resolved_scenario_and_made_with_its_procedure
     assert scenario.client["parts"] == [margin]
     again = fedsim.Scenario.from_resolved(scenario.resolved(), "again")
     assert (again.client, again.sha256) == (scenario.client, scenario.sha256)
-    assert scenario.choices["client"].make().needs_classes == "coefficient = 1.0"
+    assert scenario.choices["client"].make().needs_classes == "margin.coefficient = 1.0"
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,19 @@ def test_a_former_key_is_short_for_its_part(former, part):
     assert load(f"client.parts=[{{{listed}}}]").sha256 == scenario.sha256
 
 
-def test_scenarios_of_before_keep_their_hash():
-    # the table as it was written before there were parts, with all its keys
-    resolved = load("client.margin=0.2").resolved()
-    before = {k: v for k, v in resolved["client"].items() if k != "parts"} | {
-        "proximal": 0.0, "margin": 0.2, "margin_space": "probability", "margin_reduction": "batch",
+def as_it_was(resolved, **given):
+    """The table as it was written before there were parts, with all its keys."""
+    defaults = {
+        "proximal": 0.0, "margin": 0.0, "margin_space": "probability", "margin_reduction": "batch",
         "guidance": "step", "setup_epochs": None, "setup_lr": None,
     }  # fmt: skip
+    own = {key: value for key, value in resolved["client"].items() if key != "parts"}
+    return {**own, **defaults, **given}
+
+
+def test_scenarios_of_before_keep_their_hash():
+    resolved = load("client.margin=0.2").resolved()
+    before = as_it_was(resolved, margin=0.2)
     assert identity_of({**resolved, "client": before}) == identity_of(resolved)
     old = fedsim.Scenario.from_resolved({**resolved, "client": before}, "old")
     assert old.sha256 == identity_of(resolved)
@@ -102,8 +108,24 @@ def test_a_strategy_adds_the_part_that_it_needs_and_takes_it_along():
     assert own.resolved()["client"]["parts"] == own.client["parts"]
 
 
+def test_a_part_that_is_listed_takes_what_it_does_not_say_from_the_strategy():
+    ridge = "client.parts.personal_mixture.alpha_ridge=0.1"
+    scenario = load("strategy={name='apfl', alpha=0.75}", ridge)
+    (part,) = scenario.client["parts"]
+    assert (part["alpha"], part["alpha_ridge"]) == (0.75, 0.1)
+    changed = scenario.with_overrides(["strategy.alpha=0.25"])
+    assert changed.client["parts"][0]["alpha"] == 0.25
+    assert changed.client["parts"][0]["alpha_ridge"] == 0.1
+    again = fedsim.Scenario.from_resolved(scenario.resolved(), "again")
+    assert (again.client, again.sha256) == (scenario.client, scenario.sha256)
+
+
 def test_what_the_strategy_decides_is_not_decided_twice():
     prox = 'strategy={name="flower:FedProx", proximal_mu=0.2}'
+    resolved = load(prox).resolved()
+    assert (
+        identity_of({**resolved, "client": as_it_was(resolved, proximal=0.2)}) == load(prox).sha256
+    )
     assert load(prox).client["parts"] == [{"name": "proximal", "mu": 0.2}]
     changed = load(prox).with_overrides(["strategy.proximal_mu=0.4"])
     assert changed.client["parts"] == [{"name": "proximal", "mu": 0.4}]

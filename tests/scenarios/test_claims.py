@@ -35,6 +35,14 @@ WITHOUT = {
     "fal_brittle_features": ["strategy.radius=0.0"],  # moved samples -> the samples
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
+    "scaffold_two_classes": ['strategy={name="fedavg", weighted=false}'],  # variates -> none
+    "feddyn_two_classes": ["strategy.alpha=0.0"],  # regulariser -> none
+    "ditto_two_classes": ["client.parts.personal_model.lr=0.0"],  # the own model never moves
+    "apfl_two_classes": ["strategy.alpha=0.0", "strategy.adaptive=false"],  # nothing is mixed in
+    "pfedme_two_classes": ["strategy.inner_lr=1e-6"],  # the own model is the shared one
+    "fedavg_personal_output": ["task.personal=[]"],  # one model for all
+    "fedavg_personal_body": ["task.personal=[]"],
+    "fedavg_personal_norms": ["task.personal=[]"],
 }
 
 

@@ -272,7 +272,10 @@ def test_a_task_table_that_cannot_be_is_refused(task, message):
 
 def test_a_penalty_on_classes_is_refused_where_targets_are_numbers():
     message = refusal(data={"name": "diabetes"}, client={"margin": 0.5})
-    assert '[client] margin = 0.5 with [data] name = "diabetes": needs targets that' in message
+    assert (
+        '[client] margin.coefficient = 0.5 with [data] name = "diabetes": needs targets that'
+        in message
+    )
 
 
 def test_cropping_what_is_no_image_is_refused():
