@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clients.local_sgd import LocalSGD
+from clients.parts.adversarial import Adversarial
 from clients.parts.margin import Margin
 from clients.parts.proximal import Proximal
 from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
@@ -162,3 +163,31 @@ def test_penalties_add_up():
     _, two = result_of("vmap", [Margin(coefficient=0.1), Other(coefficient=0.1)])
     _, one = result_of("vmap", [Margin(coefficient=0.2)])
     torch.testing.assert_close(two.params, one.params, rtol=0, atol=1e-12)
+
+
+class Elsewhere(ClientPart):
+    """Takes the gradient at twice the parameters, by a function that knows nothing else."""
+
+    stacks = True
+
+    def wrapped(self, gradient, own):
+        def there(params, buffers, batch, objective=None, penalty=None):
+            twice = {n: 2 * p for n, p in params.items()}
+            return gradient(twice, buffers, batch, objective, penalty)
+
+        return there
+
+
+@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+def test_what_else_a_gradient_has_stays_beside_a_function_in_its_place(kind):
+    """Samples are moved by the model itself, and the gradient is taken elsewhere."""
+    found = [
+        result_of(kind, parts)[1].params
+        for parts in (
+            [Elsewhere(), Adversarial(radius=0.3)],
+            [Elsewhere()],
+            [Adversarial(radius=0.3)],
+        )
+    ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert float((found[one] - found[other]).abs().max()) > 1e-4

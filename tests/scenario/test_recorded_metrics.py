@@ -18,6 +18,16 @@ WORLDS = {
         "devices": {"partial": 0.5},
         "engine": {"kind": "inline", "on_failure": "retry"},
     },
+    "own models": {
+        **SPLIT,
+        "strategy": {"name": "ditto"},
+        "evaluation": {"clients": 3, "robust": {"radii": [0.05], "steps": 2}},
+    },
+    "own tensors": {
+        **SPLIT,
+        "task": {"personal": ["output"]},
+        "evaluation": {"clients": 3, "robust": {"radii": [0.05], "steps": 2}},
+    },
     "numbers": {"data": {"name": "diabetes"}, "task": {"model": "linear"}},
     "nodes": {"strategy": {"name": "gossip"}},
     "attacked": {
@@ -29,7 +39,7 @@ WORLDS = {
         "task": {"metrics": ["macro_f1"]},
     },
 }
-CLOSED = ("test", "robust", "local", "pooled", "nodes", "clients", "comm", "time")
+CLOSED = ("test", "robust", "local", "personal", "pooled", "nodes", "clients", "comm", "time")
 
 
 def scenario(**tables):
@@ -59,8 +69,9 @@ def test_what_a_run_records_is_what_may_be_claimed(world, tmp_path):
         words = refusal(**WORLDS[world], expect={f"{phase}/nothing": {"min": 0.0}})
         allowed = set(words.rpartition("allowed: ")[2].split(", "))
         # failures, and metrics that some clients' samples do not define, may never happen
-        # (or rules bear no number of attackers)
-        maybe = {n for n in allowed if "/failed/" in n or n.endswith(("_undefined", "beyond_f"))}
+        # (or rules bear no number of attackers, or every client has trained)
+        ends = ("_undefined", "beyond_f", "_untrained")
+        maybe = {n for n in allowed if "/failed/" in n or n.endswith(ends)}
         assert allowed - maybe == {n for n in closed if n.startswith(f"{phase}/")} - maybe
 
 
