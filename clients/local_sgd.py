@@ -1,18 +1,20 @@
-"""Local training by minibatch SGD or Adam, the procedure of federated averaging.
+"""Local training by minibatch SGD, Adam or AdamW, the procedure of federated averaging.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate; Adam is Kingma and Ba's (arXiv:1412.6980,
-Algorithm 1). What else a client does is a list of parts, see `clients/parts`.
+Algorithm 1), AdamW Loshchilov and Hutter's (arXiv:1711.05101, Algorithm 2), whose weight decay is
+not a part of the gradient. What else a client does is a list of parts, see `clients/parts`.
 
 Symbols: eta_l local_lr, E local_epochs, B batch_size, mu (heavy ball) momentum.
 
-Deviations: none. The arithmetic of SGD and Adam follows `torch.optim` (weight decay is added to the
-gradient; momentum without dampening starts from the first gradient).
+Deviations: none. The arithmetic follows `torch.optim`: weight decay of SGD and Adam is added to the
+gradient, that of AdamW is times the step size; momentum without dampening starts from the first
+gradient.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +34,8 @@ from fedsim.client import (
 )
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Draw, along
+from fedsim.client.procedure import Draw, along, norm_of
+from fedsim.client.step_sizes import step_sizes
 
 
 def _no_moments(table: Mapping[str, Any]) -> str | None:
@@ -41,10 +44,14 @@ def _no_moments(table: Mapping[str, Any]) -> str | None:
 
 
 def _undone_guidance(table: Mapping[str, Any]) -> str | None:
-    if table["optimizer"] != "adam":
+    if table["optimizer"] == "sgd":
         return None
-    return 'optimizer = "adam", whose steps are as long whatever it says; use "step"'
+    return (
+        f'optimizer = "{table["optimizer"]}", whose steps are as long whatever it says; use "step"'
+    )
 
+
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 # what a value must be: (whether it is, in words)
 _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -52,7 +59,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "local_epochs": (lambda v: v >= 1, ">= 1"),
     "local_steps": (lambda v: v is None or v >= 1, ">= 1"),
     "batch_size": (lambda v: v >= 1, ">= 1"),
-    "optimizer": (lambda v: v in ("sgd", "adam"), "sgd or adam"),
+    "optimizer": (lambda v: v in get_args(Optimizer), "sgd, adam or adamw"),
     "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "betas": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "each in [0, 1)"),
@@ -64,7 +71,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @final
 class LocalSGD(ClientProcedure):
-    """Minibatch SGD or Adam on the client's own samples.
+    """Minibatch SGD, Adam or AdamW on the client's own samples.
 
     Args:
         local_lr: Step size in round 1; > 0 (0 trains nothing).
@@ -74,13 +81,17 @@ class LocalSGD(ClientProcedure):
         last_batch: What becomes of an epoch's last batch where it is short: "keep" it, "drop" it,
             or "merge" it into the one before. Where it is the only one it is kept, but under "drop"
             and "merge" a client with one sample does not train.
-        optimizer: "sgd" or "adam".
+        optimizer: "sgd", "adam" or "adamw".
         momentum: Heavy-ball momentum of SGD, in [0, 1).
-        weight_decay: L2 coefficient added to the gradient; >= 0.
+        weight_decay: L2 coefficient; >= 0. It is added to the gradient, or with "adamw" to what the
+            step size is multiplied by.
         betas: Adam's decay rates of the first and second moments, each in [0, 1).
         epsilon: Adam's denominator offset; > 0.
         clip_norm: Upper bound of the gradient's Euclidean norm per step; None does not clip.
         lr_decay: Factor on the step size per round; in (0, 1].
+        schedule: A further factor on the step size, such as `{ kind = "cosine", length = 100 }`:
+            `kind` "constant", "step" (`every`, `factor`) or "cosine" (`length`, `floor`), each with
+            a linear `warmup`, `over` the "rounds" of the run or the "steps" of a round. None is 1.
         keep_optimizer: Whether momentum and moments live on in the client's state between its
             rounds instead of starting anew.
         parts: What else a client does, see `clients/parts`; no two of one kind.
@@ -104,30 +115,35 @@ class LocalSGD(ClientProcedure):
         local_steps: int | None = None,
         batch_size: int = 32,
         last_batch: LastBatch = "keep",
-        optimizer: Literal["sgd", "adam"] = "sgd",
+        optimizer: Optimizer = "sgd",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         clip_norm: float | None = None,
         lr_decay: float = 1.0,
+        schedule: Mapping[str, Any] | None = None,
         keep_optimizer: bool = False,
         parts: Sequence[ClientPart] = (),
     ) -> None:
         _require_allowed(dict(locals()))
         require_choice("last_batch", last_batch, LastBatch)
-        if optimizer == "adam" and momentum:
-            raise ValueError(f"momentum = {momentum!r}: adam has none of its own; leave it at 0")
+        if optimizer != "sgd" and momentum:
+            raise ValueError(
+                f"momentum = {momentum!r}: {optimizer} has none of its own; leave it at 0"
+            )
         self._local_lr = local_lr
         epochs = None if local_steps else local_epochs
         self._work = Work(batch_size, epochs, local_steps, last_batch)
-        self._adam = optimizer == "adam"
+        self._adam, self._decoupled = optimizer != "sgd", optimizer == "adamw"
         self._momentum = momentum
         self._weight_decay = weight_decay
         self._betas = betas
         self._epsilon = epsilon
         self._clip_norm = clip_norm
         self._lr_decay = lr_decay
+        self._schedule = step_sizes(schedule)
+        self._over_steps = self._schedule.changes and self._schedule.over == "steps"
         self._keep_optimizer = keep_optimizer
         self._parts = Parts(parts)
 
@@ -165,9 +181,19 @@ class LocalSGD(ClientProcedure):
         return self._parts.draws
 
     @property
+    def needs_representations(self) -> str | None:
+        """What a part says."""
+        return self._parts.needs_representations
+
+    @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]
         """What its parts use of what a strategy sends."""
         return self._parts.takes
+
+    @property
+    def knows(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What its parts ask to know of the client's training samples."""
+        return self._parts.knows
 
     @property
     def stacks(self) -> bool:  # type: ignore[override]
@@ -179,8 +205,14 @@ class LocalSGD(ClientProcedure):
         strength = self._parts.strength
         if self._adam or self._clip_norm or strength is None:
             return None
+        step_size, companion = self._step_size(server_round), None
+        if (beside := self._parts.companion) is not None:
+            _, pull, size = beside
+            companion = Descent(step_size if size is None else size, pull=pull, pushes=pull > 0)
+            if size is None:
+                companion = companion._replace(factor=self._factor_over_steps)
         return Descent(
-            self._step_size(server_round),
+            step_size,
             self._weight_decay,
             self._momentum,
             guides_step=self._parts.guides != "gradient",
@@ -189,11 +221,25 @@ class LocalSGD(ClientProcedure):
             pushes=self._parts.pushes,
             looks_back=self._parts.looks_back,
             takes=self._parts.takes,
+            companion=companion,
+            factor=self._factor_over_steps,
         )
+
+    @property
+    def _factor_over_steps(self) -> Callable[[int], float] | None:
+        return self._schedule.at if self._over_steps else None
 
     def push(self, carry: Carry) -> Named:
         """Return what the parts add to the gradient in every step."""
         return self._parts.push(carry["parts"])
+
+    def companion(self, carry: Carry) -> tuple[Named, Named]:
+        """Return (where a part's own model starts, what is added to its gradient)."""
+        return self._parts.companion_of(carry["parts"])
+
+    def accompanied(self, carry: Carry, companion: Named) -> Carry:
+        """Return the carry with a part's own model after its descent."""
+        return {**carry, "parts": self._parts.accompanied(carry["parts"], companion)}
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, and what the parts begin with."""
@@ -208,7 +254,7 @@ class LocalSGD(ClientProcedure):
         carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
         if self._parts:
             carry["parts"] = self._parts.begin(params, extra, state)
-        if self._parts.looks_back:
+        if self._counts:
             first = next(iter(params.values()))
             none = torch.zeros((), dtype=first.dtype, device=first.device)
             carry |= {"received": params, "steps": none, "path": none}
@@ -220,38 +266,42 @@ class LocalSGD(ClientProcedure):
         """One step of the optimiser on one batch, of one client or of several."""
         params, moments, own = carry["params"], carry["moments"], carry.get("parts", {})
         parts = self._parts
+        lr: float | Tensor = self._step_size(server_round)
+        if self._over_steps:
+            lr = lr * self._schedule.each(carry["steps"])
+        here = Here(params, carry["buffers"], batch, gradient, lr)
+        seen = parts.look(here, own)
         loss, grads, buffers = parts.wrapped(gradient, own)(
             params,
             carry["buffers"],
             batch,
-            objective=parts.objective(own),
-            penalty=parts.penalty(own),
+            objective=parts.objective(seen),
+            penalty=parts.penalty(seen),
+            inner=parts.inner_penalty(seen),
         )
-        lr = self._step_size(server_round)
-        here = Here(params, carry["buffers"], batch, gradient, lr)
         grads, own = parts.gradient(grads, here, own)
         if self._clip_norm is not None:
-            clients = loss.shape  # [] or [clients]
-            squares = [(g * g).reshape(*clients, -1).sum(-1) for g in grads.values()]
-            norm = torch.stack(squares).sum(0).sqrt()
-            scale = torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0)
+            scale = torch.clamp(self._clip_norm / (norm_of(grads, loss.shape) + 1e-6), max=1.0)
             grads = {n: g * along(scale, g) for n, g in grads.items()}
-        if self._weight_decay:
+        if self._weight_decay and not self._decoupled:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
         grads = parts.direction(grads, own)
         if self._adam:
             steps, moments = self._adam_step(grads, moments, lr)
+            if self._decoupled and self._weight_decay:
+                decays = {n: along(lr, p) * self._weight_decay * p for n, p in params.items()}
+                steps = {n: s + decays[n] for n, s in steps.items()}
         else:
             if self._momentum:
                 moments = {n: self._momentum * moments[n] + g for n, g in grads.items()}
                 grads = moments
-            steps = {n: lr * g for n, g in grads.items()}
+            steps = {n: along(lr, g) * g for n, g in grads.items()}
         steps = parts.step(steps, own)
         params = {n: p - steps[n] for n, p in params.items()}
         after = {**carry, "params": params, "buffers": buffers, "moments": moments}
         if parts:
             after["parts"] = parts.stepped(own, here, params)
-        if parts.looks_back:
+        if self._counts:
             after |= {"steps": carry["steps"] + 1, "path": carry["path"] + lr}
         return after, loss
 
@@ -280,9 +330,17 @@ class LocalSGD(ClientProcedure):
         """Return (the client's own model, numbers that tell of its state)."""
         return self._parts.own_model(params, state), self._parts.measured(state)
 
+    @property
+    def _counts(self) -> bool:
+        """Whether the carry counts steps and adds up their sizes."""
+        return self._parts.looks_back or self._over_steps
+
     def _step_size(self, server_round: int) -> float:
         if server_round:
-            return self._local_lr * self._lr_decay ** (server_round - 1)
+            step_size = self._local_lr * self._lr_decay ** (server_round - 1)
+            if self._schedule.changes and not self._over_steps:
+                step_size *= self._schedule.at(server_round - 1)
+            return step_size
         step_size = self._local_lr  # a set-up exchange is round 0
         for part in self._parts:
             step_size = part.setup_step_size(step_size)
@@ -299,7 +357,7 @@ class LocalSGD(ClientProcedure):
             )
         return {n: torch.zeros_like(p) for n, p in params.items()} if self._momentum else {}
 
-    def _adam_step(self, grads: Named, moments: Named, lr: float) -> tuple[Named, Named]:
+    def _adam_step(self, grads: Named, moments: Named, lr: float | Tensor) -> tuple[Named, Named]:
         """Return (what the parameters are to be reduced by, moments)."""
         beta1, beta2 = self._betas
         steps = moments["steps"] + 1
@@ -311,7 +369,7 @@ class LocalSGD(ClientProcedure):
             first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
             second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
             denominator = torch.sqrt(second / along(second_scale, grad)) + self._epsilon
-            taken[name] = lr * (first / along(first_scale, grad)) / denominator
+            taken[name] = along(lr, grad) * (first / along(first_scale, grad)) / denominator
             updated[f"first.{name}"], updated[f"second.{name}"] = first, second
         return taken, updated
 

@@ -29,9 +29,7 @@ class Ditto(AveragingStrategy):
         ValueError: If an argument is outside its range.
     """
 
-    degenerate: ClassVar[tuple[Degenerate, ...]] = (
-        Degenerate({"strength": 0.0}, "fedavg", {}, tolerance=1e-12),
-    )
+    degenerate: ClassVar[tuple[Degenerate, ...]] = (Degenerate({"strength": 0.0}, "fedavg", {}),)
     parts: ClassVar[Mapping[str, Mapping[str, str]]] = {"personal_model": {"strength": "strength"}}
 
     def __init__(

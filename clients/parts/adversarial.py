@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedsim.basics.errors import require_at_least, require_choice, require_positive
 from fedsim.basics.idle import Idle, at
+from fedsim.client.bound import in_place_of, of_first, sum_of
 from fedsim.client.part import ClientPart, Own
 from fedsim.client.perturbation import Attack, Ball, Norm, fgsm, pgd, require_box, starts
 from fedsim.client.procedure import Batch, ByFeatures, Draw, Gradient, Losses, Named, Objective
@@ -163,19 +164,25 @@ class Adversarial(ClientPart):
             batch: Batch,
             objective: Objective | None = None,
             penalty: Objective | None = None,
+            inner: Objective | None = None,
         ) -> tuple[Tensor, Named, Named]:
             moved = batch._replace(features=self._moved(gradient, params, buffers, batch))
             if self._loss == "adversarial":
-                return gradient(params, buffers, moved, objective, penalty)
+                return gradient(params, buffers, moved, objective, penalty, inner)
             if self._loss == "trades":
-                both, first, further = self._divergence(batch, moved, objective, penalty)
-                return gradient(params, buffers, both, first, further)
-            loss, grads, buffers = gradient(params, buffers, batch, objective, penalty)
-            worse, there, buffers = gradient(params, buffers, moved, objective, penalty)
+                both, further = self._divergence(batch, moved)
+                count = batch.weights.shape[-1]
+                first, other, within = (
+                    None if each is None else of_first(each, count)
+                    for each in (objective, penalty, inner)
+                )
+                return gradient(params, buffers, both, first, sum_of([further, other]), within)
+            loss, grads, buffers = gradient(params, buffers, batch, objective, penalty, inner)
+            worse, there, buffers = gradient(params, buffers, moved, objective, penalty, inner)
             mixed = {n: g + self._lambda * (there[n] - g) for n, g in grads.items()}
             return loss + self._lambda * (worse - loss), mixed, buffers
 
-        return robust  # type: ignore[return-value]  # what else a gradient has is kept beside it
+        return in_place_of(gradient, robust)
 
     def _moved(self, gradient: Gradient, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """The batch's features, moved; of a client that does not train so, as they are."""
@@ -211,10 +218,8 @@ class Adversarial(ClientPart):
             )
         return moved.detach()
 
-    def _divergence(
-        self, batch: Batch, moved: Batch, objective: Objective | None, penalty: Objective | None
-    ) -> tuple[Batch, Objective | None, Objective]:
-        """Return (samples and moved samples as one batch, what is minimised, what is added).
+    def _divergence(self, batch: Batch, moved: Batch) -> tuple[Batch, Objective]:
+        """Return (samples and moved samples as one batch, what is added to the objective).
 
         The moved samples weigh nothing in the task's loss, as if they were padding.
         """
@@ -231,21 +236,13 @@ class Adversarial(ClientPart):
             {purpose: joined(drawn, drawn) for purpose, drawn in batch.drawn.items()},
         )
 
-        def first(of: Objective) -> Objective:
-            return lambda outputs, targets, weights: of(
-                outputs[:count], targets[:count], weights[:count]
-            )
-
         def further(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
             apart = divergence(outputs[:count], outputs[count:])
             counted = weights[:count] > 0
             mean = torch.where(counted, apart, 0).sum() / counted.sum().clamp(min=1)
-            added = self._beta * mean
-            if penalty is not None:
-                added = added + first(penalty)(outputs, targets, weights)
-            return added
+            return self._beta * mean
 
-        return both, None if objective is None else first(objective), further
+        return both, further
 
 
 def divergence(outputs: Tensor, others: Tensor) -> Tensor:

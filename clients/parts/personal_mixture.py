@@ -96,7 +96,7 @@ class PersonalMixture(ClientPart):
         private, alpha = own["v"], own["alpha"]
         grads = here.gradient_at(_mixture(private, shared, alpha))
         lr = here.step_size if self._lr is None else self._lr
-        stepped = {n: v - lr * along(alpha[n], v) * grads[n] for n, v in private.items()}
+        stepped = {n: v - along(lr, v) * along(alpha[n], v) * grads[n] for n, v in private.items()}
         if self._adaptive:
             alpha = self._moved(alpha, private, shared, grads, own["fresh"], here)
         return {"v": stepped, "alpha": alpha, "fresh": torch.zeros_like(own["fresh"])}

@@ -13,7 +13,7 @@ from typing import final
 
 from fedsim.basics.errors import require_at_least
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Named
+from fedsim.client.procedure import Named, along
 
 
 @final
@@ -36,6 +36,26 @@ class PersonalModel(ClientPart):
             require_at_least("lr", lr, 0)
         self._pull, self._lr = strength, lr
 
+    @property
+    def strength(self) -> float:
+        """0: the shared model takes plain steps."""
+        return 0.0
+
+    @property
+    def companion(self) -> tuple[float, float | None]:
+        """lambda: the term's gradient is lambda * v - lambda * w_received."""
+        return self._pull, self._lr
+
+    def companion_of(self, own: Own) -> tuple[Named, Named]:
+        """Return (v, -lambda * w_received)."""
+        if not self._pull:
+            return own["v"], {}
+        return own["v"], {n: -self._pull * t for n, t in own["received"].items()}
+
+    def accompanied(self, own: Own, companion: Named) -> Own:
+        """Carry v after its steps."""
+        return {**own, "v": companion}
+
     def initial_state(self, params: Named) -> Named:
         """Return v = the model received."""
         return {n: t.clone() for n, t in params.items()}
@@ -51,7 +71,7 @@ class PersonalModel(ClientPart):
         if self._pull:
             grads = {n: g + self._pull * (private[n] - received[n]) for n, g in grads.items()}
         lr = here.step_size if self._lr is None else self._lr
-        return {**own, "v": {n: v - lr * grads[n] for n, v in private.items()}}
+        return {**own, "v": {n: v - along(lr, v) * grads[n] for n, v in private.items()}}
 
     def finish(self, own: Own, trained: Trained, state: Named) -> tuple[Named, Named]:
         """Keep v."""

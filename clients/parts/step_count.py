@@ -7,7 +7,8 @@ Federated Optimization", NeurIPS 2020 (arXiv:2007.07481), section 3: a client's 
 Symbols: tau steps, rho momentum, a the coefficients.
 
 Deviations: weight decay and linear parts (a proximal term) do not count; under Adam, whose steps
-are no sum of gradients, the number of steps is returned.
+are no sum of gradients, the number of steps is returned. Steps count alike where a schedule makes
+them unequally long within a round.
 """
 
 from typing import final

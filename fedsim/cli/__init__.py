@@ -19,6 +19,7 @@ from fedsim.cli.app import app
 # isort: off
 from fedsim.cli import run  # noqa: F401
 from fedsim.cli import resume  # noqa: F401
+from fedsim.cli import export  # noqa: F401
 from fedsim.cli import plan  # noqa: F401
 from fedsim.cli import compare  # noqa: F401
 from fedsim.cli import tune  # noqa: F401

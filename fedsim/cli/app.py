@@ -40,6 +40,7 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim run quickstart                      a scenario that comes with fedsim
   fedsim run my.toml --set strategy.name=fedavg --set rounds=5
   fedsim resume runs/my-20260101T120000Z-1a2b
+  fedsim export runs/my-1a2b --to model      its model for use without fedsim
   fedsim plan my.toml                        the fastest way to run it here
   fedsim compare my.toml --vary strategy.name=fedavg,fedau --seeds 10
   fedsim tune my.toml --grid client.local_lr=0.01,0.1,1
@@ -220,6 +221,7 @@ def run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Comman
         ("rounds", f"{summary['rounds']}{_because(summary.get('stopped'))}"),
         ("time", f"{summary['wall_time_s']:.1f} s"),
         *((metric, number(value)) for metric, value in final.items()),
+        *_best(summary.get("best")),
         ("params", str(summary["params_sha256"])),
         ("see", f"{folder / 'metrics.jsonl'}, {folder / 'summary.json'}"),
     ]
@@ -239,6 +241,12 @@ def run_outcome(result: "RunResult", profile: "Profile | None" = None) -> Comman
         lines += ["", *profile.lines()]
         document["profile"] = profile.report()
     return CommandOutcome(document, lines, code)
+
+
+def _best(best: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if best is None:
+        return []
+    return [("best", f"round {best['round']}: {best['metric']} {number(best['value'])}")]
 
 
 def _because(stopped: str | None) -> str:

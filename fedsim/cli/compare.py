@@ -29,6 +29,7 @@ Examples:
   fedsim compare quickstart --vary partition.alpha=0.1,1 --seeds 5
   fedsim compare quickstart --vary strategy.name=fedavg,fedau --vary partition.clients=20,50
   fedsim compare mine.toml theirs.toml --seeds 10 --target test/accuracy=0.9
+  fedsim compare mine.toml --arm centralised --arm local --seeds 5   what is federating worth?
   fedsim compare studies/quickstart             go on, or show it again
   fedsim compare runs/first runs/second
 """,
@@ -40,6 +41,14 @@ def compare(
         typer.Option(
             metavar="TABLE.KEY=A,B",
             help="Compare these values; may be repeated, all combinations are run.",
+        ),
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="ARM",
+            help="Beside it a reference without a federation: centralised, local; may be repeated.",
         ),
     ] = None,
     seeds: Annotated[
@@ -81,7 +90,7 @@ def compare(
 
         asked = Asked(
             subjects, vary or [], seeds, overrides or [], metric, last, target, baseline, out,
-            workers,
+            workers, arms or [],
         )  # fmt: skip
         return study_outcome(run_compare(asked, width=terminal_width(), quiet=quiet))
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import taking, write_json_atomic
+from fedsim.runs.arms import LOCAL
 from fedsim.studies.cells import given as given_
+from fedsim.studies.cells.arms import with_arms
 from fedsim.studies.cells.cell import cells_of, locked
 from fedsim.studies.cells.code import said_of_code
 from fedsim.studies.cells.declared import Declared, is_study, recall, remember
@@ -41,6 +43,7 @@ class Asked(NamedTuple):
     baseline: str | None = None
     out: Path | None = None
     workers: int | None = None
+    arms: Sequence[str] = ()
 
 
 class StudyAnswer(NamedTuple):
@@ -135,6 +138,7 @@ def _declared(asked: Asked) -> tuple[Declared, Path]:
     if folders or runs:
         for option, value in (
             ("--vary", asked.vary), ("--set", asked.overrides), ("--seeds", asked.seeds),
+            ("--arm", asked.arms),
         ):  # fmt: skip
             if value:
                 raise ScenarioError(
@@ -158,6 +162,20 @@ def _of_scenarios(asked: Asked) -> tuple[Declared, Path]:
     axes = [parse_axis(text) for text in asked.vary]
     refuse_replaced(axes, "--vary", asked.overrides, "--set")
     variants: list[Variant] = of_scenarios(asked.subjects, axes, asked.overrides)
+    _check_measured(asked)
+    variants = with_arms(variants, asked.arms)
     first = variants[0].scenario.seed
     seeds = (first,) if asked.seeds is None else parse_seeds(asked.seeds, first)
     return Declared(variants, seeds), asked.out or default_folder(asked.subjects)
+
+
+def _check_measured(asked: Asked) -> None:
+    """Refuse a metric of the server's where clients have models that only they can measure."""
+    target = None if asked.target is None else asked.target.partition("=")[0]
+    for option, metric in (("--metric", asked.metric), ("--target", target)):
+        phase, _, name = (metric or "").partition("/")
+        if LOCAL in asked.arms and phase in ("test", "pooled", "nodes"):
+            raise ScenarioError(
+                f"{option} {metric}: with --arm {LOCAL} every client has a model of its own, which "
+                f"only clients measure; say local/{name}_mean"
+            )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedsim.client.procedure import ClientProcedure, Named
+
 Pool = tuple[Tensor, Tensor]
 
 
@@ -140,3 +142,28 @@ class Evaluation:
 
 def _added(sums: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: sums[n] + v.double() if n in sums else v.double() for n, v in part.items()}
+
+
+def own_models(
+    procedure: ClientProcedure, params: Named, state: Named, *, together: bool
+) -> tuple[Named, Named]:
+    """Return (every slot's own model, numbers that tell of its state), a row for each.
+
+    Args:
+        procedure: What clients do, which has a model of its own.
+        params: What each slot received, `[slots, ...]`.
+        state: What each remembers, likewise.
+        together: Whether all are asked in one batched call, else one after another.
+    """
+    if together:
+        models, numbers = vmap(procedure.own_model)(params, state)
+        return models, numbers
+    slots = len(next(iter(params.values())))
+    rows = [
+        [{n: t[slot] for n, t in of.items()} for of in (params, state)] for slot in range(slots)
+    ]
+    found = [procedure.own_model(*row) for row in rows]
+    stacked = [
+        {n: torch.stack([f[part][n] for f in found]) for n in found[0][part]} for part in (0, 1)
+    ]
+    return stacked[0], stacked[1]

@@ -19,12 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.loading import loads
+from fedsim.basics.rng import derived_seed
 from fedsim.basics.threads import with_threads
-from fedsim.client import ways
+from fedsim.client import finetuning, ways
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
@@ -43,12 +44,9 @@ from fedsim.client.job import (
     TaskLike,
 )
 from fedsim.client.local_evaluation import LocalEvaluation
+from fedsim.client.overriding import remembered, stacks
 from fedsim.client.perturbation import Units
-from fedsim.client.procedure import (
-    Batch,
-    ClientProcedure,
-    stacks,
-)
+from fedsim.client.procedure import Batch, ClientProcedure
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.surroundings import Surroundings
 from fedsim.client.ways import row_of
@@ -84,6 +82,8 @@ class CohortExecutor:
             they draw by themselves, in a loop.
         settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
         adversary: How clients that evaluate move their samples besides; None leaves these alone.
+        finetuning: How clients train what they receive before they evaluate it once more; None
+            lets them evaluate it as it is.
     """
 
     def __init__(
@@ -106,9 +106,12 @@ class CohortExecutor:
         seeds_dropout: bool = True,
         settings: Settings | None = None,
         adversary: RobustEvaluation | None = None,
+        finetuning: ClientProcedure | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
         self._settings, self._adversary = settings, adversary
+        self._finetuning = finetuning
+        self._tuner: CohortExecutor | None = None
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
         self.device = torch.device(device)
@@ -220,7 +223,7 @@ class CohortExecutor:
         assert self._settings is not None
         procedure = self._settings.procedure(settings)
         told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-        if _memory(procedure, self.model) != _memory(self.procedure, self.model):
+        if remembered(procedure, self.model) != remembered(self.procedure, self.model):
             raise SettingsError(
                 f"{told}: clients would remember other tensors than under "
                 "[client]; set it there, for all rounds"
@@ -229,15 +232,22 @@ class CohortExecutor:
             raise SettingsError(f"{told}: needs targets that are classes")
         if procedure.needs_numbers and self.data.spec.vocabulary:
             raise SettingsError(f"{told}: needs features that are numbers")
+        return self._doing(procedure, self.seed)
+
+    def _doing(
+        self, procedure: ClientProcedure, seed: int, *, attacked: bool = True
+    ) -> "CohortExecutor":
+        """This executor with another procedure, which draws by a seed."""
         made = copy.copy(self)
-        made.procedure, made._under = procedure, {}
+        made.procedure, made._under, made.seed = procedure, {}, seed
         made.surroundings = copy.copy(self.surroundings)
+        made.surroundings.seed, made._finetuning = seed, None
         if self.surroundings.kept is not None:
             self.surroundings.kept.put_back()
             names = self.inputs.whole.names
             kept = KeptState([self.model, procedure, self.task], names)
             made.surroundings.kept = kept
-        made.inputs = self.inputs.under(procedure, made.surroundings)
+        made.inputs = self.inputs.under(procedure, made.surroundings, attacked=attacked)
         if self._chain_training is not None:
             made._chain_training = self._training(self._chain_training.chain, procedure)
         return made
@@ -274,6 +284,8 @@ class CohortExecutor:
 
         A member that keeps tensors to itself evaluates with those that it has. Where tensors are
         personal the metric `personalised` says who has some: 1.0, and 0.0 before it trained.
+        With fine-tuning there are metrics `finetuned/NAME` of what the members then have, of which
+        nothing is kept.
         """
         self._check(job)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
@@ -286,7 +298,13 @@ class CohortExecutor:
                 self._adversary,
                 self._gradients.alone,
             )
-            return local.of(job)
+            received = local.of(job)
+        if self._finetuning is None:
+            return received
+        if self._tuner is None:
+            seed = derived_seed(self.seed, "finetune")
+            self._tuner = self._doing(self._finetuning, seed, attacked=False)
+        return finetuning.beside(received, self._tuner, job)
 
     def evaluate_arrays(
         self,
@@ -361,10 +379,3 @@ def _units(data: ClientArrays, device: torch.device, dtype: torch.dtype) -> Unit
     """The raw features' units where the data know that theirs are others."""
     known = getattr(data, "raw_units", None)
     return known and Units(*(torch.from_numpy(each).to(device, dtype) for each in known))
-
-
-def _memory(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What a client remembers under a procedure: names, shapes and dtypes."""
-    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = procedure.initial_state(params)
-    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}

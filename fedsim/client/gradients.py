@@ -2,15 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from fedsim.client.bound import GradientFunctions
 from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ByFeatures, Losses, Named, Objective
+from fedsim.client.procedure import Batch, ByFeatures, Gradient, Losses, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -23,34 +23,8 @@ class SampleLosses(Protocol):
         """Return one loss per sample."""
 
 
-@dataclass(frozen=True)
-class Ways:
-    """The ways to a gradient that a procedure's step is given, see `Gradient`.
-
-    Attributes:
-        by_params: Loss and gradient by the parameters.
-        by_features: Losses and their slope by the features.
-        units: How the features were measured before they were standardised.
-    """
-
-    by_params: Callable[..., tuple[Tensor, Named, Named]]
-    by_features: Callable[..., ByFeatures]
-    units: Units | None = None
-
-    def __call__(
-        self,
-        params: Named,
-        buffers: Named,
-        batch: Batch,
-        objective: Objective | None = None,
-        penalty: Objective | None = None,
-    ) -> tuple[Tensor, Named, Named]:
-        """Return (loss, gradients, buffers)."""
-        return self.by_params(params, buffers, batch, objective, penalty)
-
-
 class Gradients:
-    """The loss of a task on a model's outputs, and its gradient in two ways.
+    """The loss of a task on a model's outputs, and its gradient in two ways, see `Gradient`.
 
     Args:
         model: The model; its tensors are given at each call.
@@ -62,41 +36,84 @@ class Gradients:
         self._model, self._task, self.units = model, task, units
 
     @property
-    def together(self) -> Ways:
-        """The ways under vmap."""
-        return Ways(self.functional, self.slopes, self.units)
+    def together(self) -> Gradient:
+        """The gradient so that vmap may take many clients at once."""
+        return self._with(self._functional, self._slopes)
 
     @property
-    def alone(self) -> Ways:
-        """The ways of one client."""
-        return Ways(self.in_place, self.slopes_in_place, self.units)
+    def alone(self) -> Gradient:
+        """The gradient of one client, whose model may update its buffers in place."""
+        return self._with(self._in_place, self._slopes_in_place)
 
-    def functional(
+    def _with(
+        self,
+        function: Callable[..., tuple[Tensor, Named, Named]],
+        by_features: Callable[..., ByFeatures],
+    ) -> Gradient:
+        looks = (self.outputs, self.representations)
+        return GradientFunctions(function, *looks, by_features, self.units)
+
+    def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return the outputs on a batch, without a graph and with no buffer changed."""
+        return self._looked(params, buffers, batch, reveals=False)[0]
+
+    def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return what goes into the last layer, `[batch, width]`, likewise."""
+        return self._looked(params, buffers, batch, reveals=True)[1]
+
+    def _looked(
+        self, params: Named, buffers: Named, batch: Batch, *, reveals: bool
+    ) -> tuple[Tensor, Tensor]:
+        named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        with torch.no_grad():
+            return self._passed(named, batch, reveals=reveals)
+
+    def _passed(self, named: Named, batch: Batch, *, reveals: bool) -> tuple[Tensor, Tensor]:
+        """Return (the outputs, what goes into the last layer or the outputs again)."""
+        if not reveals:
+            outputs = functional_call(self._model, named, (batch.features,))
+            return outputs, outputs
+        last = last_linear(self._model)
+        if last is None:
+            raise ValueError("the model's last module is no Linear layer")
+        inside: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
+        try:
+            outputs = functional_call(self._model, named, (batch.features,))
+        finally:
+            hook.remove()
+        return outputs, inside[-1]
+
+    def _functional(
         self,
         params: Named,
         buffers: Named,
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (loss, gradients, buffers) so that vmap may take many clients at once."""
 
         def loss_of(params: Named) -> tuple[Tensor, Tensor]:
-            outputs = functional_call(
-                self._model, (params, buffers, dict(batch.noise)), (batch.features,)
-            )
-            return self.loss(outputs, batch, objective, penalty)
+            named = {**params, **buffers, **batch.noise}
+            outputs, inside = self._passed(named, batch, reveals=inner is not None)
+            minimised, loss = self.loss(outputs, batch, objective, penalty)
+            if inner is not None:
+                minimised = minimised + inner(inside, batch.targets, batch.weights)
+            return minimised, loss
 
         grads, (_, loss) = grad_and_value(loss_of, has_aux=True)(params)
         return loss, grads, buffers
 
-    def in_place(
+    def _in_place(
         self,
         params: Named,
         buffers: Named,
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (loss, gradients, buffers) of a model that may update its buffers in place.
 
@@ -106,11 +123,13 @@ class Gradients:
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         named = {**leaves, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
         # what the model assigns anew is in `named` afterwards
-        outputs = functional_call(self._model, named, (batch.features,))
+        outputs, inside = self._passed(named, batch, reveals=inner is not None)
         after = {n: _kept_as(n, named[n], b) for n, b in buffers.items()}
         if replaced := [n for n, leaf in leaves.items() if named[n] is not leaf]:
             raise ValueError(f"the model assigns its parameter '{replaced[0]}' anew in a pass")
         minimised, loss = self.loss(outputs, batch, objective, penalty)
+        if inner is not None:
+            minimised = minimised + inner(inside, batch.targets, batch.weights)
         grads = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
         found = {
             n: torch.zeros_like(p) if g is None else g
@@ -118,7 +137,7 @@ class Gradients:
         }
         return loss.detach(), found, after
 
-    def slopes(
+    def _slopes(
         self,
         params: Named,
         buffers: Named,
@@ -139,7 +158,7 @@ class Gradients:
             slope, (_, (outputs, each)) = grad_and_value(total, has_aux=True)(batch.features)
         return ByFeatures(outputs, each, slope)
 
-    def slopes_in_place(
+    def _slopes_in_place(
         self,
         params: Named,
         buffers: Named,
@@ -183,6 +202,19 @@ class Gradients:
         if penalty is None:
             return loss, loss
         return loss + penalty(outputs, batch.targets, batch.weights), loss
+
+
+def last_linear(model: nn.Module) -> nn.Linear | None:
+    """Return the last module of a model if it is a linear layer.
+
+    Example:
+        >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        Linear(in_features=3, out_features=2, bias=True)
+        >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU())) is None
+        True
+    """
+    *_, last = model.modules()
+    return last if isinstance(last, nn.Linear) else None
 
 
 def _kept_as(name: str, tensor: Tensor, before: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fedsim.client.batching.dropout import dropout_layers, noise_shapes
 from fedsim.client.batching.poison import Poison
 from fedsim.client.batching.schedule import Schedule, steps_taken
 from fedsim.client.job import ChunkJob, ChunkResult, ClientArrays
-from fedsim.client.procedure import GUIDANCE, ClientProcedure, Named, Work
+from fedsim.client.procedure import CLASS_COUNTS, GUIDANCE, ClientProcedure, Named, Work
 from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Layout, Rows
 
@@ -86,9 +86,15 @@ class Inputs:
         self._pools: dict[int, tuple[np.ndarray, Tensor]] = {}
         self.shortened: Callable[[Work], Work] | None = None
 
-    def under(self, procedure: ClientProcedure, surroundings: Surroundings) -> "Inputs":
-        """Return the same for another procedure; pools of samples are shared."""
+    def under(
+        self, procedure: ClientProcedure, surroundings: Surroundings, *, attacked: bool = True
+    ) -> "Inputs":
+        """Return the same for another procedure, perhaps with nobody's samples attacked.
+
+        Pools of samples are shared.
+        """
         made = copy.copy(self)
+        made._poison = self._poison if attacked else None
         made.procedure, made.surroundings, made._reused = procedure, surroundings, {}
         return made
 
@@ -188,7 +194,16 @@ class Inputs:
             reuse=reuse,
             poisoned=poisoned,
             draws=self.procedure.draws,
+            known=self._known(mine, drawn.targets),
         )
+
+    def _known(self, rows: list[np.ndarray], targets: np.ndarray) -> Named:
+        """What the procedure asks to know of each slot's training samples, `[slots, ...]`."""
+        if CLASS_COUNTS not in self.procedure.knows:
+            return {}
+        classes = self._data.spec.num_classes
+        counts = [np.bincount(np.asarray(targets[mine]), minlength=classes) for mine in rows]
+        return {CLASS_COUNTS: torch.tensor(np.array(counts)).to(self.device, self.layout.dtype)}
 
     def work(self, job: ChunkJob) -> Work:
         """Return the local work of each member that does all of it."""

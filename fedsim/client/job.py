@@ -14,6 +14,7 @@ from fedsim.messages.layout import Payload, Rows
 ExecutorKind = Literal["batched", "vmap", "loop"]
 Action = Literal["train", "evaluate"]
 
+FINETUNED = "finetuned/"  # what metrics after fine-tuning begin with
 PERSONALISED = "personalised"  # the metric that says who evaluated with tensors of its own
 OWN = "own/"  # before the metrics of a client's own model, beside those of the model received
 

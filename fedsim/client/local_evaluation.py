@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from fedsim.client.evaluation import Evaluation
+from fedsim.client.evaluation import Evaluation, own_models
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import OWN, PERSONALISED, ChunkJob, ChunkResult, ClientArrays
-from fedsim.client.procedure import Gradient, Named
+from fedsim.client.procedure import Gradient
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.ways import row_of
 
@@ -57,7 +56,9 @@ class LocalEvaluation:
         columns = self._measured({**params, **statistics}, slots, pool, rows)
         if self.inputs.procedure.has_own_model:
             state = self.inputs.state(job, slots, params)
-            models, numbers = self._own_models(params, state, slots)
+            models, numbers = own_models(
+                self.inputs.procedure, params, state, together=not self.one_by_one
+            )
             own = self._measured({**models, **statistics}, slots, pool, rows)
             columns |= {f"{OWN}{name}": column for name, column in own.items()}
             columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
@@ -100,20 +101,3 @@ class LocalEvaluation:
             name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
             for name in metrics[0]
         }
-
-    def _own_models(
-        self, params: Named, state: Named, slots: list[int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return (every slot's own model, numbers that tell of its state), a row for each."""
-        if not self.one_by_one:
-            models, numbers = vmap(self.inputs.procedure.own_model)(params, state)
-            return models, numbers
-        found = [
-            self.inputs.procedure.own_model(row_of(params, place), row_of(state, place))
-            for place in range(len(slots))
-        ]
-        stacked = [
-            {n: torch.stack([each[part][n] for each in found]) for n in found[0][part]}
-            for part in (0, 1)
-        ]
-        return stacked[0], stacked[1]

@@ -11,6 +11,25 @@ Space = Literal["probability", "logit"]
 Reduction = Literal["batch", "sample"]
 
 
+def mean_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the samples that are not padding.
+
+    Args:
+        logits: `[batch, classes]`.
+        targets: `[batch]`.
+        weights: `[batch]`, 0 for padding.
+
+    Example:
+        >>> outputs, targets = torch.zeros(3, 2), torch.tensor([0, 1, 1])
+        >>> round(float(mean_cross_entropy(outputs, targets, torch.tensor([1.0, 1.0, 0.0]))), 6)
+        0.693147
+    """
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    # `where` and not a product: padding may hold anything
+    kept = torch.where(weights > 0, losses, torch.zeros_like(losses))
+    return kept.sum() / weights.sum().clamp(min=1)
+
+
 def margin_penalty(
     logits: Tensor,
     *,

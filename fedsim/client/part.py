@@ -27,18 +27,26 @@ class Here(NamedTuple):
         buffers: The model's buffers by name.
         batch: The step's samples.
         gradient: Gives loss and gradient at any parameters.
-        step_size: eta_l, of this step.
+        step_size: eta_l, of this step: a number, or a tensor with one per client, see `along`.
     """
 
     params: Named
     buffers: Named
     batch: Batch
     gradient: Gradient
-    step_size: float
+    step_size: float | Tensor
 
     def gradient_at(self, params: Named) -> Named:
         """Return the gradient of the task's loss on the same samples at other parameters."""
         return self.gradient(params, self.buffers, self.batch)[1]
+
+    def outputs_at(self, params: Named) -> Tensor:
+        """Return the model's outputs on the same samples at other parameters, without a graph."""
+        return self.gradient.outputs(params, self.buffers, self.batch)
+
+    def representations_at(self, params: Named) -> Tensor:
+        """Return what goes into the last layer on the same samples, without a graph."""
+        return self.gradient.representations(params, self.buffers, self.batch)
 
 
 class Trained(NamedTuple):
@@ -69,13 +77,16 @@ class ClientPart:
     Attributes:
         takes: What it uses of what a strategy sends besides the model, by the first part of the
             tensors' names.
+        knows: What it asks to know of the client's training samples, see `ClientProcedure`; `begin`
+            finds it among what was sent.
         needs: What of this it cannot do without: a strategy that sends it must be chosen.
-        stacks: Whether its methods also take several clients' tensors at once, one row each. One
-            whose penalty or objective uses `own` does not.
+        stacks: Whether its methods also take several clients' tensors at once, one row each. A
+            penalty or objective that uses `own` is then a `BoundObjective` one.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    knows: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
@@ -97,6 +108,11 @@ class ClientPart:
         Every step finds it in `batch.drawn`. It depends on seed, round, client and step alone.
         """
         return {}
+
+    @property
+    def needs_representations(self) -> str | None:
+        """The hyperparameter that needs a model whose last layer is linear, or None."""
+        return None
 
     @property
     def strength(self) -> float | None:
@@ -141,12 +157,20 @@ class ClientPart:
         """
         return gradient
 
+    def look(self, here: Here, own: Own) -> Own:
+        """Return what `objective` and `penalty` get as `own` in this step; before the gradient."""
+        return own
+
     def objective(self, own: Own) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None; one part at most."""
         return None
 
     def penalty(self, own: Own) -> Objective | None:
         """Return a function of the outputs that is added to the objective, or None."""
+        return None
+
+    def inner_penalty(self, own: Own) -> Objective | None:
+        """Return a function of what goes into the last layer, likewise added, or None."""
         return None
 
     def gradient(self, grads: Named, here: Here, own: Own) -> tuple[Named, Own]:
@@ -160,6 +184,24 @@ class ClientPart:
     def step(self, steps: Named, own: Own) -> Named:
         """Return what the parameters are reduced by, changed."""
         return steps
+
+    @property
+    def companion(self) -> tuple[float, float | None] | None:
+        """(a, step size) of a model of the client's own that a descent may train, or None.
+
+        Its steps are p <- p - eta * (g + a * p + b), where g is the gradient of the task's loss at
+        p and b comes from `companion_of`; a step size of None is the procedure's. They do the same
+        as `stepped`.
+        """
+        return None
+
+    def companion_of(self, own: Own) -> tuple[Named, Named]:
+        """Return (where the companion starts, b by name; nothing where it is 0)."""
+        return {}, {}
+
+    def accompanied(self, own: Own, companion: Named) -> Own:
+        """Return what the part carries on after the companion's steps."""
+        return own
 
     def stepped(self, own: Own, here: Here, params: Named) -> Own:
         """Return what the part carries on after a step, for what is trained beside the model.
@@ -206,7 +248,8 @@ def inner(one: Named, other: Named, clients: torch.Size) -> Tensor:
         >>> inner(pair, pair, torch.Size()), inner(pair, pair, torch.Size([2]))
         (tensor(6.), tensor([3., 3.]))
     """
-    return torch.stack([(one[n] * other[n]).reshape(*clients, -1).sum(-1) for n in one]).sum(0)
+    products = [(one[n] * other[n]).reshape(*clients, -1).sum(-1) for n in one]
+    return torch.stack(products).sum(0)
 
 
 def sent_as(name: str, sent: Named) -> Named:

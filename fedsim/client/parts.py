@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
+from fedsim.client.bound import in_place_of, sum_of
+from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Draw, Gradient, Named, Objective, overridden_below
+from fedsim.client.procedure import Draw, Gradient, Named, Objective
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_MODEL: Callable[..., Any] = ClientPart.own_model
@@ -15,12 +14,13 @@ _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
-    "takes", "needs", "idle", "needs_classes", "needs_numbers", "setup_work", "setup_step_size"
+    "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
+    "setup_work", "setup_step_size",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
     *_PLAIN, "initial_state", "begin", "finish", "push", "strength", "guides", "own_model",
-    "measured",
+    "measured", "companion", "companion_of", "accompanied",
 )  # fmt: skip
 _BESIDE_STRENGTH = (
     *_PLAIN, "stacks", "initial_state", "begin", "finish", "guides", "own_model", "measured"
@@ -62,6 +62,11 @@ class Parts(Sequence[ClientPart]):
         return tuple(dict.fromkeys(name for part in self for name in part.takes))
 
     @property
+    def knows(self) -> tuple[str, ...]:
+        """What they ask to know of the client's training samples."""
+        return tuple(dict.fromkeys(name for part in self for name in part.knows))
+
+    @property
     def stacks(self) -> bool:
         """Whether all of them take several clients at once."""
         return all(
@@ -97,6 +102,27 @@ class Parts(Sequence[ClientPart]):
         return {purpose: draw for part in self for purpose, draw in part.draws.items()}
 
     @property
+    def needs_representations(self) -> str | None:
+        """The first hyperparameter that needs a linear last layer, or None."""
+        return next((why for part in self if (why := part.needs_representations)), None)
+
+    @property
+    def companion(self) -> tuple[str, float, float | None] | None:
+        """(the part, a, step size) of the one that has a companion; None where none has."""
+        found = [(n, *each) for n, p in self._parts.items() if (each := p.companion) is not None]
+        return found[0] if found else None
+
+    def companion_of(self, own: Mapping[str, Own]) -> tuple[Named, Named]:
+        """Return (where the companion starts, what is added to its gradient)."""
+        name = next(n for n, p in self._parts.items() if p.companion is not None)
+        return self._parts[name].companion_of(own[name])
+
+    def accompanied(self, own: Mapping[str, Own], companion: Named) -> dict[str, Own]:
+        """Return what each carries on after the companion's steps."""
+        name = next(n for n, p in self._parts.items() if p.companion is not None)
+        return {**own, name: self._parts[name].accompanied(own[name], companion)}
+
+    @property
     def guides(self) -> Literal["step", "gradient"] | None:
         """Where a guidance acts, None where no part makes it act."""
         return next((where for part in self if (where := part.guides)), None)
@@ -105,6 +131,8 @@ class Parts(Sequence[ClientPart]):
     def strength(self) -> float | None:
         """The sum of their strengths; None where one of them is not linear."""
         total = 0.0
+        if sum(part.companion is not None for part in self) > 1:
+            return None
         for part in self:
             if part.strength is None or overridden_below(part, "strength", _BESIDE_STRENGTH):
                 return None
@@ -125,9 +153,13 @@ class Parts(Sequence[ClientPart]):
         """Return the gradient as all parts have it, the first of them innermost."""
         for name, part in self._parts.items():
             made = part.wrapped(gradient, own[name])
-            # a part that only changes what is called leaves the other ways as they are
-            gradient = made if hasattr(made, "by_features") else _Beside(made, gradient)
+            # a function alone leaves what else the gradient has as it is
+            gradient = made if hasattr(made, "by_features") else in_place_of(gradient, made)
         return gradient
+
+    def look(self, here: Here, own: Mapping[str, Own]) -> dict[str, Own]:
+        """Return what the objectives and penalties of a step see of each."""
+        return {name: part.look(here, own[name]) for name, part in self._parts.items()}
 
     def objective(self, own: Mapping[str, Own]) -> Objective | None:
         """Return what is minimised in place of the task's loss, or None."""
@@ -136,15 +168,11 @@ class Parts(Sequence[ClientPart]):
 
     def penalty(self, own: Mapping[str, Own]) -> Objective | None:
         """Return the sum of their penalties, or None."""
-        found = (part.penalty(own[name]) for name, part in self._parts.items())
-        penalties = [each for each in found if each is not None]
-        if len(penalties) < 2:
-            return penalties[0] if penalties else None
+        return sum_of([part.penalty(own[name]) for name, part in self._parts.items()])
 
-        def all_of_them(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-            return torch.stack([each(outputs, targets, weights) for each in penalties]).sum(0)
-
-        return all_of_them
+    def inner_penalty(self, own: Mapping[str, Own]) -> Objective | None:
+        """Return the sum of their penalties of what goes into the last layer, or None."""
+        return sum_of([part.inner_penalty(own[name]) for name, part in self._parts.items()])
 
     def gradient(
         self, grads: Named, here: Here, own: Mapping[str, Own]
@@ -205,19 +233,6 @@ class Parts(Sequence[ClientPart]):
             returned, kept[name] = part.finish(own[name], trained, _of(name, state))
             extra |= returned
         return extra, _joined(kept)
-
-
-class _Beside:
-    """A gradient in place of another one, whose other ways stay."""
-
-    def __init__(self, called: Callable[..., Any], below: Gradient) -> None:
-        self._called, self._below = called, below
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._called(*args, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._below, name)
 
 
 def _joined(by_part: Mapping[str, Named]) -> Named:

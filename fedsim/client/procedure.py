@@ -5,10 +5,12 @@ A concrete procedure lives in one file under `clients/`. The executor calls it f
 """
 
 import abc
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
@@ -20,6 +22,9 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 Losses = Callable[[Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
+
+# What a procedure may ask to know of a client's training samples: how many of each class.
+CLASS_COUNTS = "class_counts"
 
 # What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
 GUIDANCE = "guidance"
@@ -83,10 +88,11 @@ class Gradient(Protocol):
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
         """Return (objective, gradients by name, buffers after the forward pass).
 
-        The gradients are those of objective plus penalty.
+        The gradients are those of objective plus penalties.
 
         Args:
             params: Trainable tensors by name.
@@ -95,7 +101,14 @@ class Gradient(Protocol):
             objective: `(outputs, targets, weights) -> scalar` to minimise; None takes the task's
                 loss averaged over the samples that are not padding.
             penalty: A function of the same kind that is added to the objective, or None.
+            inner: Likewise, of the representations in place of the outputs.
         """
+
+    def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return the model's outputs on a batch, as in training but for their graph."""
+
+    def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        """Return what goes into the model's last layer, which must be linear, likewise."""
 
     def by_features(
         self,
@@ -136,6 +149,10 @@ class Descent(NamedTuple):
         pushes: Whether the procedure's `push` is a further term of d.
         looks_back: Whether the procedure's `finish` has more to do than to keep the moments.
         takes: What it accounts for of what a strategy sends.
+        companion: The descent of a model of the client's own, on the same samples after these steps
+            were taken, if there is one; see `ClientProcedure.companion`.
+        factor: The factor in [0, 1] on the step size in a step of the round, counted from 0, the
+            same for all clients; None is 1.
     """
 
     step_size: float
@@ -147,6 +164,27 @@ class Descent(NamedTuple):
     pushes: bool = False
     looks_back: bool = False
     takes: tuple[str, ...] = (GUIDANCE,)
+    companion: "Descent | None" = None
+    factor: Callable[[int], float] | None = None
+
+    def at(self, step: int) -> "Descent":
+        """Return what a certain step of the round does."""
+        if self.factor is None:
+            return self
+        return self._replace(step_size=self.step_size * self.factor(step), factor=None)
+
+    def path(self, steps: Tensor) -> Tensor:
+        """Return the sum of the sizes of the first steps, for each number of steps.
+
+        Example:
+            >>> Descent(0.5, factor=lambda step: 1 / (step + 1)).path(torch.tensor([0.0, 2.0]))
+            tensor([0.0000, 0.7500])
+        """
+        if self.factor is None:
+            return steps * self.step_size
+        factors = map(self.factor, range(int(steps.max())))
+        sums = torch.tensor([0.0, *itertools.accumulate(factors)], dtype=torch.float64)
+        return (self.step_size * sums[steps.long()]).to(steps.dtype)
 
     @property
     def decay(self) -> float:
@@ -215,12 +253,16 @@ class ClientProcedure(abc.ABC):
             tensors' names.
         stacks: Whether `step` also takes several clients' tensors at once, one row each, and gives
             a loss per client; `gradient` then does, too, and takes objectives of one client that
-            use nothing of the carry. Such a step needs no vmap, whose dispatch costs more than the
-            arithmetic of small models.
+            use nothing of the carry, or are a `BoundObjective`. Such a step needs no vmap, whose
+            dispatch costs more than the arithmetic of small models.
+        knows: What it asks to know of the client's training samples; `begin` gets it among what was
+            sent, under the same name. "class_counts" is how many the client has of each class,
+            `[classes]`, of the parameters' dtype.
         idle: Which of its hyperparameters are without effect beside others.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
+    knows: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
 
@@ -249,6 +291,11 @@ class ClientProcedure(abc.ABC):
         """What is to be drawn for the samples of a step, by its purpose."""
         return {}
 
+    @property
+    def needs_representations(self) -> str | None:
+        """The hyperparameter that needs a model whose last layer is linear, or None."""
+        return None
+
     def descent(self, server_round: int) -> Descent | None:
         """Return what a step does when it is gradient descent on the task's loss, else None.
 
@@ -265,6 +312,14 @@ class ClientProcedure(abc.ABC):
     def push(self, carry: Carry) -> Named:
         """Return what the descent adds to the gradient in every step, by name."""
         return {}
+
+    def companion(self, carry: Carry) -> tuple[Named, Named]:
+        """Return (where the companion of a descent starts, what is added to its gradient)."""
+        return {}, {}
+
+    def accompanied(self, carry: Carry, companion: Named) -> Carry:
+        """Return the carry with a companion's parameters after its descent."""
+        return carry
 
     def initial_state(self, params: Named) -> Named:
         """Return the client's state before it first trains: fixed-shape named tensors."""
@@ -306,56 +361,31 @@ class ClientProcedure(abc.ABC):
         return params, {}
 
 
-def along(numbers: Tensor, tensor: Tensor) -> Tensor:
+def along(numbers: Any, tensor: Tensor) -> Any:
     """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
+
+    A plain number is one already.
 
     Example:
         >>> import torch
         >>> along(torch.ones(3), torch.zeros(3, 4, 5)).shape
         torch.Size([3, 1, 1])
     """
+    if not isinstance(numbers, Tensor):
+        return numbers
     return numbers.reshape(numbers.shape + (1,) * (tensor.dim() - numbers.dim()))
 
 
-_VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = (
-    "work", "setup_work", "needs_classes", "needs_numbers", "takes", "idle", "has_own_model",
-    "own_model",
-)  # fmt: skip
-
-
-def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
-    """Return the procedure's descent, None where a class below has other steps than it tells of.
-
-    A class that inherits `descent` and overrides a part of its steps is trained by its own steps.
-    If it overrides `descent` too, it says that its descent is true.
-    """
-    if overridden_below(procedure, "descent", _NO_STEPS):
-        return None
-    return procedure.descent(server_round)
-
-
-def stacks(procedure: ClientProcedure) -> bool:
-    """Tell whether `step` takes several clients at once, as the class that has this step says."""
-    if overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent", "push")):
-        return False
-    return procedure.stacks
-
-
-def overridden_below(instance: Any, name: str, other: tuple[str, ...]) -> bool:
-    """Tell whether anything but `other` is overridden below the class that defines `name`.
+def norm_of(named: Named, clients: torch.Size) -> Tensor:
+    """Return the Euclidean norm of all tensors together, of one client or of each.
 
     Args:
-        instance: A procedure, or a part of one.
-        name: An attribute of its class by which it says something of its methods.
-        other: What may be overridden all the same.
+        named: The tensors, a row per client where there are several.
+        clients: Shape of what is one number per client: [] or [clients], as a step's loss has it.
+
+    Example:
+        >>> norm_of({"a": torch.ones(2, 3), "b": torch.ones(2, 1)}, torch.Size([2]))
+        tensor([2., 2.])
     """
-    if name in vars(instance):
-        return False
-    lineage = type(instance).__mro__
-    definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
-    inherited = set(dir(lineage[definer]))
-    below = [name for kind in lineage[:definer] for name in vars(kind)]
-    below += [name for name, value in vars(instance).items() if callable(value)]
-    skipped = (*other, "_abc_impl")
-    return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)
+    squares = [(t * t).reshape(*clients, -1).sum(-1) for t in named.values()]
+    return torch.stack(squares).sum(0).sqrt()

@@ -15,6 +15,7 @@ from fedsim.client.chains.training import ChainTraining, owned
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs, select
 from fedsim.client.job import ChunkJob, ChunkResult
+from fedsim.client.overriding import descent_of
 from fedsim.client.part import sent_as
 from fedsim.client.procedure import (
     GUIDANCE,
@@ -24,7 +25,6 @@ from fedsim.client.procedure import (
     Descent,
     Gradient,
     Named,
-    descent_of,
 )
 from fedsim.messages.layout import Rows
 
@@ -50,6 +50,7 @@ def train_together(
     picks = slice(0, len(members)) if slots == doubled else places
     with torch.no_grad():
         params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
+        sent |= batches.known
         if descent is not None:
             memory = inputs.state(job, slots, params) if _remembers(descent) else {}
             carry: Carry = {}
@@ -59,6 +60,8 @@ def train_together(
             push = over_clients(procedure.push, carry) if descent.pushes else {}
             stepping = _stepping(descent, params, sent, memory, push)
             losses = training.descend_together(params, batches, stepping)
+            if descent.companion is not None:
+                carry = _accompanied(descent.companion, procedure, carry, training, batches)
             extra: Named = {}
             state = {**memory, **stepping.moments} if descent.keeps_moments else {}
             if descent.looks_back:
@@ -126,6 +129,7 @@ def train_vmap(
     _, batches = inputs.batches(job, slots)
     plan = batches.schedule
     params, received, extra = inputs.received(job, slots)
+    extra |= batches.known
     state = inputs.state(job, slots, params)
     buffers = inputs.own_statistics(job, slots, received)
     carry = vmap(procedure.begin)(params, buffers, extra, state)
@@ -174,6 +178,7 @@ def train_one_by_one(
     _, batches = inputs.batches(job, members, reuse=descent is not None)
     plan = batches.schedule
     params, received, extra = inputs.received(job, members)
+    extra |= batches.known
     state = inputs.state(job, members, params)
     buffers = inputs.own_statistics(job, members, received)
     losses = torch.zeros(len(members), dtype=torch.float64)
@@ -266,12 +271,34 @@ def _descended(
     trained, kept = owned(received), owned(state) if descent.keeps_moments else {}
     stepping = _stepping(descent, trained, sent, kept, push)
     loss = training.descend_alone(trained, batches, slot, stepping)
+    if descent.companion is not None:
+        start, added = procedure.companion(carry)
+        mine, beside = owned(start), Stepping(descent.companion, {}, {}, owned(added))
+        batches.schedule.rewind()
+        training.descend_alone(mine, batches, slot, beside)
+        carry = procedure.accompanied(carry, mine)
     if not descent.looks_back:
         return loss, trained, {}, {**state, **stepping.moments} if kept else state
     first = next(iter(received.values()))
     steps = torch.tensor(float(batches.schedule.steps[slot]), dtype=first.dtype)
     carry = _ended(descent, carry, trained, stepping.moments, steps)
     return loss, trained, *procedure.finish(carry, state)
+
+
+def _accompanied(
+    descent: Descent,
+    procedure: ClientProcedure,
+    carry: Carry,
+    training: ChainTraining,
+    batches: Batches,
+) -> Carry:
+    """What a procedure carries after the clients' own models were trained by descent too."""
+    start, push = over_clients(procedure.companion, carry)
+    mine = {n: t.clone(memory_format=torch.contiguous_format) for n, t in start.items()}
+    batches.schedule.rewind()
+    training.descend_together(mine, batches, Stepping(descent, {}, {}, push))
+    after: Carry = over_clients(procedure.accompanied, carry, mine)
+    return after
 
 
 def _looks(descent: Descent) -> bool:
@@ -288,7 +315,7 @@ def _ended(descent: Descent, carry: Carry, params: Named, moments: Named, steps:
     """What a procedure finishes from after a descent."""
     first = next(iter(params.values()))
     steps = steps.to(first.dtype)
-    ended = {**carry, "params": params, "steps": steps, "path": steps * descent.step_size}
+    ended = {**carry, "params": params, "steps": steps, "path": descent.path(steps)}
     return {**ended, "moments": moments} if descent.keeps_moments else ended
 
 

@@ -115,6 +115,11 @@ class FederatedData(abc.ABC):
         self.clients_read = 0
 
     @property
+    def recipe(self) -> DataRecipe:
+        """What the same data are had with."""
+        return self._recipe
+
+    @property
     def num_parts(self) -> int:
         """M where client c holds what client c mod M holds; N when no samples are shared."""
         return self.num_clients

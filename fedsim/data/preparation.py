@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fedsim.basics.errors import RunError, ScenarioError, unknown
 from fedsim.basics.home import cache_root, expanded
 from fedsim.basics.import_paths import is_import_path
+from fedsim.data.centralised import CentralisedData
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.data.loaded import PooledSource
 from fedsim.data.partitions.named import PARTITIONS, partition_factory
@@ -70,9 +71,12 @@ def federate(
     partition, division = _made(partition_factory, partition, "kind")
     root = cache_root() if cache_dir is None else Path(cache_dir).absolute()
     recipe = DataRecipe(data, partition, seed, root, reopen, content)
+    divided: FederatedData
     if isinstance(source, PooledSource):
-        return PooledData(source, division, recipe)
-    return SyntheticData(source, division, recipe)
+        divided = PooledData(source, division, recipe)
+    else:
+        divided = SyntheticData(source, division, recipe)
+    return CentralisedData(divided, divided.recipe) if division.centralised else divided
 
 
 def reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:

@@ -126,6 +126,11 @@ def latest(folder: Path) -> Path | None:
     return files[-1] if files else None
 
 
+def rounds(folder: Path) -> list[int]:
+    """Return the rounds after which the folder's checkpoints are, ascending."""
+    return [int(match[1]) for file in _files(folder) if (match := _NAME.search(file.name))]
+
+
 def load(place: Path) -> Checkpoint:
     """Read a checkpoint.
 

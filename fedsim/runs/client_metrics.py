@@ -7,23 +7,28 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedsim.client.job import OWN, PERSONALISED
+from fedsim.client.job import FINETUNED, OWN, PERSONALISED
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import stacked
 from fedsim.messages.records import NUM_EXAMPLES, only_metrics
 
 _WORST = 0.1  # the share of clients whose mean stands for the worst off
 _ERRORS = ("loss", "mse", "rmse", "mae", "perplexity")  # metrics of which less is better
+_OVER_MODELS = ("_mean", "_worst_decile", "_min", "_max")  # of a metric over clients or nodes
 
 
 def is_error(name: str) -> bool:
     """Return whether less of a metric is better.
 
     Example:
-        >>> is_error("test/loss"), is_error("robust/loss@0.1"), is_error("test/accuracy")
+        >>> is_error("test/loss"), is_error("local/rmse_mean"), is_error("test/accuracy")
         (True, True, False)
+        >>> is_error("robust/loss@0.1"), is_error("local/accuracy@0.1_mean")
+        (True, False)
     """
     name = name.partition("@")[0]
+    for ending in _OVER_MODELS:
+        name = name.removesuffix(ending)
     return name.rpartition("/")[2].rpartition("_")[2] in _ERRORS or name.endswith("loss")
 
 
@@ -50,6 +55,16 @@ def client_metrics(replies: Iterable[Message]) -> Iterator[dict[str, Any]]:
         yield {"client": client, "examples": examples, **numbers}
 
 
+def recorded_as(name: str) -> str:
+    """Return under which name a run records what clients measure.
+
+    Example:
+        >>> recorded_as("loss"), recorded_as("finetuned/loss")
+        ('local/loss', 'finetuned/loss')
+    """
+    return name if name.startswith(FINETUNED) else f"local/{name}"
+
+
 def spread(replies: Iterable[Message]) -> dict[str, float]:
     """Return per metric the clients' plain mean, the worst tenth's mean, and the variance.
 
@@ -63,13 +78,13 @@ def spread(replies: Iterable[Message]) -> dict[str, float]:
             continue
         values = [value for value in column if not math.isnan(value)]
         if missing := len(column) - len(values):
-            found[f"local/{name}_undefined"] = missing
+            found[f"{recorded_as(name)}_undefined"] = missing
         if not values:
             continue
         ordered = np.sort(np.array(values))
-        found[f"local/{name}_mean"] = float(ordered.mean())
-        found[f"local/{name}_worst_decile"] = _worst(name, ordered)
-        found[f"local/{name}_variance"] = float(ordered.var())
+        found[f"{recorded_as(name)}_mean"] = float(ordered.mean())
+        found[f"{recorded_as(name)}_worst_decile"] = _worst(name, ordered)
+        found[f"{recorded_as(name)}_variance"] = float(ordered.var())
     return found
 
 
@@ -85,6 +100,7 @@ def personal_spread(replies: Iterable[Message]) -> dict[str, float]:
     records = [_of_own(r) for r in client_metrics(replies) if r["examples"] and PERSONALISED in r]
     if not records:
         return {}
+    records = [{n: v for n, v in r.items() if not n.startswith(FINETUNED)} for r in records]
     trained = [record for record in records if record[PERSONALISED]]
     untrained = [record for record in records if not record[PERSONALISED]]
     found = {

@@ -14,9 +14,12 @@ from fedsim.basics.project import SentProject
 from fedsim.client.batching.augmentation import augmentation_of
 from fedsim.client.batching.poison import Poison
 from fedsim.client.executor import CohortExecutor
+from fedsim.client.finetuning import FineTuning
+from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
+from fedsim.client.overriding import stacks
 from fedsim.client.plan import ExecutionPlan, make_plan
-from fedsim.client.procedure import ClientProcedure, stacks
+from fedsim.client.procedure import ClientProcedure
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.trial import Findings, try_out
 from fedsim.data.federated import FederatedData
@@ -26,6 +29,7 @@ from fedsim.runs.client_settings import ClientSettings
 from fedsim.runs.start_model import personal_start
 from fedsim.scenario.choice import Choice
 from fedsim.scenario.scenario import Scenario
+from fedsim.scenario.tables import Finetune
 from fedsim.tasks import named as tasks
 
 
@@ -55,6 +59,13 @@ def task_and_procedure(
         raise ScenarioError(
             f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs features that '
             "are numbers, and these are tokens"
+        )
+    needs = procedure.needs_representations
+    if needs and last_linear(model := task.build_model(scenario.seed)) is None:
+        *_, (name, last) = model.named_modules()
+        raise ScenarioError(
+            f'[client] {needs} with [task] model = "{scenario.task["model"]}": needs a model '
+            f"whose last module is a Linear layer, and its last is {type(last).__name__} '{name}'"
         )
     return task, procedure
 
@@ -119,7 +130,7 @@ def make_app(
     own = SentProject(scenario.folders if paths else None, of_main(paths))
     build_executor = functools.partial(
         make_executor, own, data, dict(scenario.task), scenario.choices["client"], scenario.seed,
-        plan, scenario.choices.get("attack"), **options,
+        plan, scenario.choices.get("attack"), scenario.evaluation.finetune, **options,
     )  # fmt: skip
     return CohortApp(build_executor, plan)
 
@@ -132,6 +143,7 @@ def make_executor(
     seed: int,
     plan: ExecutionPlan,
     attack: Choice | None = None,
+    finetune: Finetune | None = None,
     **options: Any,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
@@ -144,6 +156,7 @@ def make_executor(
         seed: The scenario's seed.
         plan: How the run computes.
         attack: Who attacks, or None.
+        finetune: How clients train what they receive before they evaluate it once more, or None.
         **options: The executor's, for code of the user's own and robust evaluation.
 
     Raises:
@@ -154,6 +167,8 @@ def make_executor(
     procedure: ClientProcedure = client.make()
     poison = _poison(attack_of(attack, data), data, seed)
     given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
+    if finetune is not None:
+        given["finetuning"] = FineTuning(finetune.lr, finetune.epochs, procedure.work)
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
 
 

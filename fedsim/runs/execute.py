@@ -128,7 +128,8 @@ def _execute(
     if profile is not None:
         with taking(folder.file("profile.json")):
             write_json_atomic(folder.file("profile.json"), profile.report())
-    return RunResult(folder.path, summarise(world, folder, loop, arrays, recorder.elapsed_s))
+    summary = summarise(world, folder, loop, arrays, recorder.elapsed_s, recorder.best)
+    return RunResult(folder.path, summary)
 
 
 def _loop(

@@ -24,7 +24,7 @@ from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import clients_of, failures_of
 from fedsim.messages.failures import Failure
 from fedsim.messages.records import NUM_EXAMPLES
-from fedsim.runs.client_metrics import client_metrics, personal_spread, spread
+from fedsim.runs.client_metrics import client_metrics, personal_spread, recorded_as, spread
 from fedsim.runs.client_settings import SettingsWatch
 from fedsim.runs.foreign_calls import calls_of
 from fedsim.runs.policy import EarlyStop, Policy
@@ -204,7 +204,7 @@ class RoundLoop:
         means = self.strategy.aggregate_evaluate(server_round, replies)
         apart = (NUM_EXAMPLES, PERSONALISED)
         found = {
-            f"local/{n}": v
+            recorded_as(n): v
             for n, v in (means or {}).items()
             if n not in apart and not n.startswith(OWN)
         }

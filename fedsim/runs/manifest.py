@@ -1,5 +1,6 @@
 """What a run folder says before round 1: the plan, what the run is made of, its code, its graph."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsim.basics.errors import CheckpointError
@@ -57,14 +58,26 @@ def require_same_data(world: World, folder: RunFolder) -> None:
     Raises:
         CheckpointError: Naming what has changed.
     """
+    require_same(folder, manifest_of(world), ("data", *_MANIFESTED))
+
+
+def require_same(folder: RunFolder, now: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Refuse what is no longer what a run began with.
+
+    Args:
+        folder: The run's folder; without a manifest in it there is nothing to compare.
+        now: The manifest as the scenario gives it now.
+        parts: Which of its parts are compared, "data" for the data and their division.
+
+    Raises:
+        CheckpointError: Naming what has changed.
+    """
     place = folder.file("manifest.json")
     if not place.is_file():
         return
-    before, now = read_json(place), manifest_of(world)
-    for what, then, here in (
-        ("data", before, now),
-        *((n, before.get(n) or {}, now.get(n) or {}) for n in _MANIFESTED),
-    ):
+    before = read_json(place)
+    for what in parts:
+        then, here = (m if what == "data" else m.get(what) or {} for m in (before, now))
         if then.get("sha256") != here.get("sha256"):
             raise CheckpointError(
                 f"{place}: the run began with {what} {str(then.get('sha256'))[:12]}, the same "

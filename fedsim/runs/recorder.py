@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord
+from torch import Tensor
 
 from fedsim.basics.errors import CheckpointError, FedsimError
 from fedsim.basics.json_files import JsonLines
@@ -16,6 +17,7 @@ from fedsim.engine.grid import LocalGrid
 from fedsim.messages.records import array_record, named_tensors
 from fedsim.runs import checkpoint as checkpoints
 from fedsim.runs import folder as run_folder
+from fedsim.runs.best_model import BestModel
 from fedsim.runs.checkpoint import Checkpoint
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.round_report import RoundReport
@@ -29,6 +31,9 @@ _LOCAL = "local.jsonl"  # grows too, with [evaluation] per_client
 
 class Recorder:
     """Writes what a run records, and reads it back when the run goes on.
+
+    Attributes:
+        best: The best model so far.
 
     Args:
         world: What is run.
@@ -53,6 +58,7 @@ class Recorder:
         self._begun, self._before_s = begun, 0.0
         self._place = folder.path / checkpoints.FOLDER
         self._saved_round = -1
+        self.best = BestModel(self._place, world.scenario.evaluation.keep_best)
         # what is portable may go on on another kind of processor
         self._versions = decisive(run_folder.versions(), world.scenario.promise)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -95,16 +101,21 @@ class Recorder:
             self._engine.store.restore(saved.clients, saved.client_state)
         self._before_s, self._saved_round = saved.elapsed_s, saved.server_round
         history = JsonLines.read(self._folder.file("metrics.jsonl"))
+        self.best.take_up(history)
         _log.info("resumed from %s", place.name)
         return array_record(saved.model), saved.server_round + 1, history
 
     def round_ended(self, report: RoundReport) -> None:
         """Record a round, and checkpoint when it is time."""
-        self._files["metrics.jsonl"].append({"round": report.server_round, **report.metrics})
+        record = {"round": report.server_round, **report.metrics}
+        self._files["metrics.jsonl"].append(record)
+        self.best.round_ended(record, report.arrays)
         if report.server_round or report.selected:
             failed = {str(f.client_id): f.cause for f in report.failures}
-            record = {"round": report.server_round, "selected": list(report.selected)}
-            self._files["participation.jsonl"].append({**record, "failed": failed, **report.record})
+            took_part = {"round": report.server_round, "selected": list(report.selected)}
+            self._files["participation.jsonl"].append(
+                {**took_part, "failed": failed, **report.record}
+            )
         if _LOCAL in self._files:
             for each in report.local:
                 self._files[_LOCAL].append({"round": report.server_round, **each})
@@ -138,6 +149,8 @@ class Recorder:
         if last_round != self._saved_round:
             self._save(last_round, arrays)
         self._written()
+        if (best := self.best.unwritten()) is not None:  # the end has no checkpoint, which was said
+            self.best.write(*best)
 
     def close(self) -> None:
         """Write down what is left, a checkpoint in the making too, whatever ends the run."""
@@ -185,10 +198,16 @@ class Recorder:
                 elapsed_s=self.elapsed_s,
             )
         )
-        self._writing = self._writer.submit(self._write, packed)
+        self._writing = self._writer.submit(self._write, packed, self.best.unwritten())
         self._saved_round = server_round
 
-    def _write(self, packed: checkpoints.Packed) -> Path:
+    def _write(
+        self, packed: checkpoints.Packed, best: tuple[int, dict[str, Tensor]] | None
+    ) -> Path:
         for file in self._files.values():
             file.sync()  # a checkpoint must not count bytes that a power cut can take away
-        return checkpoints.write(self._place, packed, keep=self._world.scenario.checkpoint.keep)
+        if best is not None:
+            self.best.write(*best)
+        place = checkpoints.write(self._place, packed, keep=self._world.scenario.checkpoint.keep)
+        self.best.keep_for(checkpoints.rounds(self._place))
+        return place

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.basics.json_files import JsonLines, taking, write_json_atomic
 from fedsim.messages.records import named_tensors
 from fedsim.runs import checkpoint as checkpoints
+from fedsim.runs.best_model import BEST_FILE, Best, BestModel
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.world import World
@@ -18,7 +19,12 @@ from fedsim.scenario.expectations import check_expectations
 
 
 def summarise(
-    world: World, folder: RunFolder, loop: RoundLoop, arrays: ArrayRecord, elapsed_s: float
+    world: World,
+    folder: RunFolder,
+    loop: RoundLoop,
+    arrays: ArrayRecord,
+    elapsed_s: float,
+    best: BestModel | None = None,
 ) -> dict[str, Any]:
     """Write the model and the summary of a run that has ended.
 
@@ -28,6 +34,7 @@ def summarise(
         loop: The loop, with all records.
         arrays: The model after the last round.
         elapsed_s: Seconds the run has taken.
+        best: The best model of its rounds; None where none is kept.
 
     Returns:
         The content of `summary.json`.
@@ -57,9 +64,24 @@ def summarise(
         "always_failed": always_failed(folder.file("participation.jsonl")),
         "expect": check_expectations(world.scenario.expect, loop.history),
     }
+    if (kept := world.scenario.evaluation.keep_best) is not None:
+        summary["best"] = _write_best(folder, kept, None if best is None else best.result())
     with taking(folder.file("summary.json")):
         write_json_atomic(folder.file("summary.json"), summary)
     return summary
+
+
+def _write_best(
+    folder: RunFolder, metric: str, result: tuple[Best, bytes] | None
+) -> dict[str, Any] | None:
+    """Write the best model; return what the summary says of it, None where no round had a value."""
+    from safetensors.torch import load
+
+    if result is None:
+        return None
+    best, content = result
+    _write_bytes(folder.file(BEST_FILE), content)
+    return {"metric": metric, **best._asdict(), "params_sha256": params_sha256(load(content))}
 
 
 def params_sha256(model: dict[str, Tensor]) -> str:

@@ -12,13 +12,14 @@ from fedsim.basics.import_paths import is_import_path
 from fedsim.federation.device_table import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
-from fedsim.scenario.expectations import METRIC_PHASES, Expectation
+from fedsim.scenario.expectations import METRIC_PHASES, MODEL_PHASES, Expectation
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     EvaluationTable,
 )
 from fedsim.strategy.flower import COHORT
 
+_NOT_QUALITIES = ("_variance", "_undefined", "_untrained", "attack_success", "clients")
 # data sets whose clients are generated one by one
 _MADE_ON_DEMAND = ("synthetic", "zipf", "brittle")
 
@@ -97,6 +98,11 @@ def check_combinations(
             "[evaluation] per_client = true with [evaluation] clients = 0: say how many clients "
             "evaluate"
         )
+    if evaluation is not None and evaluation.finetune is not None and not evaluation.clients:
+        problems.add(
+            "[evaluation] finetune with [evaluation] clients = 0: say how many clients fine-tune "
+            "the model and evaluate it"
+        )
     if (clients := partition.table.get("clients")) is not None:
         check_clients(problems, choices, fixed, clients)
 
@@ -156,11 +162,19 @@ def check_claims(
     if evaluation.stop is not None:
         watched.append(("[evaluation] stop.metric", evaluation.stop.metric))
         check_metric(problems, evaluation.stop.metric, where="[evaluation] stop.metric")
+    if evaluation.keep_best is not None:
+        watched.append(("[evaluation] keep_best", evaluation.keep_best))
+        _check_tells_models_apart(problems, evaluation.keep_best)
     for where, metric in watched:
         if metric.startswith("local/") and not evaluation.clients:
             problems.add(
                 f"{where} '{metric}' is never recorded with [evaluation] clients = 0: say how many "
                 "clients evaluate"
+            )
+        if metric.startswith("finetuned/") and evaluation.finetune is None:
+            problems.add(
+                f"{where} '{metric}' is never recorded without [evaluation] finetune = "
+                "{ epochs = 1, lr = 0.1 }"
             )
         if metric.startswith("pooled/") and not evaluation.pooled:
             problems.add(f"{where} '{metric}' is never recorded without [evaluation] pooled = true")
@@ -174,6 +188,19 @@ def check_claims(
                 f"{where} '{metric}' is never recorded with [strategy] name = \"{name}\": it has "
                 'one model for all; say "test/..."'
             )
+
+
+def _check_tells_models_apart(problems: ScenarioProblems, metric: str) -> None:
+    """Refuse to call a model the best by what is not measured on models."""
+    check_metric(problems, metric, where="[evaluation] keep_best")
+    phase, _, name = metric.partition("/")
+    if phase not in METRIC_PHASES or not name:
+        return
+    if phase not in MODEL_PHASES or name.endswith(_NOT_QUALITIES):
+        problems.add(
+            f"[evaluation] keep_best = '{metric}': does not say which model is better; must be a "
+            f"metric of the task under {', '.join(f'{each}/' for each in MODEL_PHASES)}"
+        )
 
 
 def _check_made(choice: Choice, clients: int) -> None:

@@ -20,14 +20,16 @@ _NO_MATTER_ENGINE = (
     "silence_timeout_s",
     "state_limit_mb",
 )
+_NO_MATTER_EVALUATION = ("keep_best",)  # keeps a model and changes none
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
-    "evaluation": {"per_client": False, "pooled": False, "robust": None},
-    "client": {"last_batch": "keep", "parts": []},
+    "evaluation": {"per_client": False, "pooled": False, "finetune": None, "robust": None},
+    "client": {"last_batch": "keep", "parts": [], "schedule": None},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {
         **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),
         "parts": None,
+        "centralised": False,
     },
 }
 _LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
@@ -50,6 +52,9 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     document = {key: value for key, value in resolved.items() if key not in _NO_MATTER}
     document["engine"] = {
         key: value for key, value in document["engine"].items() if key not in _NO_MATTER_ENGINE
+    }
+    document["evaluation"] = {
+        k: v for k, v in document["evaluation"].items() if k not in _NO_MATTER_EVALUATION
     }
     if "client" in document:
         document["client"] = as_before(document["client"])

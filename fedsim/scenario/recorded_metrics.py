@@ -83,6 +83,8 @@ def watched(scenario: Scenario) -> Iterator[tuple[str, str]]:
     yield from (("[expect]", metric) for metric in scenario.expect)
     if (stop := scenario.evaluation.stop) is not None:
         yield "[evaluation] stop.metric", stop.metric
+    if (best := scenario.evaluation.keep_best) is not None:
+        yield "[evaluation] keep_best", best
 
 
 def _recorded(
@@ -113,6 +115,8 @@ def _recorded(
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
         own = [*measured, *moved]
         found["local"] = [*own, *_with(own, _SPREAD)]
+        if scenario.evaluation.finetune is not None:
+            found["finetuned"] = found["local"]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
 
 

@@ -110,6 +110,18 @@ class Robust(Table):
         return self
 
 
+class Finetune(Table):
+    """`[evaluation.finetune]`: what clients train before they evaluate once more.
+
+    Attributes:
+        epochs: Passes over the client's own training samples.
+        lr: Step size of SGD.
+    """
+
+    epochs: int = Field(default=1, ge=1)
+    lr: float = Field(gt=0, allow_inf_nan=False)
+
+
 class EvaluationTable(Table):
     """`[evaluation]`: what is measured, and how often."""
 
@@ -120,6 +132,8 @@ class EvaluationTable(Table):
     robust: Robust | None = None
     batch_size: int = Field(default=1000, ge=1)
     stop: Stop | None = None
+    keep_best: str | None = None
+    finetune: Finetune | None = None
 
 
 class CheckpointTable(Table):
@@ -164,4 +178,8 @@ FIXED_TABLES: dict[str, type[Table]] = {
     "output": Output,
 }
 # tables within tables
-NESTED: dict[str, type[BaseModel]] = {"client_resources": ClientResources, "stop": Stop}
+NESTED: dict[str, type[BaseModel]] = {
+    "client_resources": ClientResources,
+    "stop": Stop,
+    "finetune": Finetune,
+}

@@ -7,9 +7,10 @@ from clients.local_sgd import LocalSGD
 from clients.parts.adversarial import Adversarial
 from clients.parts.margin import Margin
 from clients.parts.proximal import Proximal
+from fedsim.client.overriding import descent_of, stacks
 from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Named, descent_of, stacks
+from fedsim.client.procedure import Named
 from tests.laws import federations as fed
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
@@ -171,9 +172,9 @@ class Elsewhere(ClientPart):
     stacks = True
 
     def wrapped(self, gradient, own):
-        def there(params, buffers, batch, objective=None, penalty=None):
+        def there(params, buffers, batch, objective=None, penalty=None, inner=None):
             twice = {n: 2 * p for n, p in params.items()}
-            return gradient(twice, buffers, batch, objective, penalty)
+            return gradient(twice, buffers, batch, objective, penalty, inner)
 
         return there
 

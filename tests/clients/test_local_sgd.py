@@ -29,6 +29,8 @@ OPTIONS = {
     "adam": {"optimizer": "adam"},
     "adam with other moments": {"optimizer": "adam", "betas": (0.5, 0.8), "epsilon": 1e-2},
     "adam with weight decay": {"optimizer": "adam", "weight_decay": 0.1, "clip_norm": 0.3},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "epsilon": 1e-2},
+    "adamw, clipped": {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.3},
     "everything": {"momentum": 0.5, "weight_decay": 0.1, "clip_norm": 0.4, "proximal": 0.3},
 }
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
@@ -50,7 +52,8 @@ def as_flat(layout, model):
 def oracle_arguments(options, lr):
     renamed = {"clip_norm": "clip"}
     arguments = {renamed.get(key, key): value for key, value in options.items()}
-    return {"lr": lr, "adam": arguments.pop("optimizer", "sgd") == "adam", **arguments}
+    optimizer = arguments.pop("optimizer", "sgd")
+    return {"lr": lr, "adam": optimizer != "sgd", "decoupled": optimizer == "adamw", **arguments}
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
@@ -94,9 +97,10 @@ def test_three_rounds_equal_the_oracle(options, kind, kept):
 
 def torch_optimizer(options, parameters):
     decay = options.get("weight_decay", 0.0)
-    if options.get("optimizer") == "adam":
+    if options.get("optimizer", "sgd") != "sgd":
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options["optimizer"]]
         betas, epsilon = options.get("betas", (0.9, 0.999)), options.get("epsilon", 1e-8)
-        return torch.optim.Adam(parameters, lr=0.1, betas=betas, eps=epsilon, weight_decay=decay)
+        return kind(parameters, lr=0.1, betas=betas, eps=epsilon, weight_decay=decay)
     momentum = options.get("momentum", 0.0)
     return torch.optim.SGD(parameters, lr=0.1, momentum=momentum, weight_decay=decay)
 
@@ -225,9 +229,10 @@ def test_an_impossible_argument_is_refused_by_name_and_value(name, value):
     assert repr(value) in str(refusal.value)
 
 
-def test_adam_has_no_momentum_of_its_own():
-    with pytest.raises(ValueError, match=r"momentum = 0\.9: adam has none of its own"):
-        LocalSGD(optimizer="adam", momentum=0.9)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_has_no_momentum_of_its_own(optimizer):
+    with pytest.raises(ValueError, match=rf"momentum = 0\.9: {optimizer} has none of its own"):
+        LocalSGD(optimizer=optimizer, momentum=0.9)
 
 
 def test_every_client_has_moments_of_its_own():

@@ -155,6 +155,13 @@ def part_procedures():
     ]
 
 
+def parts_with_state():
+    """The parts for which clients keep something between rounds, as tables."""
+    tables = [{"name": part} for part in discovery.names("parts")]
+    nothing = {"w": torch.zeros(2)}
+    return [t for t in tables if Choice("parts", t).make().initial_state(nothing)]
+
+
 # a dense model, one with convolutions, one that trains in a loop
 PART_MODELS = ("mlp", "cnn", "cnn_batchnorm")
 
@@ -200,13 +207,14 @@ def make_app_for(strategy, model="logistic", data=None, **options):
 def returned_by_parts(strategy, layout, received, rows, sent):
     """What clients return besides their models by the parts that a strategy needs, `[K, ...]`."""
     parts = Parts([Choice("parts", table).make() for table in parts_for(strategy)])
+    told = {name: torch.ones(CLASSES, dtype=received.dtype) for name in parts.knows}
     found = []
     for row in rows:
         start = layout.unflatten(received)
         # as many as the client's own numbers say, whichever its place
         state, steps = parts.initial_state(start), (row.sum().abs() * 1e3).floor() % 7 + 1
         trained = Trained(start, layout.unflatten(row), steps, 0.1 * steps, 0.0)
-        found.append(parts.finish(parts.begin(start, dict(sent), state), trained, state)[0])
+        found.append(parts.finish(parts.begin(start, {**sent, **told}, state), trained, state)[0])
     return {name: torch.stack([each[name] for each in found]) for name in found[0]} if found else {}
 
 

@@ -98,6 +98,18 @@ SCENARIOS = {
 # with its defaults, whatever a strategy remembers
 SCENARIOS |= {f"strategy {name}": {"strategy": {"name": name}} for name in fed.strategies()}
 
+# what clients keep for a part, and evaluate with
+SCENARIOS |= {
+    f"part {part['name']}": {
+        "strategy": {"name": fed.strategy_beside({"parts": [part]})},
+        "client": {"parts": [part]},
+        "partition": {"kind": "iid", "clients": 6, "test_fraction": 0.3},
+        "participation": {"kind": "uniform", "cohort_size": 3},
+        "evaluation": {"clients": 6},
+    }
+    for part in fed.parts_with_state()
+}
+
 
 def scenario(**tables):
     document = {

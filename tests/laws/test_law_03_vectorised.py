@@ -2,12 +2,13 @@
 
 import pytest
 
-from fedsim.client.procedure import stacks
+from fedsim.client.overriding import stacks
 from fedsim.scenario import discovery
 from tests.laws import federations as fed
 from tests.laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure
 
 KINDS = ("loop", "batched", "vmap")
+COSINE = {"kind": "cosine", "over": "steps", "length": 9, "warmup": 2, "floor": 0.1}
 OPTIONS = {
     "plain": {},
     "momentum": {"momentum": 0.9},
@@ -18,6 +19,10 @@ OPTIONS = {
     "clipped": {"clip_norm": 0.5},
     "proximal": {"proximal": 0.3},
     "decaying steps": {"lr_decay": 0.5},
+    "cosine over rounds": {"schedule": {"kind": "cosine", "length": 4, "warmup": 1}},
+    "cosine over steps": {"local_epochs": 4, "schedule": COSINE},
+    "cosine over steps with momentum": {"local_epochs": 3, "momentum": 0.9, "schedule": COSINE},
+    "cosine over steps of adamw": {"optimizer": "adamw", "weight_decay": 0.1, "schedule": COSINE},
     "few steps": {"local_steps": 2},
     "many steps": {"local_steps": 9, "batch_size": 7},
     "two epochs": {"local_epochs": 2},

@@ -10,6 +10,7 @@ from fedsim.basics.rng import derived_seed, generator
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import ClientProcedure, Work
 from fedsim.federation.participation.kinds import PARTICIPATION
+from fedsim.scenario import discovery
 from tests.laws import federations as fed
 
 STEPS, BATCH, HIDDEN = 6, 8, 15  # the last as in `federations`
@@ -140,8 +141,10 @@ def test_dropout_noise_is_uniform_and_new_in_every_step():
     assert len(torch.unique(noise)) > 0.99 * noise.numel()
 
 
-def test_training_draws_nothing_from_the_global_generators():
-    worker = fed.make_executor("mlp_dropout")
+@pytest.mark.parametrize("name", [None, *discovery.names("parts")])
+def test_training_draws_nothing_from_the_global_generators(name):
+    parts = [] if name is None else [{"name": name}]
+    worker = fed.make_executor("mlp_dropout", fed.make_procedure(parts=parts))
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002 - the global generator is what this test is about
     random.seed(3)

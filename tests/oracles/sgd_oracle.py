@@ -1,8 +1,9 @@
 """Federated averaging of multinomial logistic regression in float64, written from the papers.
 
 McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1; the proximal term of Li et al. 2020
-(arXiv:1812.06127), equation 2; Adam of Kingma and Ba 2015 (arXiv:1412.6980), Algorithm 1. NumPy
-alone is imported, so that nothing here can agree with the code under test by sharing it.
+(arXiv:1812.06127), equation 2; Adam of Kingma and Ba 2015 (arXiv:1412.6980), Algorithm 1; AdamW
+of Loshchilov and Hutter 2019 (arXiv:1711.05101), Algorithm 2. NumPy alone is imported, so that
+nothing here can agree with the code under test by sharing it.
 """
 
 import numpy as np
@@ -42,7 +43,7 @@ def no_memory():
 
 def client_update(
     received, batches, memory, *, lr, momentum=0.0, weight_decay=0.0, clip=None, proximal=0.0,
-    adam=False, betas=(0.9, 0.999), epsilon=1e-8,
+    adam=False, decoupled=False, betas=(0.9, 0.999), epsilon=1e-8,
 ):  # fmt: skip
     """Train on the batches in turn; returns (model, memory, mean loss over the samples seen).
 
@@ -65,13 +66,14 @@ def client_update(
             g = {name: scale * g[name] for name in NAMES}
         steps += 1
         for name in NAMES:
-            d = g[name] + weight_decay * w[name]
+            d = g[name] + (0.0 if decoupled else weight_decay) * w[name]
             if adam:
                 first[name] = betas[0] * first[name] + (1 - betas[0]) * d
                 second[name] = betas[1] * second[name] + (1 - betas[1]) * d**2
                 m = first[name] / (1 - betas[0] ** steps)
                 v = second[name] / (1 - betas[1] ** steps)
-                w[name] = w[name] - lr * m / (np.sqrt(v) + epsilon)
+                apart = weight_decay * w[name] if decoupled else 0.0  # AdamW's Algorithm 2, line 12
+                w[name] = w[name] - lr * (m / (np.sqrt(v) + epsilon) + apart)
             else:
                 first[name] = momentum * first[name] + d
                 w[name] = w[name] - lr * first[name]

@@ -129,6 +129,29 @@ def test_three_rounds_of_per_fedavg_equal_the_oracle(delta, kind):
     assert not kept
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_dittos_own_model_without_its_term_is_trained_alone_bit_for_bit(model, kind):
+    """As the client would train that goes on from its own model in every round."""
+    parts = [{"name": "personal_model", "strength": 0.0}]
+    executor = fed.make_executor(model, fed.make_procedure(parts=parts), kind=kind)
+    plain = fed.make_executor(model, fed.make_procedure(), kind=kind)
+    start = fed.initial_payload(plain)
+    state, alone = {}, torch.stack([start.params] * 2)
+    for server_round in (1, 2):
+        job = fed.job(
+            executor, (3, 5), server_round=server_round, state=state, has_state=(bool(state),) * 2
+        )
+        state = executor.train(job).state
+        mine = fed.job(
+            plain, (3, 5), server_round=server_round,
+            shared=Payload(None, start.buffers), personal=Payload(alone),
+        )  # fmt: skip
+        alone = plain.train(mine).params
+        own = {n.removeprefix("PersonalModel/"): t for n, t in state.items()}
+        assert torch.equal(executor.layout.flatten(own), alone)
+
+
 # --- APFL ---------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,14 @@ WORLDS = {
         "task": {"personal": ["output"]},
         "evaluation": {"clients": 3, "robust": {"radii": [0.05], "steps": 2}},
     },
+    "fine-tuned": {
+        **SPLIT,
+        "evaluation": {
+            "clients": 3,
+            "robust": {"radii": [0.05], "steps": 2},
+            "finetune": {"lr": 0.1},
+        },
+    },
     "numbers": {"data": {"name": "diabetes"}, "task": {"model": "linear"}},
     "nodes": {"strategy": {"name": "gossip"}},
     "attacked": {
@@ -39,7 +47,10 @@ WORLDS = {
         "task": {"metrics": ["macro_f1"]},
     },
 }
-CLOSED = ("test", "robust", "local", "personal", "pooled", "nodes", "clients", "comm", "time")
+CLOSED = (
+    "test", "robust", "local", "finetuned", "personal", "pooled", "nodes", "clients", "comm",
+    "time",
+)  # fmt: skip
 
 
 def scenario(**tables):

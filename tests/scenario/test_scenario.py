@@ -64,6 +64,7 @@ def test_minimal_scenario_is_completed_with_every_default(write: Any) -> None:
     assert scenario.partition == {
         "kind": "iid", "clients": 5, "parts": None, "label_noise": 0.0, "test_fraction": 0.0,
         "rotation": 0.0, "feature_noise": 0.0, "feature_shift": 0.0, "feature_scale": 0.0,
+        "centralised": False,
     }  # fmt: skip
     assert scenario.participation == {"kind": "full"}
     assert scenario.strategy["name"] == "fedavg"
@@ -247,6 +248,7 @@ def test_a_float_survives_override_resolution_and_json_bit_for_bit(value: float)
         "engine.client_resources.num_cpus=2",
         "checkpoint.every=1",
         "output.tensorboard=true",
+        "evaluation.keep_best=test/accuracy",
         "expect.train/loss.max=9",
     ],
 )
@@ -327,7 +329,7 @@ def test_default_written_out_is_the_same_scenario(write: Any) -> None:
         (["client.local_lr=1979-05-27"], "a date has no meaning in a scenario"),
         (["client.local_epochs=1.5"], "[client] local_epochs = 1.5: must be an integer"),
         (["client.local_epochs=true"], "[client] local_epochs = true: must be an integer"),
-        (["client.optimizer=sdg"], "must be 'sgd' or 'adam'; did you mean 'sgd'?"),
+        (["client.optimizer=sdg"], "must be 'sgd', 'adam' or 'adamw'; did you mean 'sgd'?"),
         (["client.betas=[0.9]"], "[client] betas = [0.9]: must be tuple[float, float]"),
         (["client.betas=[0.9, 'x']"], '[client] betas[1] = "x": must be a number'),
         (["strategy.name=3"], "[strategy] name = 3: must be a string"),

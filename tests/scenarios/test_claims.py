@@ -33,6 +33,13 @@ WITHOUT = {
     "fedyogi_defaults": ['strategy={name="fedavg"}'],  # Yogi's step -> the mean
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
     "fal_brittle_features": ["strategy.radius=0.0"],  # moved samples -> the samples
+    "fedsam_label_noise": ["strategy.rho=0.0"],  # the worst point near by -> the point itself
+    "fedlc_label_skew": ["strategy.tau=0.0"],  # margins -> none
+    "fedntd_label_skew": ["strategy.beta=0.0"],  # distillation -> none
+    "moon_label_skew": ["strategy.mu=0.0"],  # contrast -> none
+    "qfedavg_unequal_losses": ["strategy.q=0.0"],  # powers of losses -> 1
+    "afl_unequal_losses": ["strategy.mixture_lr=0.0"],  # mixture -> uniform
+    "fedrs_label_skew": ["strategy.alpha=1.0"],  # restricted softmax -> softmax
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
     "scaffold_two_classes": ['strategy={name="fedavg", weighted=false}'],  # variates -> none

@@ -278,6 +278,23 @@ def test_a_penalty_on_classes_is_refused_where_targets_are_numbers():
     )
 
 
+class EndsInARectifier(torch.nn.Sequential):
+    """A model whose last module is no Linear layer."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.ReLU())
+
+
+def test_a_contrast_of_representations_is_refused_where_the_last_layer_is_another():
+    model = "tests.scenarios.test_tasks:EndsInARectifier"
+    for strategy in ({"name": "moon"}, {"name": "moon", "mu": 2.0}):
+        message = refusal(task={"model": model}, strategy=strategy)
+        mu = strategy.get("mu", 1.0)
+        assert f'[client] mu = {mu} with [task] model = "{model}": needs a model whose' in message
+        assert "last module is a Linear layer, and its last is ReLU '2'" in message
+    build(scenario(task={"model": model}, strategy={"name": "moon", "mu": 0.0}))
+
+
 def test_cropping_what_is_no_image_is_refused():
     message = refusal(HOSPITALS, task={"augment": {"crop": 1}})
     assert "[task] augment.crop = 1: needs images" in message

@@ -8,7 +8,7 @@ from torch import Tensor
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.poison import PoisonedSamples
 from fedsim.client.batching.schedule import Schedule
-from fedsim.client.procedure import Batch, Draw
+from fedsim.client.procedure import Batch, Draw, Named
 
 NoiseShapes = Callable[[Tensor], dict[str, tuple[int, ...]]]
 
@@ -29,8 +29,10 @@ class Batches:
         reuse: Whether a step's features may overwrite those of the step before.
         poisoned: Which samples are, and what becomes of them; None when none is.
         draws: What else is drawn for a step's samples, by purpose.
+        known: What is known of the slots' samples, see `ClientProcedure.knows`.
 
     Attributes:
+        known: See above, `[slots, ...]` by name.
         shares: What each sample counts for in its step's mean loss, `[num_steps, slots, batch]`.
     """
 
@@ -46,8 +48,9 @@ class Batches:
         reuse: bool = False,
         poisoned: PoisonedSamples | None = None,
         draws: Mapping[str, Draw] | None = None,
+        known: Named | None = None,
     ) -> None:
-        self.schedule = schedule
+        self.schedule, self.known = schedule, known or {}
         self._features, self._dtype = features, dtype
         self._augmentation, self._noise_shapes = augmentation, noise_shapes
         self._targets = targets[schedule.indices]

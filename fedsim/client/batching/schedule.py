@@ -165,6 +165,10 @@ class Schedule:
             found[purpose] = torch.from_numpy(np.stack(rows)).to(self._device)
         return found
 
+    def rewind(self) -> None:
+        """Let steps be drawn again from the first one on, with the same numbers."""
+        self._sources.clear()
+
     def _source(self, purpose: str, slot: int) -> np.random.Generator:
         """The stream of a slot; a doubled client's slots have equal ones."""
         if (purpose, slot) not in self._sources:

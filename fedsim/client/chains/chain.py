@@ -234,16 +234,35 @@ class Chain:
             kept.append(keeps)
         return values, kept
 
+    def representations(self, kept: list[Any]) -> Tensor:
+        """Return what went into the last layer, which must be linear.
+
+        Raises:
+            ValueError: If it is another one.
+        """
+        if not isinstance(self.layers[-1], _Dense):
+            raise ValueError("the model's last module is no Linear layer")
+        values: Tensor = kept[-1]
+        return values
+
     def backward(
-        self, slope: Tensor, kept: list[Any], tensors: Named, into: Named | Stepping
+        self,
+        slope: Tensor,
+        kept: list[Any],
+        tensors: Named,
+        into: Named | Stepping,
+        inner: Tensor | None = None,
     ) -> None:
-        """Go back from the objective's gradient by the outputs; see `Layer.backward`."""
-        for place in range(len(self.layers) - 1, self._first - 1, -1):
-            below = self.layers[place].backward(
-                slope, kept[place], tensors, into, place > self._first
-            )
+        """Go back from the objective's gradient by the outputs; see `Layer.backward`.
+
+        `inner` is a further gradient by what goes into the last layer.
+        """
+        for place in reversed(range(self._first, len(self.layers))):
+            wanted = place > self._first
+            below = self.layers[place].backward(slope, kept[place], tensors, into, wanted)
             if below is not None:
-                slope = below
+                slope = below if inner is None else below + inner
+            inner = None
 
     def slope(self, slope: Tensor, kept: list[Any], tensors: Named) -> Tensor:
         """Go back from the objective's gradient by the outputs to that by the features."""

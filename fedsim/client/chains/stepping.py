@@ -32,6 +32,12 @@ class Stepping(NamedTuple):
     guidance: Named
     push: Mapping[str, Tensor] = MappingProxyType({})
 
+    def at(self, step: int) -> "Stepping":
+        """Return what takes a certain step of the round."""
+        if self.descent.factor is None:
+            return self
+        return self._replace(descent=self.descent.at(step))
+
     def of(self, name: str, tensor: Tensor, gradient: Tensor) -> None:
         """Take the step of one tensor."""
         self._take(name, tensor, partial(_add, gradient))

@@ -23,9 +23,10 @@ from torch.utils import _pytree as pytree
 
 from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.schedule import phases
+from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
-from fedsim.client.gradients import SampleLosses, Ways
+from fedsim.client.gradients import SampleLosses
 from fedsim.client.perturbation import Units
 from fedsim.client.procedure import (
     Batch,
@@ -87,7 +88,7 @@ class ChainTraining:
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
                 found, slope = self._slopes(outputs, batch.targets, shares)
-                self.chain.backward(slope, kept, mine, taking)
+                self.chain.backward(slope, kept, mine, taking.at(step))
                 losses[step, :active] = found[:active]
             if active == 1:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
@@ -136,7 +137,7 @@ class ChainTraining:
             shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
             losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
-            self.chain.backward(slope, kept, params, stepping)
+            self.chain.backward(slope, kept, params, stepping.at(step))
         return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
     # --- gradients ------------------------------------------------------------------------
@@ -144,7 +145,9 @@ class ChainTraining:
     @property
     def gradient(self) -> Gradient:
         """The gradient for a procedure's step, of one client or of several."""
-        return Ways(self._by_params, self._by_features, self._units)
+        return GradientFunctions(
+            self._by_params, self._outputs, self._representations, self._by_features, self._units
+        )
 
     def _by_params(
         self,
@@ -153,16 +156,23 @@ class ChainTraining:
         batch: Batch,
         objective: Objective | None = None,
         penalty: Objective | None = None,
+        inner: Objective | None = None,
     ) -> tuple[Tensor, Named, Named]:
-        features = batch.features.clone() if self.chain.spoils else batch.features
-        features = self._fast(features)
-        with torch.no_grad():
-            outputs, kept = self.chain.forward(params, features, batch.noise)
+        outputs, kept = self._passed(self.chain, params, batch)
         loss, slope = self._slope(outputs, batch, objective, penalty)
+        within = None
+        if inner is not None:
+            within = _slope_of(inner, self.chain.representations(kept), batch)
         grads: Named = {}
         with torch.no_grad():
-            self.chain.backward(slope, kept, params, grads)
+            self.chain.backward(slope, kept, params, grads, within)
         return loss, {name: grads[name] for name in params}, buffers
+
+    def _outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        return self._passed(self.chain, params, batch)[0]
+
+    def _representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        return self.chain.representations(self._passed(self.chain, params, batch)[1])
 
     def _by_features(
         self,
@@ -174,9 +184,7 @@ class ChainTraining:
         training: bool = False,
     ) -> ByFeatures:
         chain = self.chain if training else self.chain.in_evaluation()
-        features = batch.features.clone() if chain.spoils else batch.features
-        with torch.no_grad():
-            outputs, kept = chain.forward(params, self._fast(features), batch.noise)
+        outputs, kept = self._passed(chain, params, batch)
         if losses is None:
             each, slope = self._slopes(outputs, batch.targets, torch.ones_like(batch.weights))
         else:
@@ -188,6 +196,12 @@ class ChainTraining:
             # convolutions leave their own order in memory
             by_features = chain.slope(slope, kept, params).contiguous()
         return ByFeatures(outputs, each.detach(), by_features)
+
+    def _passed(self, chain: Chain, params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
+        """Return (the outputs, what the pass back needs); the batch stays as it is."""
+        features = batch.features.clone() if chain.spoils else batch.features
+        with torch.no_grad():
+            return chain.forward(params, self._fast(features), batch.noise)
 
     def _slope(
         self,
@@ -203,12 +217,18 @@ class ChainTraining:
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
             if batch.weights.dim() == 2:
+                given = [None if each is None else as_bound(each) for each in (objective, penalty)]
 
-                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor) -> Any:
+                def of_one(outputs: Tensor, targets: Tensor, weights: Tensor, owns: Any) -> Any:
                     one = Batch(batch.features, targets, weights, {})
-                    return self._loss(outputs, one, objective, penalty)
+                    terms = [
+                        None if each is None else BoundObjective(each.function, own)
+                        for each, own in zip(given, owns, strict=True)
+                    ]
+                    return self._loss(outputs, one, *terms)
 
-                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights)
+                owns = [{} if each is None else each.own for each in given]
+                minimised, loss = vmap(of_one)(leaf, batch.targets, batch.weights, owns)
             else:
                 minimised, loss = self._loss(leaf, batch, objective, penalty)
             (slope,) = torch.autograd.grad(minimised.sum(), leaf)
@@ -261,6 +281,19 @@ class ChainTraining:
             flat = features.contiguous()
             return flat.as_strided((batch, 1, height, width), (height * width, 1, width, 1))
         return features.contiguous(memory_format=torch.channels_last)
+
+
+def _slope_of(function: Objective, values: Tensor, batch: Batch) -> Tensor:
+    """Return a function's gradient by the values that it is of, of one client's or of several."""
+    leaf = values.detach().requires_grad_()
+    with torch.enable_grad():
+        if batch.weights.dim() == 2:
+            bound = as_bound(function)
+            found = vmap(bound.function)(bound.own, leaf, batch.targets, batch.weights)
+        else:
+            found = function(leaf, batch.targets, batch.weights)
+        (slope,) = torch.autograd.grad(found.sum(), leaf)
+    return slope
 
 
 def owned(named: Named) -> Named:

@@ -71,6 +71,7 @@ class Partition:
         label_noise: Share of a client's training labels that are drawn anew, uniformly over all
             classes: one for all clients, or one for each (of shared parts: for each part).
         skew: How the features of clients (of shared parts: parts) differ.
+        centralised: Whether client 0 holds all training samples once they are divided.
     """
 
     rule: PartitionRule
@@ -79,6 +80,7 @@ class Partition:
     test_fraction: float = 0.0
     label_noise: float | tuple[float, ...] = 0.0
     skew: FeatureSkew = NO_SKEW
+    centralised: bool = False
 
     def __post_init__(self) -> None:
         if self.clients is not None and self.clients < 1:
@@ -182,6 +184,7 @@ def _common(
     feature_noise: float = 0.0,
     feature_shift: float = 0.0,
     feature_scale: float = 0.0,
+    centralised: bool = False,
 ) -> dict[str, Any]:
     """The keys that every rule has besides `clients`.
 
@@ -201,11 +204,14 @@ def _common(
             [0, 1e6].
         feature_scale: Standard deviation of the logarithm of the factor that each client draws for
             each feature's (channel's) distance from its mean; in [0, 10].
+        centralised: Whether client 0 holds the training samples of all clients, and the others
+            none; local test splits stay as they are. For a reference without a federation.
     """
     return {
         "parts": parts,
         "test_fraction": test_fraction,
         "label_noise": _as_tuple(label_noise),
+        "centralised": centralised,
         "skew": FeatureSkew(_as_tuple(rotation), feature_noise, feature_shift, feature_scale),
     }
 

@@ -11,6 +11,8 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.data.federated import Arrays
 from fedsim.data.loaded import Loaded, PooledSource
 
+DIGITS_SCALE = 16  # the largest value of a pixel of digits
+
 
 def digits(*, test_fraction: float = 0.2) -> PooledSource:
     """Scikit-learn's bundled 8x8 digits: 1,797 images of 10 classes, scaled to [0, 1].
@@ -92,7 +94,7 @@ def _load_digits() -> Loaded:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    features = (bunch.images[:, None] / 16).astype(np.float32)
+    features = (bunch.images[:, None] / DIGITS_SCALE).astype(np.float32)
     return Loaded(Arrays(features, bunch.target.astype(np.int64)), None, SampleSpec((1, 8, 8), 10))
 
 

@@ -14,7 +14,7 @@ from fedsim.scenario.scenario import Scenario
 
 LAST = 0.1  # the share of a run's rounds whose mean is its value
 _TRAFFIC = ("comm/downlink_bytes", "comm/uplink_bytes")
-_USUAL = ("test/accuracy", "test/rmse", "test/loss")  # what is compared unless another is named
+USUAL = ("test/accuracy", "test/rmse", "test/loss")  # what is compared unless another is named
 _NOT_MEASURES = ("round", "clients/", "comm/", "time/")
 
 
@@ -155,7 +155,13 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
-def require_recorded(metric: str | None, history: Iterable[Mapping[str, Any]], option: str) -> str:
+def require_recorded(
+    metric: str | None,
+    history: Iterable[Mapping[str, Any]],
+    option: str,
+    *,
+    usual: Sequence[str] = USUAL,
+) -> str:
     """Return the metric that is compared: the one asked for, or the usual one that was recorded.
 
     Raises:
@@ -164,7 +170,7 @@ def require_recorded(metric: str | None, history: Iterable[Mapping[str, Any]], o
     recorded = sorted({name for record in history for name in record})
     measures = [name for name in recorded if not name.startswith(_NOT_MEASURES)]
     if metric is None:
-        found = next((usual for usual in _USUAL if usual in recorded), None)
+        found = next((each for each in usual if each in recorded), None)
         if found is None:
             raise ScenarioError(
                 f"{option}: which metric is compared? runs recorded {', '.join(measures)}"
@@ -221,7 +227,7 @@ def worst_metric(metric: str) -> str:
         >>> worst_metric("test/accuracy")
         'local/accuracy_worst_decile'
     """
-    return f"local/{metric.partition('/')[2]}_worst_decile"
+    return f"local/{metric.partition('/')[2].removesuffix('_mean')}_worst_decile"
 
 
 def _recorded(history: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:

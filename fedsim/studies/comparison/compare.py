@@ -7,9 +7,11 @@ from typing import Any
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.studies.cells import cell as cells_
+from fedsim.studies.cells.arms import references
 from fedsim.studies.cells.cell import Cell
 from fedsim.studies.cells.outcome import (
     LAST,
+    USUAL,
     RunOutcome,
     Target,
     outcome_of,
@@ -20,7 +22,17 @@ from fedsim.studies.cells.outcome import (
 )
 from fedsim.studies.cells.pool import Pool
 from fedsim.studies.cells.variants import Variant, choose
-from fedsim.studies.comparison.intervals import Mean, Paired, mean_interval, paired
+from fedsim.studies.comparison.intervals import (
+    Mean,
+    Paired,
+    Ratio,
+    mean_interval,
+    paired,
+    paired_ratio,
+)
+
+# what is compared unless another metric is named where clients alone can measure their models
+_OF_CLIENTS = ("local/accuracy_mean", "local/rmse_mean", "local/loss_mean")
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,23 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How much of what lies between its reference arms a federation gains.
+
+    Attributes:
+        variant: The federated variant's place.
+        local: The place of the arm in which each client is alone.
+        centralised: The place of the arm with all samples in one hand.
+        closed: (federated - local) / (centralised - local), over the seeds that all three have.
+    """
+
+    variant: int
+    local: int
+    centralised: int
+    closed: Ratio
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Variants beside each other.
 
@@ -70,6 +99,7 @@ class Comparison:
         axis: The key along which variants are held against a baseline, or None.
         failures: Why runs failed, by name.
         notes: What a reader should know besides.
+        gaps: What federated variants gain, where both reference arms are there.
     """
 
     study: Path
@@ -82,6 +112,7 @@ class Comparison:
     axis: str | None
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    gaps: Sequence[Gap] = ()
 
     @property
     def keys(self) -> list[str]:
@@ -153,8 +184,20 @@ def compare(
         differences.append(Difference(place, against, paired(a, b)))
     return Comparison(
         study, variants, metric, question, outcomes, folders, differences, axis, failures,
-        _notes(done, outcomes, metric),
+        _notes(done, outcomes, metric), _gaps(variants, outcomes),
     )  # fmt: skip
+
+
+def _gaps(variants: Sequence[Variant], outcomes: Sequence[Mapping[int, RunOutcome]]) -> list[Gap]:
+    found = []
+    for place, (alone, together) in references(variants).items():
+        three = [outcomes[each] for each in (place, alone, together)]
+        common = [seed for seed in three[0] if seed in three[1] and seed in three[2]]
+        own, low, high = ([of[seed].value for seed in common] for of in three)
+        gained = [a - b for a, b in zip(own, low, strict=True)]
+        room = [a - b for a, b in zip(high, low, strict=True)]
+        found.append(Gap(place, alone, together, paired_ratio(gained, room)))
+    return found
 
 
 def _metric(cells: Sequence[Cell], question: Question) -> str | None:
@@ -164,7 +207,9 @@ def _metric(cells: Sequence[Cell], question: Question) -> str | None:
             history = read_history(cell.folder)
             if question.target is not None:
                 require_recorded(question.target.metric, history, "--target")
-            return require_recorded(question.metric, history, "--metric")
+            alone = any(c.scenario.task.get("personal") == ["*"] for c in cells)
+            usual = _OF_CLIENTS if alone else USUAL
+            return require_recorded(question.metric, history, "--metric", usual=usual)
     return None
 
 
@@ -262,6 +307,15 @@ def document_of(comparison: Comparison) -> dict[str, Any]:
         "differences": [
             {"name": names[d.variant], "minus": names[d.against], **d.paired._asdict()}
             for d in comparison.differences
+        ],
+        "gaps": [
+            {
+                "name": names[gap.variant],
+                "local": names[gap.local],
+                "centralised": names[gap.centralised],
+                **gap.closed._asdict(),
+            }
+            for gap in comparison.gaps
         ],
         "failures": dict(comparison.failures),
         "notes": list(comparison.notes),

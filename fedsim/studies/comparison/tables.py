@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsim.basics.text import in_bytes
 from fedsim.runs.progress import duration
+from fedsim.studies.cells.arms import ARM_AXIS
 from fedsim.studies.cells.outcome import NEVER, Cost
 from fedsim.studies.comparison.compare import Comparison
 from fedsim.studies.comparison.intervals import Mean, median
@@ -45,6 +46,8 @@ def comparison_lines(comparison: Comparison, *, width: int) -> list[str]:
     lines += grid(head, rows, width=width, left=len(keys))
     if comparison.differences:
         lines += ["", *_difference_lines(comparison, width)]
+    if comparison.gaps:
+        lines += ["", *_gap_lines(comparison, width)]
     if question.target is not None:
         lines += ["", *_target_lines(comparison, width)]
     said = [f"failed: {name}: {reason}" for name, reason in comparison.failures.items()]
@@ -74,6 +77,22 @@ def _difference_lines(comparison: Comparison, width: int) -> list[str]:
     head = [*keys, f"minus {base}", "interval", "above", "p"]
     words = "paired by seed; above: in how many seeds; p: of the sign-flip test"
     return [words, *grid(head, rows, width=width, left=len(keys))]
+
+
+def _gap_lines(comparison: Comparison, width: int) -> list[str]:
+    keys = [key for key in comparison.keys if key != ARM_AXIS] or [ARM_AXIS]
+    rows = []
+    for gap in comparison.gaps:
+        labels = comparison.variants[gap.variant].labels
+        closed = gap.closed
+        cells = _mean_cells(Mean(closed.n, closed.ratio, closed.low, closed.high))
+        rows.append([*(labels.get(key, _DASH) for key in keys), str(closed.n), *cells])
+    words = (
+        "gap closed: (federated - local) / (centralised - local), paired by seed; no interval "
+        "where the two arms may be equal"
+    )
+    head = [*keys, "seeds", "gap closed", "interval"]
+    return [*textwrap.wrap(words, width), *grid(head, rows, width=width, left=len(keys))]
 
 
 def _target_lines(comparison: Comparison, width: int) -> list[str]:
@@ -168,10 +187,12 @@ def write_csv(comparison: Comparison, folder: Path) -> list[Path]:
     keys = comparison.keys or ["scenario"]
     ends = ("mean", "low", "high")
     by_variant = {d.variant: d for d in comparison.differences}
+    closed = {gap.variant: gap.closed for gap in comparison.gaps}
     head = [
         *keys, "seeds", *ends, *(f"worst_decile_{e}" for e in ends), "minus",
         *(f"difference_{e}" for e in ends), "pairs", "above", "p", "rounds", "bytes", "seconds",
         "reached", "rounds_to_target", "bytes_to_target", "seconds_to_target",
+        *((f"gap_closed_{e}" for e in ends) if closed else ()),
     ]  # fmt: skip
     rows, runs = [], []
     for place in range(len(comparison.variants)):
@@ -188,6 +209,7 @@ def write_csv(comparison: Comparison, folder: Path) -> list[Path]:
                 *((held.paired.n, held.paired.above, held.paired.p) if held else [""] * 3),
                 *_medians([o.total for o in outcomes.values()]),
                 *((sum(c != NEVER for c in costs), *_medians(costs)) if costs else [""] * 4),
+                *(closed[place][1:] if place in closed else [""] * 3 * bool(closed)),
             ]
         )  # fmt: skip
         runs += [

@@ -85,7 +85,7 @@ class StackedLSTM(nn.Module):
             recurrent = getattr(self, f"weight_hh_l{layer}")
             bias = getattr(self, f"bias_ih_l{layer}")
             driven = functional.linear(values, getattr(self, f"weight_ih_l{layer}"), bias)
-            state = cell = values.new_zeros((len(values), self.hidden))
+            state = cell = values.new_zeros((values.shape[0], self.hidden))  # len() is no symbol
             outputs = []
             for now in driven.unbind(dim=1):
                 gates = now + functional.linear(state, recurrent)

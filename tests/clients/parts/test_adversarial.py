@@ -12,10 +12,20 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.perturbation import Units
 from fedsim.client.procedure import Batch
 from fedsim.tasks.named import make_task
+from tests.clients.parts.test_model_contrastive import two_rounds
 from tests.laws import federations as fed
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
 KINDS = ("batched", "vmap", "loop")
+
+
+# parts that use each way to a gradient besides: the objective, the outputs, the representations
+BESIDE = [
+    {"name": "sharpness_aware", "rho": 0.2},
+    {"name": "restricted_softmax", "alpha": 0.5},
+    {"name": "not_true_distillation", "beta": 2.0},
+    {"name": "model_contrastive", "mu": 2.0},
+]
 
 
 def executor_of(kind, model="mlp", *, data=None, **part):
@@ -46,6 +56,19 @@ def test_every_executor_trains_alike(statistics, loss, model):
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-9)
     assert float((found[0] - trained("batched", model)).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("loss", ["adversarial", "trades", "mixed"])
+def test_every_executor_trains_alike_beside_parts_that_use_all_of_a_gradient(loss, model):
+    moving = {"name": "adversarial", "radius": 0.3, "step": 0.1, "steps": 2, "loss": loss}
+    found = [two_rounds(kind, model, [moving, *BESIDE]) for kind in KINDS]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-9)
+    for each in (moving, *BESIDE):
+        without = [part for part in (moving, *BESIDE) if part != each]
+        change = float((found[-1] - two_rounds("loop", model, without)).abs().max())
+        assert change > 1e-5, each["name"]
 
 
 @pytest.mark.parametrize("part", [{"norm": "2"}, {"attack": "fgsm"}, {"box": (-0.2, 0.2)}], ids=str)

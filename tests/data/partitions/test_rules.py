@@ -24,7 +24,7 @@ LAWS = ("equal", "linear", "square", "exponential", "log_normal", "power")
 MODES = ("random", "deterministic", "first-deterministic")
 COMMON = {
     "parts", "test_fraction", "label_noise",
-    "rotation", "feature_noise", "feature_shift", "feature_scale",
+    "rotation", "feature_noise", "feature_shift", "feature_scale", "centralised",
 }  # fmt: skip
 
 

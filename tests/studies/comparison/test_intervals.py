@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.studies.comparison.intervals import EXACT, mean_interval, median, paired, sign_flip
+from fedsim.studies.comparison.intervals import (
+    EXACT,
+    mean_interval,
+    median,
+    paired,
+    paired_ratio,
+    sign_flip,
+)
 
 
 def counted(differences):
@@ -67,3 +74,31 @@ def test_a_median_knows_of_what_was_never_reached():
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="shorter"):
         paired([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, 30])
+def test_at_the_ends_of_a_ratios_interval_the_paired_test_turns(count):
+    """Fieller's interval by its definition: r such that the mean of a - r b may be 0."""
+    random = np.random.default_rng(count)
+    b = random.normal(2.0, 0.3, size=count)
+    a = 0.7 * b + random.normal(0, 0.2, size=count)
+    found = paired_ratio(a.tolist(), b.tolist())
+    assert found.n == count
+    assert found.ratio == pytest.approx(a.mean() / b.mean(), rel=1e-14)
+    assert found.low < found.ratio < found.high
+    for end in (found.low, found.high):
+        assert stats.ttest_1samp(a - end * b, 0).pvalue == pytest.approx(0.05, abs=1e-9)
+
+
+def test_a_ratio_of_equal_pairs_is_certain_and_one_over_noise_has_no_interval():
+    found = paired_ratio([1.0, 1.25, 0.75], [2.0, 2.5, 1.5])
+    assert found == (3, 0.5, pytest.approx(0.5), pytest.approx(0.5))
+    unbounded = paired_ratio([1.0, 1.0, 1.0], [1.0, -1.0, 0.5])
+    assert unbounded.ratio == pytest.approx(6.0)
+    assert math.isnan(unbounded.low) and math.isnan(unbounded.high)  # noqa: PT018
+    assert math.isnan(paired_ratio([1.0], [0.0]).ratio)
+    assert math.isnan(paired_ratio([], []).ratio)
+    assert paired_ratio([1.0], [2.0])[:2] == (1, 0.5)
+    assert math.isnan(paired_ratio([math.nan, 1.0], [1.0, 1.0]).ratio)
+    with pytest.raises(ValueError, match="must be as many"):
+        paired_ratio([1.0], [1.0, 2.0])
