@@ -34,7 +34,7 @@ from fedsim.client import (
 )
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import along, norm_of
+from fedsim.client.procedure import Draw, along, norm_of
 from fedsim.client.step_sizes import step_sizes
 
 
@@ -169,6 +169,16 @@ class LocalSGD(ClientProcedure):
     def needs_classes(self) -> str | None:
         """What a part says."""
         return self._parts.needs_classes
+
+    @property
+    def needs_numbers(self) -> str | None:
+        """What a part says."""
+        return self._parts.needs_numbers
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What its parts ask to have drawn."""
+        return self._parts.draws
 
     @property
     def needs_representations(self) -> str | None:

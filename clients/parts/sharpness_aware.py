@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.errors import require_at_least
-from fedsim.client.bound import GradientFunctions
+from fedsim.client.bound import in_place_of
 from fedsim.client.part import ClientPart, Own
 from fedsim.client.procedure import Batch, Gradient, Named, Objective, along, norm_of
 
@@ -67,4 +67,4 @@ class SharpnessAware(ClientPart):
             worst = {n: p + along(scale, p) * grads[n] for n, p in params.items()}
             return loss, gradient(worst, buffers, batch, objective, penalty, inner)[1], after
 
-        return GradientFunctions(found, gradient.outputs, gradient.representations)
+        return in_place_of(gradient, found)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.client.procedure import Batch, Named, Objective
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import Batch, ByFeatures, Gradient, Named, Objective
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ class GradientFunctions:
         function: Loss and gradient.
         outputs: The outputs.
         representations: What goes into the last layer.
+        by_features: Losses and their slope by the features.
+        units: How the features were measured before they were standardised; None as they are.
     """
 
     function: Callable[..., tuple[Tensor, Named, Named]]
     outputs: Callable[[Named, Named, Batch], Tensor]
     representations: Callable[[Named, Named, Batch], Tensor]
+    by_features: Callable[..., ByFeatures]
+    units: Units | None = None
 
     def __call__(
         self,
@@ -81,3 +86,36 @@ class GradientFunctions:
     ) -> tuple[Tensor, Named, Named]:
         """Return (objective, gradients by name, buffers after the forward pass)."""
         return self.function(params, buffers, batch, objective, penalty, inner)
+
+
+def in_place_of(
+    gradient: Gradient, function: Callable[..., tuple[Tensor, Named, Named]]
+) -> GradientFunctions:
+    """Return a gradient with another function for loss and gradient; all else of it stays.
+
+    Args:
+        gradient: The gradient.
+        function: Takes its place; it is called with the same arguments.
+    """
+    return GradientFunctions(
+        function,
+        gradient.outputs,
+        gradient.representations,
+        gradient.by_features,
+        gradient.units,
+    )
+
+
+def of_first(objective: Objective, count: int) -> Objective:
+    """Return an objective of the first samples of a larger batch, bound as it was.
+
+    Args:
+        objective: Of `count` samples.
+        count: How many samples of one client come first.
+    """
+    bound = as_bound(objective)
+
+    def function(own: Any, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return bound.function(own, outputs[:count], targets[:count], weights[:count])
+
+    return BoundObjective(function, bound.own)

@@ -68,7 +68,7 @@ class Evaluation:
             if not len(index) and len(pool[1]):
                 # few models take no sample: two that do not count
                 index, weights = index.new_zeros(2), weights.new_zeros(2)
-            outputs = functional_call(self.model, named, (self._cast(pool[0][index]),))
+            outputs = functional_call(self.model, named, (self.cast(pool[0][index]),))
             sums = _added(sums, self.task.statistics(outputs, pool[1][index], weights))
             if self._wants_outputs:
                 kept.append(outputs[: len(rows)].cpu())
@@ -108,7 +108,7 @@ class Evaluation:
             short = step - picked.shape[1]
             picked, weight = (nn.functional.pad(t, (0, short)) for t in (picked, weight))
             part, outputs = vmap(statistics)(
-                named, self._cast(pool[0][picked]), pool[1][picked], weight
+                named, self.cast(pool[0][picked]), pool[1][picked], weight
             )
             sums = _added(sums, part)
             if self._wants_outputs:
@@ -135,7 +135,8 @@ class Evaluation:
         whole = cast(WholeMeasurableTask, self.task)
         return {**metrics, **whole.metrics_of_outputs(outputs, pool[1][rows].cpu())}
 
-    def _cast(self, features: Tensor) -> Tensor:
+    def cast(self, features: Tensor) -> Tensor:
+        """Return features as the model takes them."""
         return features.to(self.task.dtype) if features.is_floating_point() else features
 
 

@@ -29,14 +29,12 @@ from fedsim.client import finetuning, ways
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
-from fedsim.client.chains.chain import chain_of
+from fedsim.client.chains.chain import Chain, chain_of
 from fedsim.client.chains.training import ChainTraining
-from fedsim.client.evaluation import Evaluation, own_models
+from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import (
-    OWN,
-    PERSONALISED,
     ChunkJob,
     ChunkResult,
     ClientArrays,
@@ -45,12 +43,11 @@ from fedsim.client.job import (
     SettingsError,
     TaskLike,
 )
-from fedsim.client.procedure import (
-    Batch,
-    ClientProcedure,
-    remembered,
-    stacks,
-)
+from fedsim.client.local_evaluation import LocalEvaluation
+from fedsim.client.overriding import remembered, stacks
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import Batch, ClientProcedure
+from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.surroundings import Surroundings
 from fedsim.client.ways import row_of
 from fedsim.messages.layout import Layout, Rows
@@ -84,6 +81,7 @@ class CohortExecutor:
         seeds_dropout: Whether torch's dropout layers take masks that are drawn before a pass; else
             they draw by themselves, in a loop.
         settings: What becomes of the procedure where a strategy tells clients so; None obeys none.
+        adversary: How clients that evaluate move their samples besides; None leaves these alone.
         finetuning: How clients train what they receive before they evaluate it once more; None
             lets them evaluate it as it is.
     """
@@ -107,10 +105,12 @@ class CohortExecutor:
         puts_back: bool = False,
         seeds_dropout: bool = True,
         settings: Settings | None = None,
+        adversary: RobustEvaluation | None = None,
         finetuning: ClientProcedure | None = None,
     ) -> None:
         self.task, self.procedure, self.data = task, procedure, data
-        self._settings, self._finetuning = settings, finetuning
+        self._settings, self._adversary = settings, adversary
+        self._finetuning = finetuning
         self._tuner: CohortExecutor | None = None
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
@@ -139,7 +139,7 @@ class CohortExecutor:
             augmentation=augmentation,
             poison=poison,
         )
-        self._gradients = Gradients(self.model, task)
+        self._gradients = Gradients(self.model, task, _units(data, self.device, task.dtype))
         self._chain_training = self._training_as_a_chain() if kind == "batched" else None
         # one client after another, with batches of their true sizes
         self._one_by_one = kind == "loop" or (
@@ -152,7 +152,7 @@ class CohortExecutor:
             raise ValueError('kind = "batched": the model is no chain of known layers')
         if not (stacks(self.procedure) or chain.convolves):
             raise ValueError('kind = "batched": the procedure steps one client at a time')
-        return ChainTraining(chain, self.task, self.procedure, self._gradients.loss)
+        return self._training(chain, self.procedure)
 
     @property
     def pads(self) -> bool:
@@ -230,6 +230,8 @@ class CohortExecutor:
             )
         if procedure.needs_classes and not self.data.spec.has_classes:
             raise SettingsError(f"{told}: needs targets that are classes")
+        if procedure.needs_numbers and self.data.spec.vocabulary:
+            raise SettingsError(f"{told}: needs features that are numbers")
         return self._doing(procedure, self.seed)
 
     def _doing(
@@ -247,9 +249,12 @@ class CohortExecutor:
             made.surroundings.kept = kept
         made.inputs = self.inputs.under(procedure, made.surroundings, attacked=attacked)
         if self._chain_training is not None:
-            chain = self._chain_training.chain
-            made._chain_training = ChainTraining(chain, self.task, procedure, self._gradients.loss)
+            made._chain_training = self._training(self._chain_training.chain, procedure)
         return made
+
+    def _training(self, chain: Chain, procedure: ClientProcedure) -> ChainTraining:
+        gradients = self._gradients
+        return ChainTraining(chain, self.task, procedure, gradients.loss, gradients.units)
 
     def rehearse(self, features: Tensor, targets: Tensor) -> None:
         """Let torch load what it loads at the first gradient; "batched" only.
@@ -285,7 +290,15 @@ class CohortExecutor:
         self._check(job)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
-            received = self._evaluate(job)
+            local = LocalEvaluation(
+                self.inputs,
+                self.data,
+                self._evaluation,
+                self._one_by_one,
+                self._adversary,
+                self._gradients.alone,
+            )
+            received = local.of(job)
         if self._finetuning is None:
             return received
         if self._tuner is None:
@@ -312,68 +325,47 @@ class CohortExecutor:
             targets: Their targets.
             rows: Which of them, int64; None takes all.
         """
-        named = {**self.layout.unflatten(params), **buffers, **self.inputs.start}
-        named = {name: tensor.to(self.device) for name, tensor in named.items()}
-        if self.surroundings.kept is not None:  # as for clients
-            named = {n: t.clone() for n, t in named.items()}
+        named = self._named(params, buffers)
         with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
             self.model.eval()
             pool = self.inputs.pool(features), self.inputs.pool(targets)
             chosen = torch.arange(len(targets)) if rows is None else torch.from_numpy(rows)
             return self._evaluation.one(named, pool, chosen.to(self.device))
 
+    def evaluate_moved(
+        self,
+        params: Tensor,
+        buffers: Mapping[str, Tensor],
+        features: np.ndarray,
+        targets: np.ndarray,
+        attack: RobustEvaluation,
+    ) -> dict[str, float]:
+        """Evaluate one model on samples that are moved to where it errs.
+
+        Args:
+            params: The model, `[dim]`.
+            buffers: Its buffers.
+            features: Samples, `[n, ...]`.
+            targets: Their targets.
+            attack: How far samples are moved, and how.
+        """
+        named = self._named(params, buffers)
+        with with_threads(self.threads), torch.no_grad(), self.surroundings.around():
+            self.model.eval()
+            pool = self.inputs.pool(features), self.inputs.pool(targets)
+            return attack.measure(self._evaluation, self._gradients.alone, named, pool, self.seed)
+
+    def _named(self, params: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A model's tensors on the device."""
+        named = {**self.layout.unflatten(params), **buffers, **self.inputs.start}
+        named = {name: tensor.to(self.device) for name, tensor in named.items()}
+        if self.surroundings.kept is not None:  # as for clients
+            named = {n: t.clone() for n, t in named.items()}
+        return named
+
     @property
     def _evaluation(self) -> Evaluation:
         return Evaluation(self.model, self.task, self.evaluation_batch, self.evaluation_step)
-
-    def _evaluate(self, job: ChunkJob) -> ChunkResult:
-        members = list(range(len(job.client_ids)))
-        present = [slot for slot in members if not job.absent[slot]]
-        drawn = self.data.clients([job.client_ids[s] for s in present], split="test")
-        pool = self.inputs.pool(drawn.features), self.inputs.pool(drawn.targets)
-        rows = [torch.zeros(0, dtype=torch.int64)] * len(members)
-        for slot, chosen in zip(present, drawn.rows, strict=True):
-            rows[slot] = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
-        # a lone member is doubled, as in training
-        slots = members if self._one_by_one or len(members) > 1 else [0, 0]
-        params, buffers, _ = self.inputs.received(job, slots)
-        statistics = self.inputs.own_statistics(job, slots, buffers)
-        columns = self._measured({**params, **statistics}, slots, pool, rows)
-        if self.procedure.has_own_model:
-            state = self.inputs.state(job, slots, params)
-            models, numbers = own_models(
-                self.procedure, params, state, together=not self._one_by_one
-            )
-            own = self._measured({**models, **statistics}, slots, pool, rows)
-            columns |= {f"{OWN}{name}": column for name, column in own.items()}
-            columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
-        columns = {name: column[: len(members)] for name, column in columns.items()}
-        if self.inputs.start or self.procedure.has_own_model:
-            known = job.has_state if job.state else [False] * len(members)
-            columns[PERSONALISED] = torch.tensor(known, dtype=torch.float64)
-        num_examples = torch.tensor([len(r) for r in rows], dtype=torch.int64)
-        # metrics over no samples are no numbers; such a client weighs nothing, as in training
-        columns = {n: torch.where(num_examples > 0, c, 0.0) for n, c in columns.items()}
-        return ChunkResult(None, {}, {}, {}, num_examples, columns)
-
-    def _measured(
-        self, named: Mapping[str, Tensor], slots: list[int], pool: Any, rows: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """Return each metric of every slot's model on its samples, float64 `[slots]`."""
-        if self._one_by_one:
-            metrics = []
-            for place, slot in enumerate(slots):
-                if self.surroundings.kept is not None:
-                    self.surroundings.begin()  # nothing is left of the client before
-                    self.model.eval()
-                mine = rows[slot].to(self.device)
-                metrics.append(self._evaluation.one(row_of(named, place), pool, mine))
-        else:
-            metrics = self._evaluation.together(dict(named), pool, [rows[slot] for slot in slots])
-        return {
-            name: torch.tensor([row[name] for row in metrics], dtype=torch.float64)
-            for name in metrics[0]
-        }
 
     def _check(self, job: ChunkJob) -> None:
         if job.layout != self.layout.fingerprint:
@@ -381,3 +373,9 @@ class CohortExecutor:
                 f"the model received has layout {job.layout}, this client's model has "
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
+
+
+def _units(data: ClientArrays, device: torch.device, dtype: torch.dtype) -> Units | None:
+    """The raw features' units where the data know that theirs are others."""
+    known = getattr(data, "raw_units", None)
+    return known and Units(*(torch.from_numpy(each).to(device, dtype) for each in known))

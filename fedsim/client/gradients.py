@@ -1,5 +1,7 @@
 """The loss and its gradient, of one client's batch or of many clients' under vmap."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -7,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.client.bound import GradientFunctions
-from fedsim.client.procedure import Batch, Gradient, Named, Objective
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import Batch, ByFeatures, Gradient, Losses, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -21,25 +24,34 @@ class SampleLosses(Protocol):
 
 
 class Gradients:
-    """The loss of a task on a model's outputs, and its gradient in two ways.
+    """The loss of a task on a model's outputs, and its gradient in two ways, see `Gradient`.
 
     Args:
         model: The model; its tensors are given at each call.
         task: Has one loss per sample.
+        units: How the features were measured before they were standardised; None as they are.
     """
 
-    def __init__(self, model: nn.Module, task: SampleLosses) -> None:
-        self._model, self._task = model, task
+    def __init__(self, model: nn.Module, task: SampleLosses, units: Units | None = None) -> None:
+        self._model, self._task, self.units = model, task, units
 
     @property
-    def functional(self) -> Gradient:
-        """Loss and gradient so that vmap may take many clients at once."""
-        return GradientFunctions(self._functional, self.outputs, self.representations)
+    def together(self) -> Gradient:
+        """The gradient so that vmap may take many clients at once."""
+        return self._with(self._functional, self._slopes)
 
     @property
-    def in_place(self) -> Gradient:
-        """Loss and gradient of a model that may update its buffers in place."""
-        return GradientFunctions(self._in_place, self.outputs, self.representations)
+    def alone(self) -> Gradient:
+        """The gradient of one client, whose model may update its buffers in place."""
+        return self._with(self._in_place, self._slopes_in_place)
+
+    def _with(
+        self,
+        function: Callable[..., tuple[Tensor, Named, Named]],
+        by_features: Callable[..., ByFeatures],
+    ) -> Gradient:
+        looks = (self.outputs, self.representations)
+        return GradientFunctions(function, *looks, by_features, self.units)
 
     def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return the outputs on a batch, without a graph and with no buffer changed."""
@@ -124,6 +136,57 @@ class Gradients:
             for (n, p), g in zip(leaves.items(), grads, strict=True)
         }
         return loss.detach(), found, after
+
+    def _slopes(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return the losses' slope by the features so that vmap may take many clients at once."""
+
+        def total(features: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            named = (params, buffers, dict(batch.noise))
+            outputs = functional_call(self._model, named, (features,))
+            each = (losses or self._task.sample_losses)(outputs, batch.targets)
+            return each.sum(), (outputs, each)
+
+        with self._as(training):
+            slope, (_, (outputs, each)) = grad_and_value(total, has_aux=True)(batch.features)
+        return ByFeatures(outputs, each, slope)
+
+    def _slopes_in_place(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return the losses' slope by the features of a model that may update its buffers."""
+        named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        leaf = batch.features.detach().requires_grad_()
+        with self._as(training), torch.enable_grad():
+            outputs = functional_call(self._model, named, (leaf,))
+            each = (losses or self._task.sample_losses)(outputs, batch.targets)
+            (slope,) = torch.autograd.grad(each.sum(), leaf)
+        return ByFeatures(outputs.detach(), each.detach(), slope)
+
+    @contextlib.contextmanager
+    def _as(self, training: bool) -> Iterator[None]:
+        """Have the model as in training or as in evaluation for a while."""
+        before = self._model.training
+        if before != training:
+            self._model.train(training)
+        try:
+            yield
+        finally:
+            if before != training:
+                self._model.train(before)
 
     def loss(
         self, outputs: Tensor, batch: Batch, objective: Objective | None, penalty: Objective | None

@@ -193,6 +193,7 @@ class Inputs:
             noise_shapes=self.noise_shape,
             reuse=reuse,
             poisoned=poisoned,
+            draws=self.procedure.draws,
             known=self._known(mine, drawn.targets),
         )
 

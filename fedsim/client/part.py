@@ -7,13 +7,14 @@ Like a procedure, a part is made of pure functions over named tensors, which run
 under `torch.func.vmap`, or, where it `stacks`, on several clients' tensors at once, one row each.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
-from fedsim.client.procedure import Batch, Gradient, Named, Objective, Work
+from fedsim.client.procedure import Batch, Draw, Gradient, Named, Objective, Work
 
 Own = dict[str, Any]  # what a part carries through a client's steps: a tree of tensors
 
@@ -96,6 +97,19 @@ class ClientPart:
         return None
 
     @property
+    def needs_numbers(self) -> str | None:
+        """The hyperparameter that needs features that are numbers ("radius = 0.1"), or None."""
+        return None
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What is to be drawn for the samples of a step, by a purpose that is its own.
+
+        Every step finds it in `batch.drawn`. It depends on seed, round, client and step alone.
+        """
+        return {}
+
+    @property
     def needs_representations(self) -> str | None:
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
@@ -137,7 +151,10 @@ class ClientPart:
         return {}
 
     def wrapped(self, gradient: Gradient, own: Own) -> Gradient:
-        """Return another gradient in place of the task's, of other samples or at other points."""
+        """Return another gradient in place of the task's, of other samples or at other points.
+
+        A function will do: what else `gradient` has, such as `by_features`, is kept beside it.
+        """
         return gradient
 
     def look(self, here: Here, own: Own) -> Own:

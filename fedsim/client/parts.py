@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fedsim.client.bound import sum_of
+from fedsim.client.bound import in_place_of, sum_of
+from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Gradient, Named, Objective, overridden_below
+from fedsim.client.procedure import Draw, Gradient, Named, Objective
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_MODEL: Callable[..., Any] = ClientPart.own_model
@@ -13,8 +14,8 @@ _NO_PUSH: Callable[..., Any] = ClientPart.push
 _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
-    "takes", "knows", "needs", "idle", "needs_classes", "needs_representations", "setup_work",
-    "setup_step_size",
+    "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
+    "setup_work", "setup_step_size",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -91,6 +92,16 @@ class Parts(Sequence[ClientPart]):
         return next((why for part in self if (why := part.needs_classes)), None)
 
     @property
+    def needs_numbers(self) -> str | None:
+        """The first hyperparameter that needs features that are numbers, or None."""
+        return next((why for part in self if (why := part.needs_numbers)), None)
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What all of them ask to have drawn, by purpose."""
+        return {purpose: draw for part in self for purpose, draw in part.draws.items()}
+
+    @property
     def needs_representations(self) -> str | None:
         """The first hyperparameter that needs a linear last layer, or None."""
         return next((why for part in self if (why := part.needs_representations)), None)
@@ -141,7 +152,9 @@ class Parts(Sequence[ClientPart]):
     def wrapped(self, gradient: Gradient, own: Mapping[str, Own]) -> Gradient:
         """Return the gradient as all parts have it, the first of them innermost."""
         for name, part in self._parts.items():
-            gradient = part.wrapped(gradient, own[name])
+            made = part.wrapped(gradient, own[name])
+            # a function alone leaves what else the gradient has as it is
+            gradient = made if hasattr(made, "by_features") else in_place_of(gradient, made)
         return gradient
 
     def look(self, here: Here, own: Mapping[str, Own]) -> dict[str, Own]:

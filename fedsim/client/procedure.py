@@ -9,14 +9,17 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.basics.idle import Idle
+from fedsim.client.perturbation import Units
 
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+Losses = Callable[[Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
 
@@ -35,16 +38,48 @@ class Batch(NamedTuple):
         targets: `[batch]`.
         weights: `[batch]`, 1 for a sample and 0 for padding.
         noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
+        drawn: What the procedure asked to have drawn, `[batch, ...]` by its purpose; see `Draw`.
     """
 
     features: Tensor
     targets: Tensor
     weights: Tensor
     noise: Mapping[str, Tensor]
+    drawn: Mapping[str, Tensor] = {}
+
+
+class Draw(NamedTuple):
+    """What a procedure asks to have drawn for the samples of a step.
+
+    Attributes:
+        of: Draws from a generator for so many samples of that shape, float32 `[samples, ...]`.
+        once: Whether a client draws once for the whole run, else anew in every step.
+    """
+
+    of: Callable[[np.random.Generator, int, tuple[int, ...]], np.ndarray]
+    once: bool = False
+
+
+class ByFeatures(NamedTuple):
+    """What a model makes of samples, and where their losses rise.
+
+    Attributes:
+        outputs: `[batch, ...]`.
+        losses: `[batch]`.
+        slope: The gradient of each sample's loss by its features, `[batch, *sample]`.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    slope: Tensor
 
 
 class Gradient(Protocol):
     """Loss and gradient of the task's model, given by the executor."""
+
+    @property
+    def units(self) -> Units | None:
+        """How the features were measured before they were standardised; None as they are."""
 
     def __call__(
         self,
@@ -74,6 +109,27 @@ class Gradient(Protocol):
 
     def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return what goes into the model's last layer, which must be linear, likewise."""
+
+    def by_features(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        """Return outputs, losses and the losses' slope by the features; no buffer moves.
+
+        Args:
+            params: Trainable tensors by name.
+            buffers: The model's buffers by name.
+            batch: The samples.
+            losses: `(outputs, targets) -> [batch]`, with a client dimension before where there are
+                several; None takes the task's.
+            training: Whether the model is as in training, BatchNorm by the statistics of these
+                samples and dropout with the step's masks; else as in evaluation.
+        """
 
 
 class Descent(NamedTuple):
@@ -226,6 +282,16 @@ class ClientProcedure(abc.ABC):
         return None
 
     @property
+    def needs_numbers(self) -> str | None:
+        """The hyperparameter that needs features that are numbers ("radius = 0.1"), or None."""
+        return None
+
+    @property
+    def draws(self) -> Mapping[str, Draw]:
+        """What is to be drawn for the samples of a step, by its purpose."""
+        return {}
+
+    @property
     def needs_representations(self) -> str | None:
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
@@ -323,61 +389,3 @@ def norm_of(named: Named, clients: torch.Size) -> Tensor:
     """
     squares = [(t * t).reshape(*clients, -1).sum(-1) for t in named.values()]
     return torch.stack(squares).sum(0).sqrt()
-
-
-_VMAPPED = ("initial_state", "begin", "finish")
-_NO_STEPS = (
-    "work",
-    "setup_work",
-    "needs_classes",
-    "needs_representations",
-    "takes",
-    "knows",
-    "idle",
-    "has_own_model",
-    "own_model",
-)
-
-
-def remembered(procedure: ClientProcedure, model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What a client remembers under a procedure: names, shapes and dtypes."""
-    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    state = procedure.initial_state(params)
-    return {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
-
-
-def descent_of(procedure: ClientProcedure, server_round: int) -> Descent | None:
-    """Return the procedure's descent, None where a class below has other steps than it tells of.
-
-    A class that inherits `descent` and overrides a part of its steps is trained by its own steps.
-    If it overrides `descent` too, it says that its descent is true.
-    """
-    if overridden_below(procedure, "descent", _NO_STEPS):
-        return None
-    return procedure.descent(server_round)
-
-
-def stacks(procedure: ClientProcedure) -> bool:
-    """Tell whether `step` takes several clients at once, as the class that has this step says."""
-    if overridden_below(procedure, "stacks", (*_NO_STEPS, *_VMAPPED, "descent", "push")):
-        return False
-    return procedure.stacks
-
-
-def overridden_below(instance: Any, name: str, other: tuple[str, ...]) -> bool:
-    """Tell whether anything but `other` is overridden below the class that defines `name`.
-
-    Args:
-        instance: A procedure, or a part of one.
-        name: An attribute of its class by which it says something of its methods.
-        other: What may be overridden all the same.
-    """
-    if name in vars(instance):
-        return False
-    lineage = type(instance).__mro__
-    definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
-    inherited = set(dir(lineage[definer]))
-    below = [name for kind in lineage[:definer] for name in vars(kind)]
-    below += [name for name, value in vars(instance).items() if callable(value)]
-    skipped = (*other, "_abc_impl")
-    return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)

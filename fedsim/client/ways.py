@@ -15,6 +15,7 @@ from fedsim.client.chains.training import ChainTraining, owned
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs, select
 from fedsim.client.job import ChunkJob, ChunkResult
+from fedsim.client.overriding import descent_of
 from fedsim.client.part import sent_as
 from fedsim.client.procedure import (
     GUIDANCE,
@@ -22,8 +23,8 @@ from fedsim.client.procedure import (
     Carry,
     ClientProcedure,
     Descent,
+    Gradient,
     Named,
-    descent_of,
 )
 from fedsim.messages.layout import Rows
 
@@ -135,7 +136,7 @@ def train_vmap(
     losses = torch.zeros(len(slots), dtype=torch.float64, device=inputs.device)
 
     def one_step(carry: Carry, batch: Batch) -> tuple[Carry, Tensor]:
-        return procedure.step(carry, batch, gradients.functional, server_round=job.server_round)
+        return procedure.step(carry, batch, gradients.together, server_round=job.server_round)
 
     for step in range(plan.num_steps):
         moved, loss = vmap(one_step)(carry, batches.together(step))
@@ -173,7 +174,7 @@ def train_one_by_one(
     procedure = inputs.procedure
     members = list(range(len(job.client_ids)))
     descent = None if training is None else _descent(inputs, job)
-    gradient = gradients.in_place if training is None else training.gradient
+    gradient: Gradient = gradients.alone if training is None else training.gradient
     _, batches = inputs.batches(job, members, reuse=descent is not None)
     plan = batches.schedule
     params, received, extra = inputs.received(job, members)

@@ -135,6 +135,22 @@ class FederatedData(abc.ABC):
         return self.spec.feature_shape
 
     @property
+    def raw_units(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Mean and deviation of the raw features where these are standardised, else None.
+
+        Both broadcast to a sample; of images they are `[channels, 1, 1]`. What a user's loader made
+        of its features is not known here: its units are what it returned.
+        """
+        known = self.manifest.get("data", {})
+        found = known.get("standardised", {}).get("features") if isinstance(known, dict) else None
+        if found is None:
+            return None
+        shape = self.spec.feature_shape
+        wide = (-1, 1, 1) if len(shape) == 3 else shape
+        mean, deviation = (np.asarray(found[n], dtype=np.float64) for n in ("mean", "std"))
+        return mean.reshape(wide), deviation.reshape(wide)
+
+    @property
     def num_labels(self) -> int:
         """How many values `labels` has."""
         return self.spec.num_classes or TENTHS

@@ -23,7 +23,10 @@ def is_error(name: str) -> bool:
     Example:
         >>> is_error("test/loss"), is_error("local/rmse_mean"), is_error("test/accuracy")
         (True, True, False)
+        >>> is_error("robust/loss@0.1"), is_error("local/accuracy@0.1_mean")
+        (True, False)
     """
+    name = name.partition("@")[0]
     for ending in _OVER_MODELS:
         name = name.removesuffix(ending)
     return name.rpartition("/")[2].rpartition("_")[2] in _ERRORS or name.endswith("loss")

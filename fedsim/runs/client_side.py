@@ -17,8 +17,10 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.finetuning import FineTuning
 from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
+from fedsim.client.overriding import stacks
 from fedsim.client.plan import ExecutionPlan, make_plan
-from fedsim.client.procedure import ClientProcedure, stacks
+from fedsim.client.procedure import ClientProcedure
+from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.trial import Findings, try_out
 from fedsim.data.federated import FederatedData
 from fedsim.engine.client_app import CohortApp
@@ -51,6 +53,12 @@ def task_and_procedure(
         raise ScenarioError(
             f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs targets that '
             "are classes, and these are numbers"
+        )
+    needs = procedure.needs_numbers
+    if needs and data.spec.vocabulary:
+        raise ScenarioError(
+            f'[client] {needs} with [data] name = "{scenario.data["name"]}": needs features that '
+            "are numbers, and these are tokens"
         )
     needs = procedure.needs_representations
     if needs and last_linear(model := task.build_model(scenario.seed)) is None:
@@ -112,7 +120,11 @@ def make_app(
         plan: The run's execution plan.
         found: What a trial of the user's code has found; None where none is in it.
     """
-    options = {} if found is None else {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    options: dict[str, Any] = {}
+    if found is not None:
+        options |= {"puts_back": True, "seeds_dropout": found.seeds_dropout}
+    if (adversary := robust_evaluation(scenario)) is not None:
+        options["adversary"] = adversary
     # the first to be unpickled: what comes after it may name the project's modules
     paths = scenario.import_paths
     own = SentProject(scenario.folders if paths else None, of_main(paths))
@@ -132,7 +144,7 @@ def make_executor(
     plan: ExecutionPlan,
     attack: Choice | None = None,
     finetune: Finetune | None = None,
-    **options: bool,
+    **options: Any,
 ) -> CohortExecutor:
     """Return the executor of a process; `data` arrives as its recipe and opens the cache there.
 
@@ -145,7 +157,7 @@ def make_executor(
         plan: How the run computes.
         attack: Who attacks, or None.
         finetune: How clients train what they receive before they evaluate it once more, or None.
-        **options: The executor's, for code of the user's own.
+        **options: The executor's, for code of the user's own and robust evaluation.
 
     Raises:
         ScenarioError: If the process cannot keep the plan's promise about bits.
@@ -158,6 +170,15 @@ def make_executor(
     if finetune is not None:
         given["finetuning"] = FineTuning(finetune.lr, finetune.epochs, procedure.work)
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
+
+
+def robust_evaluation(scenario: Scenario) -> RobustEvaluation | None:
+    """Return how samples that models are measured on are moved; None where they are not."""
+    table = scenario.evaluation.robust
+    if table is None:
+        return None
+    box = None if table.box is None else (table.box[0], table.box[1])
+    return RobustEvaluation(**{**table.model_dump(), "radii": tuple(table.radii), "box": box})
 
 
 def attack_of(choice: Choice | None, data: FederatedData) -> Attack | None:

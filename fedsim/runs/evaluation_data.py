@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
 from fedsim.messages.records import model_tensors
+from fedsim.runs.client_side import robust_evaluation
 from fedsim.runs.world import World
 
 Measure = Callable[[ArrayRecord], dict[str, float]]
@@ -27,6 +28,22 @@ def on_the_test_set(world: World) -> Measure:
             # of a task that measures no accuracy it is not known
             found |= {"attack_success": taken["accuracy"]} if "accuracy" in taken else {}
         return found
+
+    return evaluate
+
+
+def on_moved_samples(world: World) -> Measure | None:
+    """Return what measures a model on the server's test set, moved to where the model errs."""
+    attack = robust_evaluation(world.scenario)
+    if attack is None:
+        return None
+
+    def evaluate(arrays: ArrayRecord) -> dict[str, float]:
+        params, buffers = model_tensors(world.layout, arrays)
+        test = world.data.test
+        return world.app.executor.evaluate_moved(
+            params, buffers, test.features, test.targets, attack
+        )
 
     return evaluate
 

@@ -21,7 +21,12 @@ from fedsim.federation.grids.devices import DeviceGrid
 from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.federation.grids.retries import RetryGrid
 from fedsim.runs.client_settings import ClientSettings, SettingsWatch
-from fedsim.runs.evaluation_data import local_clients, on_pooled_splits, on_the_test_set
+from fedsim.runs.evaluation_data import (
+    local_clients,
+    on_moved_samples,
+    on_pooled_splits,
+    on_the_test_set,
+)
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.hooks import ProgressHook, TensorBoardHook, WatchHook
 from fedsim.runs.loop import RoundLoop
@@ -144,6 +149,7 @@ def _loop(
         num_rounds=scenario.rounds,
         evaluate=None if world.personal else on_the_test_set(world),
         pooled=on_pooled_splits(world) if scenario.evaluation.pooled else None,
+        robust=on_moved_samples(world),
         kept=world.kept,
         evaluate_every=scenario.evaluation.every,
         local_clients=local_clients(world),

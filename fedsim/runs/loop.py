@@ -50,6 +50,7 @@ class RoundLoop:
         num_rounds: The last round.
         evaluate: Measures a model on the server's test set, or None.
         pooled: Measures a model on all clients' own test data together, or None.
+        robust: Measures a model on test samples moved to where it errs, or None.
         kept: Tensors of the model that stay as they are, whatever the strategy makes of them
             (frozen parameters; statistics that clients keep or forget).
         evaluate_every: Rounds between evaluations; the last round is always evaluated.
@@ -69,6 +70,7 @@ class RoundLoop:
     num_rounds: int
     evaluate: Callable[[ArrayRecord], Mapping[str, float]] | None = None
     pooled: Callable[[ArrayRecord], Mapping[str, float]] | None = None
+    robust: Callable[[ArrayRecord], Mapping[str, float]] | None = None
     kept: Collection[str] = ()
     evaluate_every: int = 1
     local_clients: np.ndarray | None = None
@@ -169,6 +171,8 @@ class RoundLoop:
         found = {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
         if self.pooled is not None:
             found |= {f"pooled/{name}": value for name, value in self.pooled(arrays).items()}
+        if self.robust is not None:
+            found |= {f"robust/{name}": value for name, value in self.robust(arrays).items()}
         columns: dict[str, list[float]] = {}
         for record in self._ours.personal_records():
             for name, value in self.evaluate(record).items():

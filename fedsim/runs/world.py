@@ -166,6 +166,11 @@ def _data(scenario: Scenario) -> FederatedData:
     if scenario.partition.get("clients") is None:
         scenario.check_clients(data.num_clients)
     _check_batch(scenario, data)
+    if scenario.evaluation.robust is not None and data.spec.vocabulary:
+        raise ScenarioError(
+            f'[evaluation] robust with [data] name = "{scenario.data["name"]}": samples are moved '
+            "by numbers, and these features are tokens"
+        )
     return data
 
 

@@ -12,17 +12,16 @@ from fedsim.basics.import_paths import is_import_path
 from fedsim.federation.device_table import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
-from fedsim.scenario.expectations import METRIC_PHASES, Expectation
+from fedsim.scenario.expectations import METRIC_PHASES, MODEL_PHASES, Expectation
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     EvaluationTable,
 )
 from fedsim.strategy.flower import COHORT
 
-# phases that measure the models after a round
-_OF_MODELS = ("test", "pooled", "local", "finetuned", "personal", "nodes")
 _NOT_QUALITIES = ("_variance", "_undefined", "_untrained", "attack_success", "clients")
-_MADE_ON_DEMAND = ("synthetic", "zipf")  # data sets whose clients are generated one by one
+# data sets whose clients are generated one by one
+_MADE_ON_DEMAND = ("synthetic", "zipf", "brittle")
 
 
 def check_clients(
@@ -179,6 +178,11 @@ def check_claims(
             )
         if metric.startswith("pooled/") and not evaluation.pooled:
             problems.add(f"{where} '{metric}' is never recorded without [evaluation] pooled = true")
+        if metric.startswith("robust/") and evaluation.robust is None:
+            problems.add(
+                f"{where} '{metric}' is never recorded without [evaluation] robust: say in which "
+                "radii samples are moved, such as robust = { radii = [0.1] }"
+            )
         if metric.startswith("nodes/") and not has_nodes:
             problems.add(
                 f"{where} '{metric}' is never recorded with [strategy] name = \"{name}\": it has "
@@ -192,10 +196,10 @@ def _check_tells_models_apart(problems: ScenarioProblems, metric: str) -> None:
     phase, _, name = metric.partition("/")
     if phase not in METRIC_PHASES or not name:
         return
-    if phase not in _OF_MODELS or name.endswith(_NOT_QUALITIES):
+    if phase not in MODEL_PHASES or name.endswith(_NOT_QUALITIES):
         problems.add(
             f"[evaluation] keep_best = '{metric}': does not say which model is better; must be a "
-            f"metric of the task under {', '.join(f'{each}/' for each in _OF_MODELS)}"
+            f"metric of the task under {', '.join(f'{each}/' for each in MODEL_PHASES)}"
         )
 
 

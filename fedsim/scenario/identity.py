@@ -23,7 +23,7 @@ _NO_MATTER_ENGINE = (
 _NO_MATTER_EVALUATION = ("keep_best",)  # keeps a model and changes none
 _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
-    "evaluation": {"per_client": False, "pooled": False, "finetune": None},
+    "evaluation": {"per_client": False, "pooled": False, "finetune": None, "robust": None},
     "client": {"last_batch": "keep", "parts": [], "schedule": None},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {

@@ -11,6 +11,7 @@ from fedsim.basics.samples import SampleSpec
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.batching.poison import Trigger
 from fedsim.client.evaluation import Evaluation
+from fedsim.client.robustness import at_radius
 from fedsim.federation.attacks.attack import Attack
 from fedsim.messages.failures import CAUSES
 from fedsim.scenario.expectations import failed_by
@@ -62,7 +63,8 @@ def unrecorded(
         return lines
     names = _recorded(scenario, _measured(task, model), attack)
     if (own := _of_own_models(scenario, model)) is not None:
-        told = _personal([*_measured(task, model), *own])
+        measured = _measured(task, model)
+        told = _personal([*measured, *_moved(scenario, measured), *own])
         names["personal"] = [f"personal/{name}" for name in told]
     for where, metric in watched:
         phase = metric.partition("/")[0]
@@ -107,13 +109,22 @@ def _recorded(
         "comm": traffic,
         "time": [f"{name}_s" for name in _PHASES_OF_TIME],
     }
+    moved = found["robust"] = _moved(scenario, measured)
     if scenario.task.get("personal"):
-        found["personal"] = _personal(measured)
+        found["personal"] = _personal([*measured, *moved])
     if not is_import_path(scenario.strategy["name"]):  # which may name its means as it likes
-        found["local"] = [*measured, *_with(measured, _SPREAD)]
+        own = [*measured, *moved]
+        found["local"] = [*own, *_with(own, _SPREAD)]
         if scenario.evaluation.finetune is not None:
             found["finetuned"] = found["local"]
     return {phase: [f"{phase}/{name}" for name in names] for phase, names in found.items()}
+
+
+def _moved(scenario: Scenario, measured: list[str]) -> list[str]:
+    """The metrics on moved samples."""
+    robust = scenario.evaluation.robust
+    radii = [] if robust is None else robust.radii
+    return [at_radius(name, radius) for radius in radii for name in measured]
 
 
 def _personal(measured: list[str]) -> list[str]:
@@ -138,7 +149,7 @@ def _without_a_model(scenario: Scenario, phase: str) -> str | None:
         return "without [task] personal or a part that trains a model of the client's own"
     if phase == "personal" and not scenario.evaluation.clients:
         return "with [evaluation] clients = 0: say how many clients evaluate"
-    if phase in ("test", "pooled", "nodes") and personal:
+    if phase in ("test", "pooled", "robust", "nodes") and personal:
         return (
             "with [task] personal: the server has no whole model that it could measure; say "
             f'"personal/{name}" or "local/{name}_mean", with [evaluation] clients = K'

@@ -1,6 +1,6 @@
 """The tables of a scenario: those with fixed keys as models, and which tables name a factory."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,6 +86,30 @@ class Stop(Table):
         return self
 
 
+class Robust(Table):
+    """`[evaluation.robust]`: how samples of the test set are moved; see `RobustEvaluation`."""
+
+    radii: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
+    attack: Literal["pgd", "fgsm"] = "pgd"
+    norm: Literal["inf", "2"] = "inf"
+    steps: int = Field(default=20, ge=1)
+    step: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    random_start: bool = False
+    box: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        names = [f"{radius:g}" for radius in self.radii]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"radii: {twice} is there twice; give each radius once")
+        if self.attack == "fgsm" and (self.step is not None or self.random_start):
+            key = "random_start" if self.random_start else "step"
+            raise ValueError(f"{key} changes nothing with attack = 'fgsm': leave it out")
+        if self.box is not None and not (len(self.box) == 2 and self.box[0] < self.box[1]):
+            raise ValueError(f"box = {self.box}: must be the least value and a larger one")
+        return self
+
+
 class Finetune(Table):
     """`[evaluation.finetune]`: what clients train before they evaluate once more.
 
@@ -105,6 +129,7 @@ class EvaluationTable(Table):
     clients: int = Field(default=0, ge=0)
     per_client: bool = False
     pooled: bool = False
+    robust: Robust | None = None
     batch_size: int = Field(default=1000, ge=1)
     stop: Stop | None = None
     keep_best: str | None = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clients.local_sgd import LocalSGD
-from fedsim.client.procedure import descent_of, stacks
+from fedsim.client.overriding import descent_of, stacks
 from tests.laws import federations as fed
 
 KINDS = ("batched", "vmap", "loop")

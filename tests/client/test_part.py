@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from clients.local_sgd import LocalSGD
+from clients.parts.adversarial import Adversarial
 from clients.parts.margin import Margin
 from clients.parts.proximal import Proximal
+from fedsim.client.overriding import descent_of, stacks
 from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Named, descent_of, stacks
+from fedsim.client.procedure import Named
 from tests.laws import federations as fed
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
@@ -162,3 +164,31 @@ def test_penalties_add_up():
     _, two = result_of("vmap", [Margin(coefficient=0.1), Other(coefficient=0.1)])
     _, one = result_of("vmap", [Margin(coefficient=0.2)])
     torch.testing.assert_close(two.params, one.params, rtol=0, atol=1e-12)
+
+
+class Elsewhere(ClientPart):
+    """Takes the gradient at twice the parameters, by a function that knows nothing else."""
+
+    stacks = True
+
+    def wrapped(self, gradient, own):
+        def there(params, buffers, batch, objective=None, penalty=None, inner=None):
+            twice = {n: 2 * p for n, p in params.items()}
+            return gradient(twice, buffers, batch, objective, penalty, inner)
+
+        return there
+
+
+@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+def test_what_else_a_gradient_has_stays_beside_a_function_in_its_place(kind):
+    """Samples are moved by the model itself, and the gradient is taken elsewhere."""
+    found = [
+        result_of(kind, parts)[1].params
+        for parts in (
+            [Elsewhere(), Adversarial(radius=0.3)],
+            [Elsewhere()],
+            [Adversarial(radius=0.3)],
+        )
+    ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert float((found[one] - found[other]).abs().max()) > 1e-4

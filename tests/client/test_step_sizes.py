@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.local_sgd import LocalSGD
-from fedsim.client.procedure import descent_of
+from fedsim.client.overriding import descent_of
 from fedsim.client.step_sizes import step_sizes
 from tests.client.test_part import CLIENTS, Counting
 from tests.laws import federations as fed

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedsim.client.procedure import stacks
+from fedsim.client.overriding import stacks
 from fedsim.scenario import discovery
 from tests.laws import federations as fed
 from tests.laws.federations import MODELS, VECTORISED, InMemoryData, initial_arrays, make_procedure

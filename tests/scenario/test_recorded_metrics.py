@@ -14,9 +14,27 @@ WORLDS = {
     "classes": {
         **SPLIT,
         "task": {"metrics": ["accuracy", "macro_f1", "auroc", "per_class"]},
-        "evaluation": {"clients": 3, "pooled": True},
+        "evaluation": {"clients": 3, "pooled": True, "robust": {"radii": [0.05, 0.1], "steps": 2}},
         "devices": {"partial": 0.5},
         "engine": {"kind": "inline", "on_failure": "retry"},
+    },
+    "own models": {
+        **SPLIT,
+        "strategy": {"name": "ditto"},
+        "evaluation": {"clients": 3, "robust": {"radii": [0.05], "steps": 2}},
+    },
+    "own tensors": {
+        **SPLIT,
+        "task": {"personal": ["output"]},
+        "evaluation": {"clients": 3, "robust": {"radii": [0.05], "steps": 2}},
+    },
+    "fine-tuned": {
+        **SPLIT,
+        "evaluation": {
+            "clients": 3,
+            "robust": {"radii": [0.05], "steps": 2},
+            "finetune": {"lr": 0.1},
+        },
     },
     "numbers": {"data": {"name": "diabetes"}, "task": {"model": "linear"}},
     "nodes": {"strategy": {"name": "gossip"}},
@@ -29,7 +47,10 @@ WORLDS = {
         "task": {"metrics": ["macro_f1"]},
     },
 }
-CLOSED = ("test", "local", "pooled", "nodes", "clients", "comm", "time")
+CLOSED = (
+    "test", "robust", "local", "finetuned", "personal", "pooled", "nodes", "clients", "comm",
+    "time",
+)  # fmt: skip
 
 
 def scenario(**tables):
@@ -59,8 +80,9 @@ def test_what_a_run_records_is_what_may_be_claimed(world, tmp_path):
         words = refusal(**WORLDS[world], expect={f"{phase}/nothing": {"min": 0.0}})
         allowed = set(words.rpartition("allowed: ")[2].split(", "))
         # failures, and metrics that some clients' samples do not define, may never happen
-        # (or rules bear no number of attackers)
-        maybe = {n for n in allowed if "/failed/" in n or n.endswith(("_undefined", "beyond_f"))}
+        # (or rules bear no number of attackers, or every client has trained)
+        ends = ("_undefined", "beyond_f", "_untrained")
+        maybe = {n for n in allowed if "/failed/" in n or n.endswith(ends)}
         assert allowed - maybe == {n for n in closed if n.startswith(f"{phase}/")} - maybe
 
 

@@ -32,6 +32,7 @@ WITHOUT = {
     "fedadagrad_defaults": ['strategy={name="fedavg"}'],  # Adagrad's step -> the mean
     "fedyogi_defaults": ['strategy={name="fedavg"}'],  # Yogi's step -> the mean
     "fedavgm_defaults": ["strategy.momentum=0.0"],  # momentum -> none
+    "fal_brittle_features": ["strategy.radius=0.0"],  # moved samples -> the samples
     "fedsam_label_noise": ["strategy.rho=0.0"],  # the worst point near by -> the point itself
     "fedlc_label_skew": ["strategy.tau=0.0"],  # margins -> none
     "fedntd_label_skew": ["strategy.beta=0.0"],  # distillation -> none

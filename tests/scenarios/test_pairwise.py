@@ -27,6 +27,7 @@ NEEDS = {
     ("data", "shakespeare"): {"model": "char_lstm"},
     ("data", "synthetic"): {"partition": "natural"},
     ("data", "zipf"): {"partition": "natural"},
+    ("data", "brittle"): {"partition": "natural"},
     ("model", "char_lstm"): {"data": "shakespeare"},
     ("model", "mcmahan_mnist"): {"data": "mnist"},
     ("model", "mcmahan_cifar"): {"data": "cifar10"},
@@ -40,6 +41,7 @@ KEYS = {
     "data": {
         "synthetic": {"dimension": 6, "classes": 3, "max_samples": 30, "test_clients": 4},
         "zipf": {"dimension": 12, "active": 3, "samples": 20, "test_clients": 4},
+        "brittle": {"weak": 5, "samples": 20, "test_clients": 4},
     },
     "partition": {
         "natural": {},

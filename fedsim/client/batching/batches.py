@@ -1,6 +1,6 @@
 """The samples of a chunk's steps, taken from the pool when they are wanted. Needs torch alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.poison import PoisonedSamples
 from fedsim.client.batching.schedule import Schedule
-from fedsim.client.procedure import Batch, Named
+from fedsim.client.procedure import Batch, Draw, Named
 
 NoiseShapes = Callable[[Tensor], dict[str, tuple[int, ...]]]
 
@@ -28,6 +28,7 @@ class Batches:
         noise_shapes: Gives the shape of each dropout layer's noise for one sample.
         reuse: Whether a step's features may overwrite those of the step before.
         poisoned: Which samples are, and what becomes of them; None when none is.
+        draws: What else is drawn for a step's samples, by purpose.
         known: What is known of the slots' samples, see `ClientProcedure.knows`.
 
     Attributes:
@@ -46,13 +47,14 @@ class Batches:
         noise_shapes: NoiseShapes,
         reuse: bool = False,
         poisoned: PoisonedSamples | None = None,
+        draws: Mapping[str, Draw] | None = None,
         known: Named | None = None,
     ) -> None:
         self.schedule, self.known = schedule, known or {}
         self._features, self._dtype = features, dtype
         self._augmentation, self._noise_shapes = augmentation, noise_shapes
         self._targets = targets[schedule.indices]
-        self._poisoned = poisoned
+        self._poisoned, self._draws = poisoned, draws or {}
         if poisoned is not None:
             self._targets = poisoned.targets(self._targets)
         self._weights = schedule.masks.to(dtype)
@@ -73,9 +75,11 @@ class Batches:
             features = self._augmentation.apply(features, draws)
         shapes = self._noise_shapes(features[0])
         noise = self.schedule.noise(shapes, step, range(len(index))) if shapes else {}
+        sample = tuple(features.shape[2:])
+        drawn = self.schedule.drawn(self._draws, sample, step, range(len(index)))
         return Batch(
-            features, self._targets[step, :count], self._weights[step, :count], noise
-        )  # fmt: skip
+            features, self._targets[step, :count], self._weights[step, :count], noise, drawn
+        )
 
     def single(self, slot: int, step: int) -> Batch:
         """Return one slot's samples of one step, without padding."""
@@ -89,7 +93,9 @@ class Batches:
         shapes = self._noise_shapes(features)
         drawn = self.schedule.noise(shapes, step, (slot,)) if shapes else {}
         noise = {name: values[0, :count] for name, values in drawn.items()}
-        return Batch(features, self._targets[place], self._weights[place], noise)
+        asked = self.schedule.drawn(self._draws, tuple(features.shape[1:]), step, (slot,))
+        own = {purpose: values[0, :count] for purpose, values in asked.items()}
+        return Batch(features, self._targets[place], self._weights[place], noise, own)
 
     def _gathered(self, place: tuple[int | slice, ...]) -> Tensor:
         index = self.schedule.indices[place]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.basics.rng import generator
 from fedsim.client.batching.augmentation import Augmentation, Draws
-from fedsim.client.procedure import Work
+from fedsim.client.procedure import Draw, Work
 
 
 class Schedule:
@@ -135,6 +135,35 @@ class Schedule:
             torch.stack([d.mirrored for d in draws]).to(self._device),
             torch.stack(noise).to(self._device) if noise else None,
         )
+
+    def drawn(
+        self,
+        asked: Mapping[str, Draw],
+        shape: tuple[int, ...],
+        step: int,
+        slots: Sequence[int],
+    ) -> dict[str, Tensor]:
+        """Draw what a procedure asks for, `[slots, batch, ...]` by purpose.
+
+        Steps must be drawn in order, as those of `augmentation`.
+
+        Args:
+            asked: What is drawn, by purpose.
+            shape: Shape of one sample.
+            step: The step.
+            slots: Whom to draw for.
+        """
+        seed, found = self._key[0], {}
+        for purpose, draw in asked.items():
+            rows = []
+            for slot in slots:
+                client = self._client_ids[slot]
+                source = (
+                    generator(seed, purpose, client) if draw.once else self._source(purpose, slot)
+                )
+                rows.append(draw.of(source, self._batch, shape))
+            found[purpose] = torch.from_numpy(np.stack(rows)).to(self._device)
+        return found
 
     def rewind(self) -> None:
         """Let steps be drawn again from the first one on, with the same numbers."""

@@ -29,7 +29,7 @@ class Layer(Protocol):
         """Return (outputs, what the backward pass needs)."""
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         """Return the objective's gradient by the layer's inputs, None when it is not wanted.
 
@@ -37,7 +37,8 @@ class Layer(Protocol):
             slope: The gradient by the layer's outputs; may be overwritten.
             kept: From the forward pass.
             tensors: The model's tensors.
-            into: Where the gradients by the layer's tensors go, or what is done with them at once.
+            into: Where the gradients by the layer's tensors go, or what is done with them at once;
+                None where they are not wanted.
             wanted: Whether the gradient by the inputs is wanted.
         """
 
@@ -67,10 +68,12 @@ class _Dense(NamedTuple):
         return torch.baddbmm(bias.unsqueeze(1), values, turned), values
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         weight = tensors[self.weight]
         below = torch.matmul(slope, weight) if wanted else None
+        if into is None:
+            return below
         turned = slope.transpose(-1, -2)
         by_bias = None if self.bias is None else slope.sum(-2)
         if isinstance(into, Stepping):
@@ -103,14 +106,16 @@ class _Convolution(NamedTuple):
         return outputs, values
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         weight = tensors[self.weight]
         below, by_weight, by_bias = _aten.convolution_backward(
             slope, kept, weight, None if self.bias is None else [weight.shape[0]], self.stride,
             self.padding, self.dilation, False, [0, 0], self.groups,
-            [wanted, True, self.bias is not None],
+            [wanted, into is not None, into is not None and self.bias is not None],
         )  # fmt: skip
+        if into is None:
+            return below if wanted else None
         for name, gradient in ((self.weight, by_weight), (self.bias, by_bias)):
             if name is None:
                 continue
@@ -135,7 +140,7 @@ class _MaxPool(NamedTuple):
         return outputs, (values, places)
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         values, places = kept
         if not wanted:
@@ -152,7 +157,7 @@ class _Rectifier:
         return outputs, outputs
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         return _aten.threshold_backward(slope, kept, 0) if wanted else None
 
@@ -166,7 +171,7 @@ class _Flattening(NamedTuple):
         return values.flatten(values.dim() - len(self.shape)), None
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         if not wanted:
             return None
@@ -191,7 +196,7 @@ class _Dropping(NamedTuple):
         return values * kept / (1 - self.p), kept
 
     def backward(
-        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping, wanted: bool
+        self, slope: Tensor, kept: Any, tensors: Named, into: Named | Stepping | None, wanted: bool
     ) -> Tensor | None:
         if not wanted or kept is None:
             return slope if wanted else None
@@ -252,15 +257,24 @@ class Chain:
 
         `inner` is a further gradient by what goes into the last layer.
         """
-        last = len(self.layers) - 1
-        for place in range(last, self._first - 1, -1):
-            below = self.layers[place].backward(
-                slope, kept[place], tensors, into, place > self._first
-            )
-            if below is not None and inner is not None and place == last:
-                below = below + inner
+        for place in reversed(range(self._first, len(self.layers))):
+            wanted = place > self._first
+            below = self.layers[place].backward(slope, kept[place], tensors, into, wanted)
             if below is not None:
-                slope = below
+                slope = below if inner is None else below + inner
+            inner = None
+
+    def slope(self, slope: Tensor, kept: list[Any], tensors: Named) -> Tensor:
+        """Go back from the objective's gradient by the outputs to that by the features."""
+        for layer, keeps in zip(reversed(self.layers), reversed(kept), strict=True):
+            below = layer.backward(slope, keeps, tensors, None, True)
+            assert below is not None
+            slope = below
+        return slope
+
+    def in_evaluation(self) -> "Chain":
+        """Return the chain without its dropout, as a model is in evaluation."""
+        return Chain([each for each in self.layers if not isinstance(each, _Dropping)])
 
 
 def chain_of(model: nn.Module, feature_shape: Sequence[int]) -> Chain | None:

@@ -27,7 +27,17 @@ from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
-from fedsim.client.procedure import Batch, Carry, ClientProcedure, Gradient, Named, Objective
+from fedsim.client.perturbation import Units
+from fedsim.client.procedure import (
+    Batch,
+    ByFeatures,
+    Carry,
+    ClientProcedure,
+    Gradient,
+    Losses,
+    Named,
+    Objective,
+)
 
 Loss = Callable[[Tensor, Batch, Objective | None, Objective | None], tuple[Tensor, Tensor]]
 
@@ -40,12 +50,19 @@ class ChainTraining:
         task: Its losses.
         procedure: Local training.
         loss: Gives (what is minimised, the objective without the penalty) of one client.
+        units: How the features were measured before they were standardised; None as they are.
     """
 
     def __init__(
-        self, chain: Chain, task: SampleLosses, procedure: ClientProcedure, loss: Loss
+        self,
+        chain: Chain,
+        task: SampleLosses,
+        procedure: ClientProcedure,
+        loss: Loss,
+        units: Units | None = None,
     ) -> None:
         self.chain, self._task, self._procedure, self._loss = chain, task, procedure, loss
+        self._units = units
 
     # --- several clients at once ----------------------------------------------------------
 
@@ -128,36 +145,63 @@ class ChainTraining:
     @property
     def gradient(self) -> Gradient:
         """The gradient for a procedure's step, of one client or of several."""
-
-        def gradient(
-            params: Named,
-            buffers: Named,
-            batch: Batch,
-            objective: Objective | None = None,
-            penalty: Objective | None = None,
-            inner: Objective | None = None,
-        ) -> tuple[Tensor, Named, Named]:
-            outputs, kept = forward(params, batch)
-            loss, slope = self._slope(outputs, batch, objective, penalty)
-            within = None
-            if inner is not None:
-                within = _slope_of(inner, self.chain.representations(kept), batch)
-            grads: Named = {}
-            with torch.no_grad():
-                self.chain.backward(slope, kept, params, grads, within)
-            return loss, {name: grads[name] for name in params}, buffers
-
-        def forward(params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
-            features = batch.features.clone() if self.chain.spoils else batch.features
-            with torch.no_grad():
-                return self.chain.forward(params, self._fast(features), batch.noise)
-
-        def representations(params: Named, buffers: Named, batch: Batch) -> Tensor:
-            return self.chain.representations(forward(params, batch)[1])
-
         return GradientFunctions(
-            gradient, lambda params, _, batch: forward(params, batch)[0], representations
+            self._by_params, self._outputs, self._representations, self._by_features, self._units
         )
+
+    def _by_params(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        objective: Objective | None = None,
+        penalty: Objective | None = None,
+        inner: Objective | None = None,
+    ) -> tuple[Tensor, Named, Named]:
+        outputs, kept = self._passed(self.chain, params, batch)
+        loss, slope = self._slope(outputs, batch, objective, penalty)
+        within = None
+        if inner is not None:
+            within = _slope_of(inner, self.chain.representations(kept), batch)
+        grads: Named = {}
+        with torch.no_grad():
+            self.chain.backward(slope, kept, params, grads, within)
+        return loss, {name: grads[name] for name in params}, buffers
+
+    def _outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        return self._passed(self.chain, params, batch)[0]
+
+    def _representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
+        return self.chain.representations(self._passed(self.chain, params, batch)[1])
+
+    def _by_features(
+        self,
+        params: Named,
+        buffers: Named,
+        batch: Batch,
+        losses: Losses | None = None,
+        *,
+        training: bool = False,
+    ) -> ByFeatures:
+        chain = self.chain if training else self.chain.in_evaluation()
+        outputs, kept = self._passed(chain, params, batch)
+        if losses is None:
+            each, slope = self._slopes(outputs, batch.targets, torch.ones_like(batch.weights))
+        else:
+            leaf = outputs.detach().requires_grad_()
+            with torch.enable_grad():
+                each = losses(leaf, batch.targets)
+                (slope,) = torch.autograd.grad(each.sum(), leaf)
+        with torch.no_grad():
+            # convolutions leave their own order in memory
+            by_features = chain.slope(slope, kept, params).contiguous()
+        return ByFeatures(outputs, each.detach(), by_features)
+
+    def _passed(self, chain: Chain, params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
+        """Return (the outputs, what the pass back needs); the batch stays as it is."""
+        features = batch.features.clone() if chain.spoils else batch.features
+        with torch.no_grad():
+            return chain.forward(params, self._fast(features), batch.noise)
 
     def _slope(
         self,

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.data.brittle import brittle
 from fedsim.data.loaded import PooledSource
 from fedsim.data.reading.columns import read
 from fedsim.data.reading.delimited import Decimal, Dialect
@@ -166,6 +167,7 @@ DATASETS: dict[str, Callable[..., PooledSource | GeneratedSource]] = {
     "hub": hub,
     "synthetic": synthetic,
     "zipf": zipf,
+    "brittle": brittle,
 }
 
 

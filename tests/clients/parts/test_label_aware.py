@@ -8,8 +8,9 @@ from clients.parts.calibrated_logits import CalibratedLogits
 from clients.parts.margin import Margin
 from clients.parts.restricted_softmax import RestrictedSoftmax
 from fedsim.client.bound import BoundObjective
+from fedsim.client.overriding import descent_of, stacks
 from fedsim.client.part import ClientPart, Own, Trained
-from fedsim.client.procedure import CLASS_COUNTS, Named, descent_of, stacks
+from fedsim.client.procedure import CLASS_COUNTS, Named
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS, trained
 from tests.laws import federations as fed

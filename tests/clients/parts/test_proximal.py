@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clients.parts.proximal import Proximal
-from fedsim.client.procedure import descent_of
+from fedsim.client.overriding import descent_of
 from fedsim.messages.layout import Payload
 from tests.laws import federations as fed
 
