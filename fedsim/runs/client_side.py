@@ -280,6 +280,4 @@ def _poison(attack: Attack | None, data: FederatedData, seed: int) -> Poison | N
 
 def _require_cuda() -> None:
     if not torch.cuda.is_available():
-        raise ScenarioError(
-            "[engine] device = 'cuda': torch sees no CUDA device here; allowed here: cpu"
-        )
+        raise ScenarioError("[engine] device = 'cuda': torch sees no CUDA device here; use 'cpu'")

@@ -31,6 +31,8 @@ _EXPECTED = {
 
 _WORDING = (
     ("Input should be", "must be"),
+    ("List should have", "must have"),
+    (" after validation", ""),
     ("Value error, ", ""),
     ("greater than or equal to", ">="),
     ("less than or equal to", "<="),

@@ -81,10 +81,10 @@ def holds(result, of, found, rows=slice(None)):
     ("task", "file"),
     [
         ({"model": "mlp", "hidden": [7]}, "network.py"),
-        ({"model": "cnn_batchnorm"}, "network.py"),
-        ({"model": "mlp_dropout", "hidden": [7]}, "network.py"),
+        pytest.param({"model": "cnn_batchnorm"}, "network.py", marks=pytest.mark.slow),
+        pytest.param({"model": "mlp_dropout", "hidden": [7]}, "network.py", marks=pytest.mark.slow),
         ({"model": "tests.runs.networks:numbered"}, "network.py"),
-        ({"model": "resnet8"}, "network.pt2"),
+        pytest.param({"model": "resnet8"}, "network.pt2", marks=pytest.mark.slow),
         ({"model": "tests.runs.networks:Twice", "width": 5}, "network.pt2"),
         ({"model": "tests.runs.networks:Looking", "width": 5}, None),
     ],

@@ -58,7 +58,7 @@ def test_every_executor_trains_alike(statistics, loss, model):
     assert float((found[0] - trained("batched", model)).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", ["adversarial", "trades", "mixed"])
 def test_every_executor_trains_alike_beside_parts_that_use_all_of_a_gradient(loss, model):
     moving = {"name": "adversarial", "radius": 0.3, "step": 0.1, "steps": 2, "loss": loss}
