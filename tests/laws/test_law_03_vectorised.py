@@ -83,7 +83,8 @@ def test_every_option_is_vectorised_exactly_over_three_rounds_in_float64(options
 
 # who sends clients more than the model, and one who does not
 SENDING = [name for name in fed.strategies() if discovery.strategy_factory(name).sends]
-# every strategy with every procedure (those with parts of their own with one), and every part with a strategy that sends what it needs
+# every strategy with every procedure (one that needs parts with one of them), and every part with
+# a strategy that sends what it needs
 CASES = [
     (f"{strategy}-{kind}-{one}", strategy, kind, name, arguments)
     for one, name, arguments in fed.procedures()
