@@ -32,9 +32,10 @@ from fedsim.client import (
     Named,
     Work,
 )
+from fedsim.client.arithmetic import along, norm_of
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Draw, along, norm_of
+from fedsim.client.procedure import Draw
 from fedsim.client.step_sizes import step_sizes
 
 

@@ -18,8 +18,9 @@ from typing import ClassVar, Literal, final
 import torch
 
 from fedsim.basics.errors import require_choice
+from fedsim.client.arithmetic import along
 from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
-from fedsim.client.procedure import Named, along
+from fedsim.client.procedure import Named
 
 CONTROL = "control"  # c on the way to clients, c_i+ - c_i on the way back
 Option = Literal["I", "II"]

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fedsim.basics.errors import require_at_least, require_choice
 from fedsim.basics.idle import Idle, at
-from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, inner, sent_as
-from fedsim.client.procedure import Named, along
+from fedsim.client.arithmetic import along, inner_product
+from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
+from fedsim.client.procedure import Named
 
 Every = Literal["step", "round"]
 Order = Literal["jacobi", "gauss_seidel"]
@@ -128,9 +129,9 @@ class PersonalMixture(ClientPart):
         lr = here.step_size if self._alpha_lr is None else self._alpha_lr
         size = lr * fresh if self._once else lr
         if self._per_layer:
-            slopes = {n: inner({n: away[n]}, {n: grads[n]}, clients) for n in away}
+            slopes = {n: inner_product({n: away[n]}, {n: grads[n]}, clients) for n in away}
         else:
-            slopes = dict.fromkeys(away, inner(away, grads, clients))
+            slopes = dict.fromkeys(away, inner_product(away, grads, clients))
         return {n: (a - size * (slopes[n] + self._ridge * a)).clamp(0, 1) for n, a in alpha.items()}
 
 

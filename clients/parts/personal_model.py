@@ -12,8 +12,9 @@ train for their own number of steps. It starts as the first model received.
 from typing import final
 
 from fedsim.basics.errors import require_at_least
+from fedsim.client.arithmetic import along
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Named, along
+from fedsim.client.procedure import Named
 
 
 @final

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.errors import require_at_least
+from fedsim.client.arithmetic import along, norm_of
 from fedsim.client.bound import in_place_of
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.procedure import Batch, Gradient, Named, Objective, along, norm_of
+from fedsim.client.procedure import Batch, Gradient, Named, Objective
 
 
 @final

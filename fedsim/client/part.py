@@ -10,7 +10,6 @@ under `torch.func.vmap`, or, where it `stacks`, on several clients' tensors at o
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
@@ -235,23 +234,6 @@ class ClientPart:
         return {}, state
 
 
-def inner(one: Named, other: Named, clients: torch.Size) -> Tensor:
-    """Return the inner product of two sets of tensors, of one client `[]` or of several `[K]`.
-
-    Args:
-        one: Tensors by name.
-        other: Others of the same names and shapes.
-        clients: The dimensions before those of one client's tensors: none, or `[K]`.
-
-    Example:
-        >>> pair = {"w": torch.ones(2, 3)}
-        >>> inner(pair, pair, torch.Size()), inner(pair, pair, torch.Size([2]))
-        (tensor(6.), tensor([3., 3.]))
-    """
-    products = [(one[n] * other[n]).reshape(*clients, -1).sum(-1) for n in one]
-    return torch.stack(products).sum(0)
-
-
 def sent_as(name: str, sent: Named) -> Named:
     """Return what a strategy sent under a name, by the names of the model's tensors.
 
@@ -260,6 +242,7 @@ def sent_as(name: str, sent: Named) -> Named:
         sent: All that it sent besides the model.
 
     Example:
+        >>> import torch
         >>> sent_as("control", {"control.output.bias": torch.zeros(2), "other": torch.ones(1)})
         {'output.bias': tensor([0., 0.])}
     """

@@ -359,33 +359,3 @@ class ClientProcedure(abc.ABC):
             state: The client's state; where it has not trained, the initial one.
         """
         return params, {}
-
-
-def along(numbers: Any, tensor: Tensor) -> Any:
-    """Return a number, or one per client, as a factor of a tensor, or of each client's tensor.
-
-    A plain number is one already.
-
-    Example:
-        >>> import torch
-        >>> along(torch.ones(3), torch.zeros(3, 4, 5)).shape
-        torch.Size([3, 1, 1])
-    """
-    if not isinstance(numbers, Tensor):
-        return numbers
-    return numbers.reshape(numbers.shape + (1,) * (tensor.dim() - numbers.dim()))
-
-
-def norm_of(named: Named, clients: torch.Size) -> Tensor:
-    """Return the Euclidean norm of all tensors together, of one client or of each.
-
-    Args:
-        named: The tensors, a row per client where there are several.
-        clients: Shape of what is one number per client: [] or [clients], as a step's loss has it.
-
-    Example:
-        >>> norm_of({"a": torch.ones(2, 3), "b": torch.ones(2, 1)}, torch.Size([2]))
-        tensor([2., 2.])
-    """
-    squares = [(t * t).reshape(*clients, -1).sum(-1) for t in named.values()]
-    return torch.stack(squares).sum(0).sqrt()

@@ -135,8 +135,10 @@ def train_vmap(
     carry = vmap(procedure.begin)(params, buffers, extra, state)
     losses = torch.zeros(len(slots), dtype=torch.float64, device=inputs.device)
 
+    gradient = gradients.together
+
     def one_step(carry: Carry, batch: Batch) -> tuple[Carry, Tensor]:
-        return procedure.step(carry, batch, gradients.together, server_round=job.server_round)
+        return procedure.step(carry, batch, gradient, server_round=job.server_round)
 
     for step in range(plan.num_steps):
         moved, loss = vmap(one_step)(carry, batches.together(step))

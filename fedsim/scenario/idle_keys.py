@@ -11,11 +11,10 @@ from typing import Any
 from fedsim.basics.errors import show
 from fedsim.basics.idle import Idle
 from fedsim.basics.import_paths import is_import_path
+from fedsim.client.part import ClientPart
 from fedsim.scenario import discovery, signatures
 from fedsim.scenario.scenario import Scenario
 from fedsim.strategy.base import FederatedStrategy
-
-_SETUP = "exploration"  # the part that acts in a set-up exchange alone
 
 
 def idle_keys(scenario: Scenario) -> list[str]:
@@ -34,7 +33,7 @@ def idle_keys(scenario: Scenario) -> list[str]:
         unsent = [] if is_import_path(name) else _unsent(made_by, getattr(strategy, "sends", ()))
         if unsent:
             lines.append(f"{where} {why} sends no {unsent[0]}")
-        elif part.name == _SETUP and not _holds_setup(strategy, name):
+        elif _is_of_setup(made_by) and not _holds_setup(strategy, name):
             lines.append(f"{where} {why} holds no set-up exchange")
         else:
             beside = _of_part(part.name, scenario.client, declared)
@@ -62,6 +61,11 @@ def _beside_client(idle: Idle, client: Mapping[str, Any], part: Mapping[str, Any
 def _unsent(part: Any, sends: Sequence[str]) -> list[str]:
     """What a part uses and the strategy does not send."""
     return [name for name in getattr(part, "takes", ()) if name not in sends]
+
+
+def _is_of_setup(part: Any) -> bool:
+    """Whether a part says how much is trained in a set-up exchange."""
+    return getattr(part, "setup_work", ClientPart.setup_work) is not ClientPart.setup_work
 
 
 def _holds_setup(strategy: Any, name: str) -> bool:
