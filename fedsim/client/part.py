@@ -82,6 +82,7 @@ class ClientPart:
         stacks: Whether its methods also take several clients' tensors at once, one row each. A
             penalty or objective that uses `own` is then a `BoundObjective` one.
         idle: Which of its hyperparameters are without effect beside others.
+        compresses: Whether it compresses the reply, see `fedsim.client.compression`.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
@@ -89,6 +90,7 @@ class ClientPart:
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
+    compresses: ClassVar[bool] = False
 
     @property
     def needs_classes(self) -> str | None:

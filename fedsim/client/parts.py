@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
+from fedsim.client.compression import CompressingPart
 from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
 from fedsim.client.procedure import Draw, Gradient, Named, Objective
@@ -15,7 +16,7 @@ _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
     "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
-    "setup_work", "setup_step_size",
+    "setup_work", "setup_step_size", "compressed",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -34,7 +35,7 @@ class Parts(Sequence[ClientPart]):
         parts: The parts, no two of one class.
 
     Raises:
-        ValueError: If a part is there twice, or two of them replace the task's loss.
+        ValueError: If a part is there twice, or two of them replace the task's loss or compress.
     """
 
     def __init__(self, parts: Sequence[ClientPart] = ()) -> None:
@@ -43,6 +44,11 @@ class Parts(Sequence[ClientPart]):
             names = [type(part).__name__ for part in parts]
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"parts: {twice} is there twice; give each part once")
+        compressing = [n for n, p in self._parts.items() if p.compresses]
+        if len(compressing) > 1:
+            raise ValueError(
+                f"parts: {' and '.join(compressing)} each compress the reply; give one of them"
+            )
         replacing = [n for n, p in self._parts.items() if type(p).objective is not _NO_OBJECTIVE]
         if len(replacing) > 1:
             raise ValueError(
@@ -95,6 +101,11 @@ class Parts(Sequence[ClientPart]):
     def needs_numbers(self) -> str | None:
         """The first hyperparameter that needs features that are numbers, or None."""
         return next((why for part in self if (why := part.needs_numbers)), None)
+
+    @property
+    def compression(self) -> CompressingPart | None:
+        """The one that compresses the reply, or None."""
+        return next((part for part in self if isinstance(part, CompressingPart)), None)
 
     @property
     def draws(self) -> Mapping[str, Draw]:

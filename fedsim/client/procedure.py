@@ -241,6 +241,13 @@ class Work(NamedTuple):
         return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
 
 
+class Compression(Protocol):
+    """What is sent in place of a model, see `fedsim.client.compression`."""
+
+    def compressed(self, outcome: Any) -> Any:
+        """Return what a client sends and keeps."""
+
+
 class ClientProcedure(abc.ABC):
     """Local training as pure functions; concrete procedures are final.
 
@@ -345,6 +352,11 @@ class ClientProcedure(abc.ABC):
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
+
+    @property
+    def compression(self) -> Compression | None:
+        """What compresses the reply, by the executor; None where the model is sent as it is."""
+        return None
 
     @property
     def has_own_model(self) -> bool:

@@ -102,12 +102,13 @@ def three_rounds(name, names):
     """The model after three rounds of made-up updates; `names[client]` is what it is called."""
     strategy = renamed_strategy(name, names)
     params = torch.linspace(-1, 1, 12, dtype=torch.float64)
-    state = strategy.init(params, 8)
+    state, memories = strategy.init(params, 8), {}
     for server_round in (1, 2, 3):
         replies = synthetic_replies(server_round, params, names)
-        sent, _ = strategy.broadcast(state, params, replies.client_ids)
+        sent, own = strategy.broadcast(state, params, replies.client_ids)
         extra = fed.returned_by_parts(name, LAYOUT, params, replies.params, sent.extra)
-        replies = replace(replies, extra=extra)
+        encoded = fed.encoded_by_parts(name, params, replies, own, memories)
+        replies = replace(replies, extra=extra, encoded=encoded)
         params, state, _ = strategy.server_update(state, params, replies)
     return params
 

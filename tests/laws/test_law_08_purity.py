@@ -27,7 +27,7 @@ def payload_bits(payload: Payload):
 def replies_bits(replies: Replies):
     named = {"params": replies.params, "reference": replies.reference}
     named |= {"num_examples": replies.num_examples, "staleness": replies.staleness}
-    for group in (replies.buffers, replies.extra, replies.metrics):
+    for group in (replies.buffers, replies.extra, replies.metrics, replies.encoded):
         named |= group
     return fed.named_bits(named), replies.client_ids.tolist(), replies.failures
 

@@ -47,6 +47,10 @@ WITHOUT = {
     "ditto_two_classes": ["client.parts.personal_model.lr=0.0"],  # the own model never moves
     "apfl_two_classes": ["strategy.alpha=0.0", "strategy.adaptive=false"],  # nothing is mixed in
     "pfedme_two_classes": ["strategy.inner_lr=1e-6"],  # the own model is the shared one
+    "ef21_two_classes": [  # what is remembered of clients -> nothing
+        'strategy={name="fedavg", weighted=false}',
+        'client.parts=[{name="top_k", share=0.02, error_feedback=false}]',
+    ],
     "fedavg_personal_output": ["task.personal=[]"],  # one model for all
     "fedavg_personal_body": ["task.personal=[]"],
     "fedavg_personal_norms": ["task.personal=[]"],
