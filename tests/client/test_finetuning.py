@@ -91,9 +91,9 @@ def test_nothing_of_it_is_kept(tmp_path):
 
 MODELS = [
     {"model": "mlp_dropout", "hidden": [7]},
-    {"model": "cnn"},
+    pytest.param({"model": "cnn"}, marks=pytest.mark.slow),
     {"model": "mlp", "hidden": [7], "personal": ["output"]},
-    {"model": "mlp", "hidden": [7], "personal": ["*"]},
+    pytest.param({"model": "mlp", "hidden": [7], "personal": ["*"]}, marks=pytest.mark.slow),
     {"model": "cnn_batchnorm", "buffers": "local"},
 ]
 

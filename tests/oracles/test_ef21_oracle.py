@@ -188,7 +188,7 @@ def test_weights_change_nothing_with_top_k_and_something_with_powers_of_two():
 
     def end(constants, **compression):
         *_, last = federation(
-            slopes(found), np.zeros(20), 40, gamma, constants=constants, **compression
+            slopes(found), np.zeros(20), 12, gamma, constants=constants, **compression
         )
         return last[0]
 

@@ -88,7 +88,9 @@ def holds(result, of, found, rows=slice(None)):
         ),
         pytest.param({"model": "resnet8"}, "network.pt2", marks=pytest.mark.slow),
         ({"model": "tests.runs.networks:Twice", "width": 5}, "network.pt2"),
-        ({"model": "tests.runs.networks:Looking", "width": 5}, None),
+        pytest.param(
+            {"model": "tests.runs.networks:Looking", "width": 5}, None, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_networks_of_all_kinds_give_what_fedsim_measured(tmp_path, task, file):

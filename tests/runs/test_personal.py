@@ -74,6 +74,7 @@ def test_what_is_personal_is_said_and_in_the_manifest(tmp_path, caplog):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_doctor_says_the_same(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(

@@ -287,14 +287,21 @@ def test_an_evaluation_without_a_reply_has_no_metrics(grid):
     assert strategy.aggregate_evaluate(1, []) is None
 
 
-@pytest.mark.parametrize("name", fed.strategies())
-def test_the_model_keeps_its_names_shapes_and_dtypes(name):
-    for model, dtype in (("mlp", "float64"), ("cnn_batchnorm", "float32")):
-        app = fed.make_app_for(name, model, dtype=dtype)
-        arrays = fed.initial_arrays(model, dtype=dtype)
-        after, _ = fed.run_rounds(fed.make_strategy(name), InlineGrid(app, 8), arrays, app.layout)
-        described = [[(n, a.dtype, a.shape) for n, a in r.items()] for r in (arrays, after)]
-        assert described[0] == described[1]
+# every strategy on one of these in turn, on the other one among the slow tests
+TURNS = [
+    pytest.param(name, *kind, marks=[pytest.mark.slow] if (number + place) % 2 else [])
+    for number, name in enumerate(fed.strategies())
+    for place, kind in enumerate((("mlp", "float64"), ("cnn_batchnorm", "float32")))
+]
+
+
+@pytest.mark.parametrize(("name", "model", "dtype"), TURNS)
+def test_the_model_keeps_its_names_shapes_and_dtypes(name, model, dtype):
+    app = fed.make_app_for(name, model, dtype=dtype)
+    arrays = fed.initial_arrays(model, dtype=dtype)
+    after, _ = fed.run_rounds(fed.make_strategy(name), InlineGrid(app, 8), arrays, app.layout)
+    described = [[(n, a.dtype, a.shape) for n, a in r.items()] for r in (arrays, after)]
+    assert described[0] == described[1]
 
 
 @pytest.mark.parametrize("name", fed.strategies())

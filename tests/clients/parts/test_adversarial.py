@@ -69,7 +69,10 @@ def test_every_executor_trains_alike(model, statistics, loss):
 
 
 @pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("loss", ["adversarial", "trades", "mixed"])
+@pytest.mark.parametrize(
+    "loss",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in ("adversarial", "trades")), "mixed"],
+)
 def test_every_executor_trains_alike_beside_parts_that_use_all_of_a_gradient(loss, model):
     moving = {"name": "adversarial", "radius": 0.3, "step": 0.1, "steps": 2, "loss": loss}
     found = [two_rounds(kind, model, [moving, *BESIDE]) for kind in KINDS]

@@ -233,8 +233,15 @@ def test_noise_is_the_seeds_in_a_simulation_and_the_systems_in_a_deployment():
 # --- what may stand inside
 
 
-@pytest.mark.parametrize("name", [SERVER, CLIENT])
-@pytest.mark.parametrize("inside", ours())
+# every strategy in one of them in turn, in the other one among the slow tests
+TURNS = [
+    pytest.param(name, inside, marks=[pytest.mark.slow] if (number + place) % 2 else [])
+    for number, inside in enumerate(ours())
+    for place, name in enumerate((SERVER, CLIENT))
+]
+
+
+@pytest.mark.parametrize(("name", "inside"), TURNS)
 def test_a_wrapper_that_does_nothing_leaves_our_strategies_as_they_are(name, inside):
     table = flower(name, **WIDE, strategy={"name": inside})
     if inside in APART:
