@@ -107,7 +107,8 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
 
 
 # a strategy with a linear rule, one with a set-up exchange and extras, one with personal models,
-# one whose server has an optimiser; clients that train on poisoned data
+# one whose server has an optimiser; replies that are compressed, against the model received and against
+# what is remembered; clients that train on poisoned data
 @pytest.mark.parametrize(
     "choice",
     [
@@ -115,6 +116,8 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
         "strategy.name=fedlex",
         "strategy.name=variance_corrected_gossip",
         "strategy.name=fedau strategy.server.name=adam",
+        "client.parts.top_k.share=0.1",
+        "strategy.name=ef21",
         "attack.kind=label_flip attack.num_byzantine=1",
     ],
 )
@@ -138,6 +141,9 @@ def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, 
     expected, found = read_summary(simulated), read_summary(deployed)
     assert found["rounds"] == expected["rounds"] == 3
     assert found["params_sha256"] == expected["params_sha256"]
+    # as many bytes came back, but for nodes' numbers, which are longer here
+    sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
+    assert 0 <= sent - simulated_bytes <= 100
 
 
 def test_nodes_keep_tensors_and_measure_with_them_as_a_simulation_does(deployment, tmp_path):
@@ -161,6 +167,9 @@ def test_nodes_keep_tensors_and_measure_with_them_as_a_simulation_does(deploymen
     deployment.flwr_run(ROOT, settings, timeout_s=400)
     expected, found = read_summary(simulated), read_summary(deployed)
     assert found["params_sha256"] == expected["params_sha256"]
+    # as many bytes came back, but for nodes' numbers, which are longer here
+    sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
+    assert 0 <= sent - simulated_bytes <= 100
     measured = [n for n in expected["final"] if n.startswith(("local/", "personal/"))]
     assert "personal/accuracy" in measured
     assert {n: found["final"][n] for n in measured} == {n: expected["final"][n] for n in measured}
@@ -187,6 +196,9 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path)
         portable.flwr_run(ROOT, {**settings, "out": str(deployed)}, timeout_s=400)
     expected, found = read_summary(simulated), read_summary(deployed)
     assert found["params_sha256"] == expected["params_sha256"]
+    # as many bytes came back, but for nodes' numbers, which are longer here
+    sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
+    assert 0 <= sent - simulated_bytes <= 100
     # without the overlay nothing is trained under a promise that is not kept
     with pytest.raises(RunError, match=r"(?s)'portable': this process computes with other kernels"):
         deployment.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
