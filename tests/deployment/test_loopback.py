@@ -107,8 +107,8 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
 
 
 # a strategy with a linear rule, one with a set-up exchange and extras, one with personal models,
-# one whose server has an optimiser; replies that are compressed, against the model received and against
-# what is remembered; clients that train on poisoned data
+# one whose server has an optimiser; replies compressed against the model received and against what
+# is remembered; clients that train on poisoned data
 @pytest.mark.parametrize(
     "choice",
     [
