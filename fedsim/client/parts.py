@@ -4,9 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
+from fedsim.client.freezing import frozen_by_any
 from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Draw, Gradient, Named, Objective
+from fedsim.client.procedure import (
+    Draw,
+    FrozenByEpoch,
+    Gradient,
+    ModelTensors,
+    Named,
+    Objective,
+    Work,
+)
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_MODEL: Callable[..., Any] = ClientPart.own_model
@@ -15,7 +24,7 @@ _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
     "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
-    "setup_work", "setup_step_size",
+    "setup_work", "setup_step_size", "for_model", "frozen", "names_personal",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -55,6 +64,15 @@ class Parts(Sequence[ClientPart]):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self._parts.values())[index]
+
+    def for_model(self, tensors: ModelTensors, work: Work) -> "Parts":
+        """Return the parts as they train a certain model, see `ClientPart.for_model`."""
+        return Parts([part.for_model(tensors, work) for part in self])
+
+    @property
+    def frozen(self) -> FrozenByEpoch:
+        """The tensors that one of them freezes, by epoch."""
+        return frozen_by_any([part.frozen for part in self])
 
     @property
     def takes(self) -> tuple[str, ...]:

@@ -23,11 +23,27 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
 
+# The tensors that take no step, by epoch of a round; the last entry is of all that follow. Empty
+# where every tensor takes every step. See `fedsim.client.freezing`.
+FrozenByEpoch = tuple[frozenset[str], ...]
+
 # What a procedure may ask to know of a client's training samples: how many of each class.
 CLASS_COUNTS = "class_counts"
 
 # What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
 GUIDANCE = "guidance"
+
+
+class ModelTensors(NamedTuple):
+    """What a procedure may know of the model that it trains.
+
+    Attributes:
+        trained: Names of the trainable tensors, in the model's order.
+        personal: Names of those tensors, buffers among them, that clients keep to themselves.
+    """
+
+    trained: tuple[str, ...]
+    personal: frozenset[str] = frozenset()
 
 
 class Batch(NamedTuple):
@@ -39,6 +55,8 @@ class Batch(NamedTuple):
         weights: `[batch]`, 1 for a sample and 0 for padding.
         noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
         drawn: What the procedure asked to have drawn, `[batch, ...]` by its purpose; see `Draw`.
+        epoch: Which of the round's passes over the client's samples it is of, counted from 0,
+            int64; None where nobody has counted.
     """
 
     features: Tensor
@@ -46,6 +64,7 @@ class Batch(NamedTuple):
     weights: Tensor
     noise: Mapping[str, Tensor]
     drawn: Mapping[str, Tensor] = {}
+    epoch: Tensor | None = None
 
 
 class Draw(NamedTuple):
@@ -153,6 +172,7 @@ class Descent(NamedTuple):
             were taken, if there is one; see `ClientProcedure.companion`.
         factor: The factor in [0, 1] on the step size in a step of the round, counted from 0, the
             same for all clients; None is 1.
+        frozen: The tensors that take no step, by epoch of the round. They keep m, too.
     """
 
     step_size: float
@@ -166,6 +186,7 @@ class Descent(NamedTuple):
     takes: tuple[str, ...] = (GUIDANCE,)
     companion: "Descent | None" = None
     factor: Callable[[int], float] | None = None
+    frozen: FrozenByEpoch = ()
 
     def at(self, step: int) -> "Descent":
         """Return what a certain step of the round does."""
@@ -295,6 +316,14 @@ class ClientProcedure(abc.ABC):
     def needs_representations(self) -> str | None:
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
+
+    def for_model(self, tensors: ModelTensors) -> "ClientProcedure":
+        """Return the procedure as it trains a certain model; what it knows by itself, it leaves.
+
+        Raises:
+            ValueError: If it cannot train that model.
+        """
+        return self
 
     def descent(self, server_round: int) -> Descent | None:
         """Return what a step does when it is gradient descent on the task's loss, else None.

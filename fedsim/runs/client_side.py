@@ -19,7 +19,7 @@ from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
 from fedsim.client.overriding import stacks
 from fedsim.client.plan import ExecutionPlan, make_plan
-from fedsim.client.procedure import ClientProcedure
+from fedsim.client.procedure import ClientProcedure, ModelTensors
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.trial import Findings, try_out
 from fedsim.data.federated import FederatedData
@@ -168,8 +168,29 @@ def make_executor(
     poison = _poison(attack_of(attack, data), data, seed)
     given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
     if finetune is not None:
-        given["finetuning"] = FineTuning(finetune.lr, finetune.epochs, procedure.work)
+        given["finetuning"] = fine_tuning(finetune, procedure)
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
+
+
+def fine_tuning(table: Finetune, procedure: ClientProcedure) -> FineTuning:
+    """Return how clients of a procedure train what they receive before they evaluate it again."""
+    return FineTuning(table.lr, table.epochs, procedure.work, table.tensors)
+
+
+def check_tensors(scenario: Scenario, procedure: ClientProcedure, tensors: ModelTensors) -> None:
+    """Refuse what names tensors that the model does not have, or leaves nothing to train.
+
+    Args:
+        scenario: The scenario.
+        procedure: Its client procedure.
+        tensors: What is known of its model.
+
+    Raises:
+        ScenarioError: Naming the key.
+    """
+    procedure.for_model(tensors)
+    if (table := scenario.evaluation.finetune) is not None:
+        fine_tuning(table, procedure).for_model(tensors)
 
 
 def robust_evaluation(scenario: Scenario) -> RobustEvaluation | None:

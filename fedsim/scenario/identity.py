@@ -32,6 +32,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "centralised": False,
     },
 }
+_LATER_FINETUNE = {"tensors": None}  # likewise of [evaluation] finetune where it is given
 _LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
 _LATER_FOLDER = dict.fromkeys(("separator", "decimal", "encoding"))  # likewise of [data] "folder"
 _LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
@@ -56,6 +57,8 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     document["evaluation"] = {
         k: v for k, v in document["evaluation"].items() if k not in _NO_MATTER_EVALUATION
     }
+    if (finetune := document["evaluation"].get("finetune")) is not None:
+        document["evaluation"]["finetune"] = _without(finetune, _LATER_FINETUNE)
     if "client" in document:
         document["client"] = as_before(document["client"])
     later = dict(_LATER)

@@ -78,7 +78,12 @@ class Batches:
         sample = tuple(features.shape[2:])
         drawn = self.schedule.drawn(self._draws, sample, step, range(len(index)))
         return Batch(
-            features, self._targets[step, :count], self._weights[step, :count], noise, drawn
+            features,
+            self._targets[step, :count],
+            self._weights[step, :count],
+            noise,
+            drawn,
+            self.schedule.epoch(step)[:count],
         )
 
     def single(self, slot: int, step: int) -> Batch:
@@ -95,7 +100,8 @@ class Batches:
         noise = {name: values[0, :count] for name, values in drawn.items()}
         asked = self.schedule.drawn(self._draws, tuple(features.shape[1:]), step, (slot,))
         own = {purpose: values[0, :count] for purpose, values in asked.items()}
-        return Batch(features, self._targets[place], self._weights[place], noise, own)
+        epoch = self.schedule.epoch(step)[slot]
+        return Batch(features, self._targets[place], self._weights[place], noise, own, epoch)
 
     def _gathered(self, place: tuple[int | slice, ...]) -> Tensor:
         index = self.schedule.indices[place]

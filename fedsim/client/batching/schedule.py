@@ -30,6 +30,8 @@ class Schedule:
         steps: int64 `[slots]`, steps each client takes.
         num_steps: Steps of the chunk, the most that any client takes.
         counts: int64 `[slots, num_steps]`, samples per step that are not padding.
+        epochs: int64 `[slots, num_steps]`, which pass over its samples a client is in; 0 where it
+            takes no step.
         seen: int64 `[slots]`, samples over all steps.
         indices: int64 `[num_steps, slots, batch]` on the device, rows of the pool; padding repeats
             a sample.
@@ -54,6 +56,7 @@ class Schedule:
         self.num_steps = int(self.steps.max(initial=0))
         indices = np.zeros((self.num_steps, len(rows), self._batch), dtype=np.int64)
         self.counts = np.zeros((len(rows), self.num_steps), dtype=np.int64)
+        self.epochs = np.zeros_like(self.counts)
         drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for slot, client in enumerate(client_ids):
             steps = int(self.steps[slot])
@@ -62,9 +65,12 @@ class Schedule:
                     random = generator(seed, "batches", server_round, client)
                     drawn[client] = _batches(rows[slot], work, steps, random)
                 indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
+                per_epoch, _ = work.batches(len(rows[slot]))
+                self.epochs[slot, :steps] = np.arange(steps) // per_epoch
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
         self.indices = torch.from_numpy(indices).to(device)
         self._counts = torch.from_numpy(self.counts).to(device)
+        self._epochs = torch.from_numpy(self.epochs).to(device)
         position = torch.arange(self._batch, device=device)
         self.masks = position < self._counts.T[:, :, None]
         self._key, self._client_ids = (seed, server_round), client_ids
@@ -87,6 +93,10 @@ class Schedule:
     def samples(self, step: int) -> Tensor:
         """Samples per slot in this step, int64 `[slots]` on the device."""
         return self._counts[:, step]
+
+    def epoch(self, step: int) -> Tensor:
+        """The epoch that each slot is in at this step, int64 `[slots]` on the device."""
+        return self._epochs[:, step]
 
     def noise(
         self, shapes: Mapping[str, tuple[int, ...]], step: int, slots: Sequence[int]

@@ -88,7 +88,8 @@ class ChainTraining:
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
                 found, slope = self._slopes(outputs, batch.targets, shares)
-                self.chain.backward(slope, kept, mine, taking.at(step))
+                epochs = schedule.epochs[:active, step]
+                self.chain.backward(slope, kept, mine, taking.at(step, epochs))
                 losses[step, :active] = found[:active]
             if active == 1:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
@@ -137,7 +138,8 @@ class ChainTraining:
             shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
             losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
-            self.chain.backward(slope, kept, params, stepping.at(step))
+            epochs = schedule.epochs[slot : slot + 1, step]
+            self.chain.backward(slope, kept, params, stepping.at(step, epochs))
         return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
     # --- gradients ------------------------------------------------------------------------
