@@ -35,10 +35,11 @@ from fedsim.client import (
 )
 from fedsim.client.arithmetic import along, norm_of
 from fedsim.client.freezing import where_moving, which_move
+from fedsim.client.names import ModelTensors
 from fedsim.client.optimizers import LocalOptimizer
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Draw, ModelTensors
+from fedsim.client.procedure import Draw
 from fedsim.client.step_sizes import step_sizes
 
 
@@ -199,6 +200,11 @@ class LocalSGD(ClientProcedure):
     def draws(self) -> Mapping[str, Draw]:
         """What its parts ask to have drawn."""
         return self._parts.draws
+
+    @property
+    def holds_out(self) -> float:
+        """What a part says."""
+        return self._parts.holds_out
 
     @property
     def needs_representations(self) -> str | None:

@@ -16,8 +16,9 @@ from typing import final
 
 from fedsim.basics.errors import ScenarioError, require_at_least
 from fedsim.client.freezing import head_of
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.part import ClientPart
-from fedsim.client.procedure import FrozenByEpoch, ModelTensors, Work
+from fedsim.client.procedure import Work
 
 
 @final

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import final
 
 from fedsim.client.freezing import head_of
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.part import ClientPart
-from fedsim.client.procedure import FrozenByEpoch, ModelTensors, Work
+from fedsim.client.procedure import Work
 
 
 @final

@@ -33,7 +33,7 @@ from fedsim.client.chains.chain import Chain, chain_of
 from fedsim.client.chains.training import ChainTraining
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
-from fedsim.client.inputs import Inputs
+from fedsim.client.inputs import Inputs, told
 from fedsim.client.job import (
     ChunkJob,
     ChunkResult,
@@ -44,9 +44,10 @@ from fedsim.client.job import (
     TaskLike,
 )
 from fedsim.client.local_evaluation import LocalEvaluation
+from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import remembered, stacks
 from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ClientProcedure, ModelTensors
+from fedsim.client.procedure import Batch, ClientProcedure
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.surroundings import Surroundings
 from fedsim.client.ways import row_of
@@ -193,7 +194,7 @@ class CohortExecutor:
             else:
                 with loads("vmap"):
                     result = ways.train_vmap(inputs, self._gradients, job, out)
-        return inputs.told(result)
+        return told(result, inputs.start)
 
     def surrounded_by(self, surroundings: Surroundings) -> None:
         """Have clients begin in other surroundings, for a trial that watches them."""

@@ -17,17 +17,8 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.patterns import chosen
 from fedsim.client.freezing import where_moving, which_move
 from fedsim.client.job import FINETUNED, PERSONALISED, ChunkJob, ChunkResult
-from fedsim.client.procedure import (
-    Batch,
-    Carry,
-    ClientProcedure,
-    Descent,
-    FrozenByEpoch,
-    Gradient,
-    ModelTensors,
-    Named,
-    Work,
-)
+from fedsim.client.names import FrozenByEpoch, ModelTensors
+from fedsim.client.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Work
 from fedsim.messages.layout import Payload
 
 

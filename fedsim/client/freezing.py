@@ -14,7 +14,8 @@ from torch import Tensor
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.patterns import chosen
 from fedsim.client.arithmetic import along
-from fedsim.client.procedure import FrozenByEpoch, ModelTensors, Named
+from fedsim.client.names import FrozenByEpoch, ModelTensors
+from fedsim.client.procedure import Named
 
 
 def head_of(

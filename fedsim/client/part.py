@@ -13,16 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
-from fedsim.client.procedure import (
-    Batch,
-    Draw,
-    FrozenByEpoch,
-    Gradient,
-    ModelTensors,
-    Named,
-    Objective,
-    Work,
-)
+from fedsim.client.names import FrozenByEpoch, ModelTensors
+from fedsim.client.procedure import Batch, Draw, Gradient, Named, Objective, Work
 
 Own = dict[str, Any]  # what a part carries through a client's steps: a tree of tensors
 
@@ -119,6 +111,14 @@ class ClientPart:
         Every step finds it in `batch.drawn`. It depends on seed, round, client and step alone.
         """
         return {}
+
+    @property
+    def holds_out(self) -> float:
+        """The share of the client's training samples that no step trains on, in [0, 1).
+
+        Every batch brings some of them along, see `ClientProcedure.holds_out`.
+        """
+        return 0.0
 
     @property
     def needs_representations(self) -> str | None:

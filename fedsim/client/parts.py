@@ -5,17 +5,10 @@ from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
 from fedsim.client.freezing import frozen_by_any
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import (
-    Draw,
-    FrozenByEpoch,
-    Gradient,
-    ModelTensors,
-    Named,
-    Objective,
-    Work,
-)
+from fedsim.client.procedure import Draw, Gradient, Named, Objective, Work
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_MODEL: Callable[..., Any] = ClientPart.own_model
@@ -24,7 +17,7 @@ _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
     "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
-    "setup_work", "setup_step_size", "for_model", "frozen", "names_personal",
+    "setup_work", "setup_step_size", "for_model", "frozen", "names_personal", "holds_out",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -118,6 +111,11 @@ class Parts(Sequence[ClientPart]):
     def draws(self) -> Mapping[str, Draw]:
         """What all of them ask to have drawn, by purpose."""
         return {purpose: draw for part in self for purpose, draw in part.draws.items()}
+
+    @property
+    def holds_out(self) -> float:
+        """The largest share of the client's samples that one of them holds out."""
+        return max((part.holds_out for part in self), default=0.0)
 
     @property
     def needs_representations(self) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.perturbation import Units
 
 Named = dict[str, Tensor]
@@ -23,27 +24,11 @@ Losses = Callable[[Tensor, Tensor], Tensor]
 
 LastBatch = Literal["keep", "drop", "merge"]
 
-# The tensors that take no step, by epoch of a round; the last entry is of all that follow. Empty
-# where every tensor takes every step. See `fedsim.client.freezing`.
-FrozenByEpoch = tuple[frozenset[str], ...]
-
 # What a procedure may ask to know of a client's training samples: how many of each class.
 CLASS_COUNTS = "class_counts"
 
 # What travels as `guidance.NAME`: a factor on each coordinate's local step, between 0 and 1.
 GUIDANCE = "guidance"
-
-
-class ModelTensors(NamedTuple):
-    """What a procedure may know of the model that it trains.
-
-    Attributes:
-        trained: Names of the trainable tensors, in the model's order.
-        personal: Names of those tensors, buffers among them, that clients keep to themselves.
-    """
-
-    trained: tuple[str, ...]
-    personal: frozenset[str] = frozenset()
 
 
 class Batch(NamedTuple):
@@ -57,6 +42,8 @@ class Batch(NamedTuple):
         drawn: What the procedure asked to have drawn, `[batch, ...]` by its purpose; see `Draw`.
         epoch: Which of the round's passes over the client's samples it is of, counted from 0,
             int64; None where nobody has counted.
+        held_out: Some of the samples that the client trains on in no step, for other purposes; an
+            empty tuple, which vmap does not look into, where none are held out.
     """
 
     features: Tensor
@@ -65,6 +52,7 @@ class Batch(NamedTuple):
     noise: Mapping[str, Tensor]
     drawn: Mapping[str, Tensor] = {}
     epoch: Tensor | None = None
+    held_out: "Batch | tuple[()]" = ()
 
 
 class Draw(NamedTuple):
@@ -128,6 +116,9 @@ class Gradient(Protocol):
 
     def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return what goes into the model's last layer, which must be linear, likewise."""
+
+    def by_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the gradient of the task's mean loss by a model's outputs, at any outputs."""
 
     def by_features(
         self,
@@ -311,6 +302,15 @@ class ClientProcedure(abc.ABC):
     def draws(self) -> Mapping[str, Draw]:
         """What is to be drawn for the samples of a step, by its purpose."""
         return {}
+
+    @property
+    def holds_out(self) -> float:
+        """The share of a client's training samples that no step trains on, in [0, 1).
+
+        They are drawn once for the run, at least two or none, and do not count in `num_examples`;
+        every batch brings some of them along as `held_out`.
+        """
+        return 0.0
 
     @property
     def needs_representations(self) -> str | None:

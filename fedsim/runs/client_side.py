@@ -17,9 +17,10 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.finetuning import FineTuning
 from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
+from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import stacks
 from fedsim.client.plan import ExecutionPlan, make_plan
-from fedsim.client.procedure import ClientProcedure, ModelTensors
+from fedsim.client.procedure import ClientProcedure
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.trial import Findings, try_out
 from fedsim.data.federated import FederatedData

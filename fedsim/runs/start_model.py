@@ -11,7 +11,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.tensors import tensors_of
 from fedsim.client.executor import known_of
-from fedsim.client.procedure import ModelTensors
+from fedsim.client.names import ModelTensors
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import array_record
 from fedsim.scenario.tables import EvaluationTable

@@ -13,24 +13,37 @@ import numpy as np
 BASE, PERSONAL = ("V", "c"), ("W", "b")
 
 
-def losses_and_gradient(model, features, targets):
-    """Mean cross-entropy of `W relu(V x + c) + b`, and its gradient by name."""
-    inner = features @ model["V"].T + model["c"]
-    hidden = np.maximum(inner, 0)
-    logits = hidden @ model["W"].T + model["b"]
-    logits -= logits.max(axis=1, keepdims=True)
+def logits_of(model, features):
+    """`W relu(V x + c) + b`."""
+    hidden = np.maximum(features @ model["V"].T + model["c"], 0)
+    return hidden @ model["W"].T + model["b"]
+
+
+def cross_entropy(logits, targets):
+    """The mean cross-entropy, and its slope by the logits."""
+    logits = logits - logits.max(axis=1, keepdims=True)
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     rows = np.arange(len(targets))
     loss = -np.log(chances[rows, targets]).mean()
     errors = chances.copy()
     errors[rows, targets] -= 1
-    errors /= len(targets)
+    return loss, errors / len(targets)
+
+
+def gradient_of(model, features, errors):
+    """The gradient by name of what has such a slope by the logits."""
+    inner = features @ model["V"].T + model["c"]
     below = (errors @ model["W"]) * (inner > 0)
-    gradient = {
-        "V": below.T @ features, "c": below.sum(axis=0), "W": errors.T @ hidden,
+    return {
+        "V": below.T @ features, "c": below.sum(axis=0), "W": errors.T @ np.maximum(inner, 0),
         "b": errors.sum(axis=0),
     }  # fmt: skip
-    return loss, gradient
+
+
+def losses_and_gradient(model, features, targets):
+    """Mean cross-entropy, and its gradient by name."""
+    loss, errors = cross_entropy(logits_of(model, features), targets)
+    return loss, gradient_of(model, features, errors)
 
 
 def client_update(base, personal, features, targets, *, lr, steps):

@@ -148,7 +148,12 @@ class ChainTraining:
     def gradient(self) -> Gradient:
         """The gradient for a procedure's step, of one client or of several."""
         return GradientFunctions(
-            self._by_params, self._outputs, self._representations, self._by_features, self._units
+            self._by_params,
+            self._outputs,
+            self._representations,
+            self._by_features,
+            self._by_outputs,
+            self._units,
         )
 
     def _by_params(
@@ -198,6 +203,9 @@ class ChainTraining:
             # convolutions leave their own order in memory
             by_features = chain.slope(slope, kept, params).contiguous()
         return ByFeatures(outputs, each.detach(), by_features)
+
+    def _by_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._slope(outputs, batch, None, None)[1]
 
     def _passed(self, chain: Chain, params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
         """Return (the outputs, what the pass back needs); the batch stays as it is."""

@@ -9,8 +9,9 @@ from clients.parts.frozen import Frozen
 from fedsim.basics.errors import ScenarioError
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.freezing import still_rows, which_move
+from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import descent_of, stacks
-from fedsim.client.procedure import Descent, ModelTensors, Work
+from fedsim.client.procedure import Descent, Work
 from tests.laws import federations as fed
 
 KINDS = ("batched", "vmap", "loop")
