@@ -28,7 +28,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# compiled once, where the environment keeps the many processes that tests start from doing so
+# the many processes that tests start find everything compiled, pytest's own copies too, also where
+# the environment would keep them from it
+unit: export PYTHONDONTWRITEBYTECODE :=
 unit: $(STAMP)
 	$(BIN)/python -m compileall -q fedsim strategies clients
 	$(BIN)/pytest $(PAIR)

@@ -39,7 +39,7 @@ from fedsim.client.names import ModelTensors
 from fedsim.client.optimizers import LocalOptimizer
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
-from fedsim.client.procedure import Draw
+from fedsim.client.procedure import Compression, Draw
 from fedsim.client.step_sizes import step_sizes
 
 
@@ -346,6 +346,11 @@ class LocalSGD(ClientProcedure):
         )
         extra, kept = self._parts.finish(carry["parts"], trained, state)
         return extra, {**kept, **moments}
+
+    @property
+    def compression(self) -> Compression | None:
+        """The part that compresses the reply."""
+        return self._parts.compression
 
     @property
     def has_own_model(self) -> bool:

@@ -51,6 +51,7 @@ class AFL(FederatedStrategy):
         ValueError: If an argument is outside its range.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({"mixture_lr": 0.0}, "fedavg", {"weighted": False}, tolerance=1e-12),
     )

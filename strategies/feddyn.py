@@ -47,6 +47,7 @@ class FedDyn(FederatedStrategy):
         ValueError: If `alpha` is negative or not finite.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({"alpha": 0.0}, "fedavg", {"weighted": False}),
     )

@@ -35,6 +35,7 @@ class FedNova(FederatedStrategy):
         ValueError: If `server_lr` is not positive and finite.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({}, "fedavg", {}, "identical clients", 1e-12),
     )

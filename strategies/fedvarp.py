@@ -33,6 +33,7 @@ class FedVARP(FederatedStrategy):
         ValueError: If `server_lr` is not positive and finite.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({}, "fedavg", {"weighted": False}, tolerance=1e-12),
     )

@@ -34,6 +34,7 @@ class MIFA(FederatedStrategy):
         ValueError: If `server_lr` is not positive and finite.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         # what is remembered is rounded to the model's dtype
         Degenerate({}, "fedavg", {"weighted": False}, tolerance=1e-12),

@@ -52,6 +52,7 @@ class Scaffold(FederatedStrategy):
         ValueError: If an argument is outside its range.
     """
 
+    linear: ClassVar[bool] = True
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
         Degenerate({}, "fedavg", {"weighted": False}, "first round"),
     )

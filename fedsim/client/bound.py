@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ByFeatures, Gradient, Named, Objective
+from fedsim.client.perturbation import ByFeatures, Units
+from fedsim.client.procedure import Batch, Gradient, Named, Objective
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from fedsim.client.batching.dropout import seed_dropout
 from fedsim.client.batching.poison import Poison
 from fedsim.client.chains.chain import Chain, chain_of
 from fedsim.client.chains.training import ChainTraining
+from fedsim.client.compression import compress
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
 from fedsim.client.inputs import Inputs, told
@@ -194,6 +195,9 @@ class CohortExecutor:
             else:
                 with loads("vmap"):
                     result = ways.train_vmap(inputs, self._gradients, job, out)
+            part = self.procedure.compression if job.server_round else None
+            if part is not None:  # a set-up exchange is not compressed
+                result = compress(self.layout, job, result, part=part, seed=self.seed)
         return told(result, inputs.start)
 
     def surrounded_by(self, surroundings: Surroundings) -> None:

@@ -10,8 +10,8 @@ from torch.func import functional_call, grad, grad_and_value
 
 from fedsim.client.bound import GradientFunctions
 from fedsim.client.mixtures import outputs_of
-from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ByFeatures, Gradient, Losses, Named, Objective
+from fedsim.client.perturbation import ByFeatures, Units
+from fedsim.client.procedure import Batch, Gradient, Losses, Named, Objective
 
 
 class SampleLosses(Protocol):

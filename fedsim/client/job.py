@@ -112,6 +112,8 @@ class ChunkResult:
         samples: Over all steps of training, those of the members.
         computed: What the model was given for them, padding included.
         seconds: How long the worker took for it.
+        encoded: What is sent in place of the parameters where replies are compressed, `[C, ...]`;
+            `params` is then what the server reads from it.
     """
 
     params: Rows | None
@@ -123,3 +125,4 @@ class ChunkResult:
     samples: int = 0
     computed: int = 0
     seconds: float = 0.0
+    encoded: dict[str, Tensor] = field(default_factory=dict)

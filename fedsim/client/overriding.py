@@ -19,6 +19,7 @@ _NO_STEPS = (
     "idle",
     "has_own_model",
     "own_model",
+    "compression",
 )
 
 

@@ -85,6 +85,7 @@ class ClientPart:
         idle: Which of its hyperparameters are without effect beside others.
         names_personal: The hyperparameter that names tensors, and for which those of `[task]
             personal` stand where it is None; the part is then without effect where nothing is.
+        compresses: Whether it compresses the reply, see `fedsim.client.compression`.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()
@@ -93,6 +94,7 @@ class ClientPart:
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
     names_personal: ClassVar[str | None] = None
+    compresses: ClassVar[bool] = False
 
     @property
     def needs_classes(self) -> str | None:

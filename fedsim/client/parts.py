@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
+from fedsim.client.compression import CompressingPart
 from fedsim.client.freezing import frozen_by_any
 from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.overriding import overridden_below
@@ -17,7 +18,8 @@ _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
     "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
-    "setup_work", "setup_step_size", "for_model", "frozen", "names_personal", "holds_out",
+    "setup_work", "setup_step_size", "compressed", "for_model", "frozen", "names_personal",
+    "holds_out",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -36,7 +38,7 @@ class Parts(Sequence[ClientPart]):
         parts: The parts, no two of one class.
 
     Raises:
-        ValueError: If a part is there twice, or two of them replace the task's loss.
+        ValueError: If a part is there twice, or two of them replace the task's loss or compress.
     """
 
     def __init__(self, parts: Sequence[ClientPart] = ()) -> None:
@@ -45,6 +47,11 @@ class Parts(Sequence[ClientPart]):
             names = [type(part).__name__ for part in parts]
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"parts: {twice} is there twice; give each part once")
+        compressing = [n for n, p in self._parts.items() if p.compresses]
+        if len(compressing) > 1:
+            raise ValueError(
+                f"parts: {' and '.join(compressing)} each compress the reply; give one of them"
+            )
         replacing = [n for n, p in self._parts.items() if type(p).objective is not _NO_OBJECTIVE]
         if len(replacing) > 1:
             raise ValueError(
@@ -106,6 +113,11 @@ class Parts(Sequence[ClientPart]):
     def needs_numbers(self) -> str | None:
         """The first hyperparameter that needs features that are numbers, or None."""
         return next((why for part in self if (why := part.needs_numbers)), None)
+
+    @property
+    def compression(self) -> CompressingPart | None:
+        """The one that compresses the reply, or None."""
+        return next((part for part in self if isinstance(part, CompressingPart)), None)
 
     @property
     def draws(self) -> Mapping[str, Draw]:

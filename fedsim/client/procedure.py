@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.basics.idle import Idle
 from fedsim.client.names import FrozenByEpoch, ModelTensors
-from fedsim.client.perturbation import Units
+from fedsim.client.perturbation import ByFeatures, Units
 
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
@@ -65,20 +65,6 @@ class Draw(NamedTuple):
 
     of: Callable[[np.random.Generator, int, tuple[int, ...]], np.ndarray]
     once: bool = False
-
-
-class ByFeatures(NamedTuple):
-    """What a model makes of samples, and where their losses rise.
-
-    Attributes:
-        outputs: `[batch, ...]`.
-        losses: `[batch]`.
-        slope: The gradient of each sample's loss by its features, `[batch, *sample]`.
-    """
-
-    outputs: Tensor
-    losses: Tensor
-    slope: Tensor
 
 
 class Gradient(Protocol):
@@ -253,6 +239,13 @@ class Work(NamedTuple):
         return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
 
 
+class Compression(Protocol):
+    """What is sent in place of a model, see `fedsim.client.compression`."""
+
+    def compressed(self, outcome: Any) -> Any:
+        """Return what a client sends and keeps."""
+
+
 class ClientProcedure(abc.ABC):
     """Local training as pure functions; concrete procedures are final.
 
@@ -374,6 +367,11 @@ class ClientProcedure(abc.ABC):
     def finish(self, carry: Carry, state: Named) -> tuple[Named, Named]:
         """Return (extra tensors of the reply, the client's state for its next round)."""
         return {}, state
+
+    @property
+    def compression(self) -> Compression | None:
+        """What compresses the reply, by the executor; None where the model is sent as it is."""
+        return None
 
     @property
     def has_own_model(self) -> bool:

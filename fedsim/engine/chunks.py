@@ -186,6 +186,7 @@ def stacked(
         reference=(personal if personal is not None else shared) if trained else None,
         buffers={n: join([r.buffers[n] for r in results]) for n in results[0].buffers},
         extra={n: join([r.extra[n] for r in results]) for n in results[0].extra},
+        encoded={n: join([r.encoded[n] for r in results]) for n in results[0].encoded},
         num_examples=join([r.num_examples for r in results]),
         metrics={n: join([r.metrics[n] for r in results]) for n in results[0].metrics},
         staleness=torch.zeros(len(ids), dtype=torch.int64),

@@ -131,7 +131,8 @@ class CohortApp(ClientApp):
 def _is_finite(result: ChunkResult) -> bool:
     """Whether the reply will be admitted: one that is not leaves the client's memory as it was."""
     params = [] if result.params is None else [*result.params]
-    stacks = [*params, *result.buffers.values(), *result.extra.values()]
+    named = (result.buffers, result.extra, result.encoded)
+    stacks = [*params, *(stack for each in named for stack in each.values())]
     return all(
         bool(torch.isfinite(stack).all())
         for stack in (*stacks, *result.metrics.values())
@@ -141,10 +142,12 @@ def _is_finite(result: ChunkResult) -> bool:
 
 def _reply_content(layout: Layout, result: ChunkResult) -> RecordDict:
     content = RecordDict()
-    if result.params is not None:
-        content[ARRAYS] = model_record(
-            layout, result.params[0], {name: stack[0] for name, stack in result.buffers.items()}
-        )
+    buffers = {name: stack[0] for name, stack in result.buffers.items()}
+    encoded = {name: stack[0] for name, stack in result.encoded.items()}
+    if encoded:
+        content[ARRAYS] = array_record({**encoded, **buffers})
+    elif result.params is not None:
+        content[ARRAYS] = model_record(layout, result.params[0], buffers)
     numbers: dict[str, int | float] = {NUM_EXAMPLES: int(result.num_examples[0])}
     numbers.update({name: float(column[0]) for name, column in result.metrics.items()})
     content[METRICS] = MetricRecord(numbers)  # type: ignore[arg-type]

@@ -1,11 +1,12 @@
 """Bytes of cohorts and replies on the wire, counted without building a message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from torch import Tensor
 
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
@@ -50,12 +51,12 @@ def cohort_bytes(cohort: Cohort) -> int:
 def replies_bytes(replies: Replies) -> int:
     """Return the bytes of stacked replies as Flower messages (errors are built and measured)."""
     records: dict[str, int] = {}
-    if replies.params is not None:
+    if replies.encoded:
+        records[ARRAYS] = _rows_bytes({**replies.encoded, **replies.buffers})
+    elif replies.params is not None:
         records[ARRAYS] = _model_bytes(replies.layout)
     if replies.extra:
-        records[EXTRA] = _arrays_bytes(
-            tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in replies.extra.items())
-        )
+        records[EXTRA] = _rows_bytes(replies.extra)
     total = sum_of_bytes(replies[len(replies.client_ids) :]) if replies.failures else 0
     if not len(replies.client_ids):
         return total
@@ -99,6 +100,11 @@ def _arrays_bytes(specs: tuple[tuple[str, tuple[int, ...], Any], ...]) -> int:
 
     named = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in specs}
     return internals.record_bytes(array_record(named))
+
+
+def _rows_bytes(stacks: Mapping[str, Tensor]) -> int:
+    """Bytes of one row of each of these stacks."""
+    return _arrays_bytes(tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in stacks.items()))
 
 
 def _model_bytes(layout: Layout) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.encoded import encoded_tensors, is_encoded
 from fedsim.messages.records import (
     EXTRA,
     NUM_EXAMPLES,
@@ -32,11 +33,13 @@ class Parsed(NamedTuple):
     extra: dict[str, Tensor]
     num_examples: int
     metrics: dict[str, float]
+    encoded: dict[str, Tensor]
 
     @property
     def signature(self) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-        """Names, shapes and types of the arrays that came besides the model."""
-        return tuple(sorted((n, tuple(t.shape), str(t.dtype)) for n, t in self.extra.items()))
+        """Names, shapes and types of the arrays that came besides the model, or in its place."""
+        named = {**self.extra, **self.encoded}
+        return tuple(sorted((n, tuple(t.shape), str(t.dtype)) for n, t in named.items()))
 
 
 class Refused(ValueError):
@@ -71,17 +74,31 @@ def parse(message: Message, sent: Cohort) -> Parsed:
     except OverflowError:
         raise Refused("metrics", "a metric is too large for a float") from None
     params, buffers, extra = None, dict[str, Tensor](), dict[str, Tensor]()
+    encoded = dict[str, Tensor]()
     if sent.message_type != MessageType.EVALUATE:
         record = only_arrays(content)
         if record is None:
             raise Refused("names", "the reply holds no arrays")
         try:
-            params, buffers = model_tensors(sent.layout, record, strict=True)
+            if is_encoded(record):
+                base = _received(message, sent)
+                params, buffers, encoded = encoded_tensors(sent.layout, record, base)
+            else:
+                params, buffers = model_tensors(sent.layout, record, strict=True)
             if EXTRA in content.array_records:
                 extra = named_tensors(content.array_records[EXTRA])
         except ArraysMismatchError as error:
             raise Refused(error.cause, str(error)) from None
-    return Parsed(message, params, buffers, extra, count, numbers)
+    return Parsed(message, params, buffers, extra, count, numbers, encoded)
+
+
+def _received(message: Message, sent: Cohort) -> Tensor:
+    """What the client started from, `[dim]`."""
+    if sent.personal.params is None:
+        assert sent.shared.params is not None
+        return sent.shared.params
+    place = sent.nodes.tolist().index(message.metadata.src_node_id)
+    return sent.personal.params[place]
 
 
 def usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -46,6 +46,8 @@ class Replies(LazyMessages):
         message_type: Of the instructions.
         ttl: Of the instructions.
         group: Flower's group id of the instructions; None takes the round.
+        encoded: What was sent in place of `params` where replies are compressed, by base, codec and
+            name ("model.sparse.values"), `[K, ...]`.
         admitted: Whether `admit` has been through.
     """
 
@@ -63,6 +65,7 @@ class Replies(LazyMessages):
     message_type: str = MessageType.TRAIN
     ttl: float = DEFAULT_TTL
     group: str | None = None
+    encoded: Mapping[str, Tensor] = field(default_factory=dict)
     admitted: bool = False
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
     _instructions: Mapping[int, Message] = field(default_factory=dict, repr=False)
@@ -107,6 +110,7 @@ class Replies(LazyMessages):
             reference=reference,
             buffers={n: t[rows] for n, t in self.buffers.items()},
             extra={n: t[rows] for n, t in self.extra.items()},
+            encoded={n: t[rows] for n, t in self.encoded.items()},
             num_examples=self.num_examples[rows],
             metrics={n: t[rows] for n, t in self.metrics.items()},
             staleness=self.staleness[rows],
@@ -165,6 +169,7 @@ class Replies(LazyMessages):
             else stacked(self.reference, later.reference),
             buffers=named(self.buffers, later.buffers),
             extra=named(self.extra, later.extra),
+            encoded=named(self.encoded, later.encoded),
             num_examples=join(self.num_examples, later.num_examples),
             metrics=named(self.metrics, later.metrics),
             staleness=join(self.staleness, later.staleness),
@@ -184,7 +189,7 @@ class Replies(LazyMessages):
     def _admitted(self) -> "Replies":
         keep = np.ones(len(self.client_ids), dtype=bool)
         failures: list[Failure] = []
-        stacks = {"params": self.params, **self.buffers, **self.extra}
+        stacks = {"params": self.params, **self.buffers, **self.extra, **self.encoded}
         for bad, cause, what in refusals(
             stacks, self.num_examples, self.metrics, message_type=self.message_type
         ):
@@ -202,7 +207,12 @@ class Replies(LazyMessages):
         content = RecordDict()
         if self.params is not None:
             buffers = {name: stack[index] for name, stack in self.buffers.items()}
-            content[ARRAYS] = model_record(self.layout, self.params[index], buffers)
+            encoded = {name: stack[index] for name, stack in self.encoded.items()}
+            content[ARRAYS] = (
+                array_record({**encoded, **buffers})
+                if encoded
+                else model_record(self.layout, self.params[index], buffers)
+            )
         content[METRICS] = self.metric_record(index)
         if self.extra:
             content[EXTRA] = array_record({name: t[index] for name, t in self.extra.items()})
@@ -293,7 +303,7 @@ def _stackable(some: Replies, others: Replies) -> bool:
     """Whether the rows of two stacks hold the same things."""
 
     def signature(replies: Replies) -> tuple[Any, ...]:
-        named = {**replies.buffers, **replies.extra}
+        named = {**replies.buffers, **replies.extra, **replies.encoded}
         shapes = sorted((name, tuple(t.shape[1:]), str(t.dtype)) for name, t in named.items())
         return shapes, sorted(replies.metrics)
 
@@ -336,6 +346,7 @@ def _stacked(answered: Mapping[int, Parsed], failures: Sequence[Failure], sent: 
         reference=reference if trained else None,
         buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
         extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
+        encoded={n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded},
         num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
         metrics={
             name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)

@@ -85,6 +85,7 @@ def check_combinations(
             "computed alone takes other kernels and so gets other bits)"
         )
     _check_sent(problems, choices.get("strategy"), choices.get("client"))
+    _check_compression(problems, choices)
     data, partition = choices.get("data"), choices.get("partition")
     if data is None or partition is None:
         return
@@ -119,6 +120,33 @@ def _check_sent(problems: ScenarioProblems, strategy: Choice | None, client: Cho
             problems.add(
                 f'[client] name = "{client.name}": does not use the {name} that [strategy] name '
                 f'= "{strategy.name}" sends; use one that takes parts, with {", ".join(fit)}'
+            )
+
+
+def _check_compression(problems: ScenarioProblems, choices: Mapping[str, Choice]) -> None:
+    """Refuse compressed replies where what is lost does not cancel out, or is not what is sent."""
+    client, strategy, attack = (choices.get(name) for name in ("client", "strategy", "attack"))
+    if client is None:
+        return
+    for part in client.parts:
+        if not getattr(part.factory, "compresses", False):
+            continue
+        if strategy is not None and not getattr(strategy.factory, "linear", False):
+            known: dict[str, Any] = {
+                each: discovery.strategy_factory(each) for each in discovery.names("strategies")
+            }
+            fit = [each for each, factory in known.items() if factory.linear]
+            problems.add(
+                f"[client.parts] {part.name}: compresses updates, and [strategy] name = "
+                f'"{strategy.name}" is no rule that is linear in them, so that the errors of '
+                f"compression would not cancel out; allowed: {', '.join(fit)}"
+            )
+        made = None if attack is None else problems.attempt(attack.make)
+        if attack is not None and made is not None and made.forge is not None:
+            problems.add(
+                f"[client.parts] {part.name}: compresses updates, and [attack] kind = "
+                f'"{attack.name}" replaces them by others, which no client compresses; leave one '
+                "of them out, or take an attack on data"
             )
 
 

@@ -59,12 +59,15 @@ class FederatedStrategy(Strategy, abc.ABC):
         parts: The parts of local training that it needs, and for each which of the part's keys must
             equal which of its own hyperparameters; a scenario gets them without asking.
         returns: What it needs of replies besides models, by the first part of the tensors' names.
+        linear: Whether its step is linear in the updates, so that errors of compression that cancel
+            out over clients or rounds do so in the model; other rules take no compressed replies.
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
     sends: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[Mapping[str, Mapping[str, str]]] = MappingProxyType({})
     returns: ClassVar[tuple[str, ...]] = ()
+    linear: ClassVar[bool] = False
 
     _session: CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None

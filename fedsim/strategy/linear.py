@@ -29,6 +29,7 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
     """
 
     own_optimizer: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
 
     @abc.abstractmethod
     def weights(self, state: State, client_ids: np.ndarray, num_examples: Tensor) -> Tensor:

@@ -58,7 +58,11 @@ def test_of_two_classes_robust_accuracy_is_that_of_the_robust_margin(attack, nor
 
 @pytest.mark.parametrize("random_start", [False, True])
 @pytest.mark.parametrize("norm", ["inf", "2"])
-@pytest.mark.parametrize("model", ["mlp", "cnn", "cnn_batchnorm"])
+@pytest.mark.parametrize(
+    "model",
+    ["mlp", pytest.param("cnn", marks=pytest.mark.slow),
+     pytest.param("cnn_batchnorm", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_accuracy_falls_in_radius_and_steps_and_never_rises(model, norm, random_start):
     radii = (0.05, 0.2, 0.5, 1.0)
     options = {"norm": norm, "step": 0.15, "random_start": random_start}

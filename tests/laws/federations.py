@@ -6,6 +6,7 @@ Strategies and client procedures are found in `strategies/` and `clients/`, neve
 import functools
 import inspect
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from fedsim.basics.rng import generator
 from fedsim.basics.samples import SampleSpec
 from fedsim.client.chains.chain import chain_of
+from fedsim.client.compression import Outcome
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob
 from fedsim.client.part import Trained
@@ -239,6 +241,38 @@ def returned_by_parts(strategy, layout, received, rows, sent):
     return {name: torch.stack([each[name] for each in found]) for name in found[0]} if found else {}
 
 
+def encoded_by_parts(strategy, received, replies, sent, memories):
+    """What clients send in place of models by the parts that a strategy needs, `[K, ...]`.
+
+    Args:
+        memories: What each client keeps for its part, by client; it is brought up to date.
+    """
+    parts = [Choice("parts", table).make() for table in parts_for(strategy)]
+    part = next((each for each in parts if each.compresses), None)
+    return {} if part is None else encoded_by(part, received, replies, sent, memories)
+
+
+def encoded_by(part, received, replies, sent, memories):
+    """The same for one part."""
+    found = []
+    for row, (client, trained) in enumerate(zip(replies.client_ids, replies.params, strict=True)):
+        first = part.initial_state({"w": received})
+        kept = memories.get(client, {n.partition(".")[0]: t for n, t in first.items()})
+        mine = {name: t[row] for name, t in sent.extra.items()}
+        draw = generator(SEED, "compression", replies.server_round, row)
+        outcome = Outcome(replies.server_round, received, trained, kept, mine, draw)
+        made = part.compressed(outcome)
+        memories[client] = made.kept
+        found.append({f"{made.base}.{name}": t for name, t in made.encoded.items()})
+    return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+
+def with_encoded(replies, encoded):
+    """Replies that hold this in place of models, which stay as they were."""
+    unmoved = replies.reference.expand(len(replies.client_ids), -1)
+    return replace(replies, params=unmoved, encoded=encoded)
+
+
 def of_name(name, arguments):
     return Choice("clients", {"name": name, **arguments}).make()
 
@@ -402,7 +436,7 @@ def result_bits(result, row):
     """All that a chunk returns of one client."""
     parts = {"params": result.params} if result.params is not None else {}
     parts["num_examples"] = result.num_examples
-    for group in ("buffers", "extra", "state", "metrics"):
+    for group in ("buffers", "extra", "state", "metrics", "encoded"):
         parts |= {f"{group}.{n}": t for n, t in getattr(result, group).items()}
     return {name: tensor_bits(tensor[row]) for name, tensor in parts.items()}
 

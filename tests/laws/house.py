@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "data": {"basics"},
     "tasks": {"basics"},
     "aggregators": {"basics", "messages"},
-    "client": {"basics", "messages.layout"},
+    "client": {"basics", "messages.codecs", "messages.layout"},
     "federation": {"basics", "messages", "aggregators", "client"},
     "engine": {"basics", "messages", "client"},
     "strategy": {"basics", "messages", "aggregators", "federation.topology"},
@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "strategies": {
         "basics", "messages", "aggregators", "client", "federation.topology", "strategy",
     },
-    "clients": {"basics", "client"},
+    "clients": {"basics", "client", "messages.codecs"},
 }  # fmt: skip
 FACES = {
     "aggregators",

@@ -188,11 +188,29 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_a_run_resumed_from_any_checkpoint_is_the_undisturbed_one(name, undisturbed, tmp_path):
+# every checkpoint of the scenarios above; of each strategy and part by itself the middle one,
+# the others among the slow tests
+PLACES = [
+    pytest.param(
+        name, places, id=f"{name}-{title}",
+        marks=[pytest.mark.slow] if title == "others" else [],
+    )
+    for name in SCENARIOS
+    for title, places in (
+        {"middle": (2,), "others": (0, 1, 3)}
+        if name.startswith(("strategy ", "part "))
+        else {"all": range(ROUNDS)}
+    ).items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "places"), PLACES)
+def test_a_run_resumed_from_any_checkpoint_is_the_undisturbed_one(
+    name, places, undisturbed, tmp_path
+):
     expected = outcome(undisturbed(name))
     last = expected["summary"]["rounds"]
-    for server_round in range(last):
+    for server_round in (place for place in places if place < last):
         folder = tmp_path / f"after_{server_round}"
         shutil.copytree(undisturbed(name), folder)
         (folder / "summary.json").unlink()

@@ -27,7 +27,7 @@ def payload_bits(payload: Payload):
 def replies_bits(replies: Replies):
     named = {"params": replies.params, "reference": replies.reference}
     named |= {"num_examples": replies.num_examples, "staleness": replies.staleness}
-    for group in (replies.buffers, replies.extra, replies.metrics):
+    for group in (replies.buffers, replies.extra, replies.metrics, replies.encoded):
         named |= group
     return fed.named_bits(named), replies.client_ids.tolist(), replies.failures
 
@@ -77,10 +77,16 @@ def test_the_model_that_an_executor_holds_stays_as_it_was_built():
     assert fed.named_bits(executor.model.state_dict()) == before
 
 
-@pytest.mark.parametrize(
-    ("model", "dtype"), [("mlp", "float32"), ("mlp", "float64"), ("cnn_batchnorm", "float32")]
-)
-@pytest.mark.parametrize("name", fed.strategies())
+# every strategy on one of these in turn, on the others among the slow tests
+KINDS = [("mlp", "float32"), ("mlp", "float64"), ("cnn_batchnorm", "float32")]
+TURNS = [
+    pytest.param(name, *kind, marks=[pytest.mark.slow] if (number + place) % 3 else [])
+    for number, name in enumerate(fed.strategies())
+    for place, kind in enumerate(KINDS)
+]
+
+
+@pytest.mark.parametrize(("name", "model", "dtype"), TURNS)
 def test_a_strategy_leaves_model_state_and_replies_as_they_were(name, model, dtype):
     app = fed.make_app_for(name, model, dtype=dtype)
     grid = InlineGrid(app, 8)

@@ -83,7 +83,9 @@ def holds(result, of, found, rows=slice(None)):
         ({"model": "mlp", "hidden": [7]}, "network.py"),
         pytest.param({"model": "cnn_batchnorm"}, "network.py", marks=pytest.mark.slow),
         pytest.param({"model": "mlp_dropout", "hidden": [7]}, "network.py", marks=pytest.mark.slow),
-        ({"model": "tests.runs.networks:numbered"}, "network.py"),
+        pytest.param(
+            {"model": "tests.runs.networks:numbered"}, "network.py", marks=pytest.mark.slow
+        ),
         pytest.param({"model": "resnet8"}, "network.pt2", marks=pytest.mark.slow),
         ({"model": "tests.runs.networks:Twice", "width": 5}, "network.pt2"),
         ({"model": "tests.runs.networks:Looking", "width": 5}, None),
@@ -154,6 +156,7 @@ def test_images_are_prepared_from_their_pixels(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_text_is_prepared_from_characters(tmp_path):
     text = "It was the best of times, it was the worst of times~ " * 4
     rows = [{"x": text[i : i + 6], "y": text[i + 6]} for i in range(170)]

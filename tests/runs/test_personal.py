@@ -240,11 +240,19 @@ def test_with_all_personal_a_client_has_the_bits_of_its_solo_run(model, tmp_path
         assert fed.named_bits(alone[client]) == fed.named_bits(together[client])
 
 
+ALL_PERSONAL = {"task": {"personal": ["*"]}, "rounds": 2, "evaluation": {"clients": 0}}
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """The last checkpoint of averaging where everything is personal."""
+    return run(tmp_path_factory.mktemp("averaged") / "run", **ALL_PERSONAL)[1]
+
+
 @pytest.mark.parametrize("name", fed.strategies())
-def test_with_all_personal_no_strategy_has_anything_to_decide(name, tmp_path):
+def test_with_all_personal_no_strategy_has_anything_to_decide(name, averaged, tmp_path):
     """What differs is what its parts of local training do at the clients."""
-    tables = {"task": {"personal": ["*"]}, "rounds": 2, "evaluation": {"clients": 0}}
-    _, expected = run(tmp_path / "expected", **tables)
+    tables, expected = dict(ALL_PERSONAL), averaged
     if Choice("strategies", {"name": name}).takes(discovery.TOPOLOGY):
         tables["topology"] = {"kind": "ring"}
     tables["strategy"] = {"name": name}

@@ -49,6 +49,10 @@ WITHOUT = {
     "pfedme_two_classes": ["strategy.inner_lr=1e-6"],  # the own model is the shared one
     "fedrep_two_classes": ["task.personal=[]"],  # one model for all, trained as a whole
     "fedbabu_two_classes": ["evaluation.finetune.lr=1e-9"],  # the head stays at evaluation, too
+    "ef21_two_classes": [  # what is remembered of clients -> nothing
+        'strategy={name="fedavg", weighted=false}',
+        'client.parts=[{name="top_k", share=0.02, error_feedback=false}]',
+    ],
     "fedavg_personal_output": ["task.personal=[]"],  # one model for all
     "fedavg_personal_body": ["task.personal=[]"],
     "fedavg_personal_norms": ["task.personal=[]"],

@@ -27,10 +27,9 @@ from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
-from fedsim.client.perturbation import Units
+from fedsim.client.perturbation import ByFeatures, Units
 from fedsim.client.procedure import (
     Batch,
-    ByFeatures,
     Carry,
     ClientProcedure,
     Gradient,
