@@ -96,12 +96,11 @@ def test_three_rounds_of_mixed_outputs_equal_the_oracle(share, kind):
             np.testing.assert_allclose(mine, v[name], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_of_linear_models_outputs_mix_as_parameters_do(kind):
+def test_of_linear_models_outputs_mix_as_parameters_do():
     """With a hidden layer they do not."""
     options = {"rounds": 2, "alpha_held_out": SHARE}
     for model, alike in (("logistic", True), ("mlp", False)):
-        (_, one), (_, other) = (run(kind, model=model, mix=mix, **options) for mix in
+        (_, one), (_, other) = (run("batched", model=model, mix=mix, **options) for mix in
                                 ("params", "outputs"))  # fmt: skip
         apart = max(
             float((one[client][name] - other[client][name]).abs().max())
@@ -111,7 +110,7 @@ def test_of_linear_models_outputs_mix_as_parameters_do(kind):
         assert (apart < 1e-11) if alike else (apart > 1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["batched", "loop"])
 def test_a_client_measures_its_mixture_of_outputs(kind):
     parts = [{"name": "personal_mixture", "alpha": ALPHA, "mix": "outputs"}]
     procedure = fed.make_procedure(local_lr=LR, parts=parts)
@@ -163,7 +162,7 @@ def test_how_many_are_held_out_and_that_they_stay_the_same():
     assert len(held_out(rows, 0.0, seed=5, client=3)[1]) == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["batched", "loop"])
 def test_held_out_samples_move_alpha_and_nothing_else(kind):
     """Were they other samples, the models would be the same bits."""
 
@@ -214,6 +213,7 @@ def test_what_cannot_be_is_refused(arguments, message):
         PersonalMixture(**arguments)
 
 
+@pytest.mark.slow
 def test_alpha_trusts_v_less_on_samples_that_v_has_not_seen():
     """v fits its 15 samples of 20 features, so that on these alpha seems to pay.
 

@@ -31,8 +31,8 @@ OPTIMISERS = {
 WAYS = {
     f"{kind}, {optimiser}": (kind, OPTIMISERS[optimiser])
     for kind, optimiser in (
-        ("batched", "sgd"), ("batched", "momentum"), ("batched", "adam"), ("vmap", "momentum"),
-        ("vmap", "adam"), ("loop", "clipped"),
+        ("batched", "sgd"), ("batched", "momentum"), ("batched", "adam"), ("vmap", "adam"),
+        ("loop", "clipped"),
     )
 }  # fmt: skip
 
