@@ -249,7 +249,7 @@ class LocalSGD(ClientProcedure):
             takes=self._parts.takes,
             companion=companion,
             factor=self._factor_over_steps,
-            frozen=self._frozen,
+            frozen=self._frozen if server_round else (),  # a set-up exchange explores all
         )
 
     @property
@@ -307,7 +307,7 @@ class LocalSGD(ClientProcedure):
             inner=parts.inner_penalty(seen),
         )
         grads, own = parts.gradient(grads, here, own)
-        moves = self._moving(params, batch)
+        moves = self._moving(params, batch, server_round)
         if moves:  # what takes no step counts for no bound either
             grads = where_moving(moves, grads, {n: torch.zeros_like(g) for n, g in grads.items()})
         if self._clip_norm is not None:
@@ -377,9 +377,9 @@ class LocalSGD(ClientProcedure):
             step_size = part.setup_step_size(step_size)
         return step_size
 
-    def _moving(self, params: Named, batch: Batch) -> Named:
-        """Return whether each parameter takes this step; nothing where all always do."""
-        if not self._frozen:
+    def _moving(self, params: Named, batch: Batch, server_round: int) -> Named:
+        """Return whether each parameter takes this step; nothing where all do."""
+        if not self._frozen or not server_round:
             return {}
         assert batch.epoch is not None
         return which_move(self._frozen, params, batch.epoch)

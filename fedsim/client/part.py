@@ -140,7 +140,8 @@ class ClientPart:
     def frozen(self) -> FrozenByEpoch:
         """The tensors that take no step, by epoch of the round; the last entry is of all after it.
 
-        They keep their optimiser's moments, too. A part that only freezes is linear.
+        They keep their optimiser's moments, too. In a set-up exchange all of them take their steps.
+        A part that only freezes is linear.
         """
         return ()
 

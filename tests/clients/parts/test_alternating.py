@@ -128,6 +128,16 @@ def test_a_client_that_does_part_of_its_work_may_train_its_head_alone(kind):
     assert moved == [True, False, False, True]
 
 
+@pytest.mark.parametrize(("kind", "options"), WAYS.values(), ids=WAYS)
+def test_a_set_up_exchange_trains_all_tensors(kind, options):
+    options = {**options, "keep_optimizer": False}
+    found = []
+    for parts in ([], [REP], [BABU]):
+        executor = executor_of(kind, parts, **options)
+        found.append(bits(executor.train(fed.job(executor, CLIENTS, server_round=0))))
+    assert found[1] == found[2] == found[0]
+
+
 def test_convolutions_are_frozen_by_name():
     part = {"name": "alternating", "head": ["conv1"]}
     found = []
