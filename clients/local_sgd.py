@@ -12,6 +12,7 @@ gradient, that of AdamW is times the step size; momentum without dampening start
 gradient.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final, get_args
@@ -33,6 +34,9 @@ from fedsim.client import (
     Work,
 )
 from fedsim.client.arithmetic import along, norm_of
+from fedsim.client.freezing import where_moving, which_move
+from fedsim.client.names import ModelTensors
+from fedsim.client.optimizers import LocalOptimizer
 from fedsim.client.part import Here, Trained
 from fedsim.client.parts import Parts
 from fedsim.client.procedure import Compression, Draw
@@ -136,22 +140,38 @@ class LocalSGD(ClientProcedure):
         self._local_lr = local_lr
         epochs = None if local_steps else local_epochs
         self._work = Work(batch_size, epochs, local_steps, last_batch)
-        self._adam, self._decoupled = optimizer != "sgd", optimizer == "adamw"
+        self._adam = optimizer != "sgd"
+        decoupled = optimizer == "adamw"
         self._momentum = momentum
-        self._weight_decay = weight_decay
-        self._betas = betas
-        self._epsilon = epsilon
+        self._weight_decay = 0.0 if decoupled else weight_decay  # as a part of the gradient
         self._clip_norm = clip_norm
         self._lr_decay = lr_decay
         self._schedule = step_sizes(schedule)
         self._over_steps = self._schedule.changes and self._schedule.over == "steps"
         self._keep_optimizer = keep_optimizer
         self._parts = Parts(parts)
+        self._frozen = self._parts.frozen
+        self._optimizer = LocalOptimizer(
+            self._adam,
+            momentum,
+            betas,
+            epsilon,
+            decay=weight_decay if decoupled else 0.0,
+            counts_each=bool(self._frozen),
+        )
 
     @property
     def parts(self) -> Parts:
         """What else a client does."""
         return self._parts
+
+    def for_model(self, tensors: ModelTensors) -> "LocalSGD":
+        """Return the procedure with its parts as they train a certain model."""
+        made = copy.copy(self)
+        made._parts = self._parts.for_model(tensors, self._work)
+        made._frozen = made._parts.frozen
+        made._optimizer = self._optimizer._replace(counts_each=bool(made._frozen))
+        return made
 
     @property
     def work(self) -> Work:
@@ -180,6 +200,11 @@ class LocalSGD(ClientProcedure):
     def draws(self) -> Mapping[str, Draw]:
         """What its parts ask to have drawn."""
         return self._parts.draws
+
+    @property
+    def holds_out(self) -> float:
+        """What a part says."""
+        return self._parts.holds_out
 
     @property
     def needs_representations(self) -> str | None:
@@ -224,6 +249,7 @@ class LocalSGD(ClientProcedure):
             takes=self._parts.takes,
             companion=companion,
             factor=self._factor_over_steps,
+            frozen=self._frozen if server_round else (),  # a set-up exchange explores all
         )
 
     @property
@@ -244,12 +270,12 @@ class LocalSGD(ClientProcedure):
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, and what the parts begin with."""
-        own = self._moments(params) if self._keep_optimizer else {}
+        own = self._optimizer.moments(params) if self._keep_optimizer else {}
         return own | self._parts.initial_state(params)
 
     def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
         """Start from the model received, with moments from the client's state or zero."""
-        moments = self._moments(params)
+        moments = self._optimizer.moments(params)
         if self._keep_optimizer:
             moments = {name: state[name] for name in moments}
         carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
@@ -281,24 +307,23 @@ class LocalSGD(ClientProcedure):
             inner=parts.inner_penalty(seen),
         )
         grads, own = parts.gradient(grads, here, own)
+        moves = self._moving(params, batch, server_round)
+        if moves:  # what takes no step counts for no bound either
+            grads = where_moving(moves, grads, {n: torch.zeros_like(g) for n, g in grads.items()})
         if self._clip_norm is not None:
             scale = torch.clamp(self._clip_norm / (norm_of(grads, loss.shape) + 1e-6), max=1.0)
             grads = {n: g * along(scale, g) for n, g in grads.items()}
-        if self._weight_decay and not self._decoupled:
+        if self._weight_decay:
             grads = {n: g + self._weight_decay * params[n] for n, g in grads.items()}
         grads = parts.direction(grads, own)
-        if self._adam:
-            steps, moments = self._adam_step(grads, moments, lr)
-            if self._decoupled and self._weight_decay:
-                decays = {n: along(lr, p) * self._weight_decay * p for n, p in params.items()}
-                steps = {n: s + decays[n] for n, s in steps.items()}
-        else:
-            if self._momentum:
-                moments = {n: self._momentum * moments[n] + g for n, g in grads.items()}
-                grads = moments
-            steps = {n: along(lr, g) * g for n, g in grads.items()}
+        steps, moved_moments = self._optimizer.steps(grads, params, moments, lr)
         steps = parts.step(steps, own)
-        params = {n: p - steps[n] for n, p in params.items()}
+        moved = {n: p - steps[n] for n, p in params.items()}
+        if moves:
+            moved = where_moving(moves, moved, params)
+            of_moments = {name: moves[self._optimizer.owner(name)] for name in moments}
+            moved_moments = where_moving(of_moments, moved_moments, moments)
+        params, moments = moved, moved_moments
         after = {**carry, "params": params, "buffers": buffers, "moments": moments}
         if parts:
             after["parts"] = parts.stepped(own, here, params)
@@ -352,32 +377,12 @@ class LocalSGD(ClientProcedure):
             step_size = part.setup_step_size(step_size)
         return step_size
 
-    def _moments(self, params: Named) -> Named:
-        if self._adam:
-            first = next(iter(params.values()))
-            zeros = {n: torch.zeros_like(p) for n, p in params.items()}
-            return (
-                {f"first.{n}": z for n, z in zeros.items()}
-                | {f"second.{n}": z for n, z in zeros.items()}
-                | {"steps": torch.zeros((), dtype=first.dtype, device=first.device)}
-            )
-        return {n: torch.zeros_like(p) for n, p in params.items()} if self._momentum else {}
-
-    def _adam_step(self, grads: Named, moments: Named, lr: float | Tensor) -> tuple[Named, Named]:
-        """Return (what the parameters are to be reduced by, moments)."""
-        beta1, beta2 = self._betas
-        steps = moments["steps"] + 1
-        first_scale = 1 - beta1**steps
-        second_scale = 1 - beta2**steps
-        updated: Named = {"steps": steps}
-        taken: Named = {}
-        for name, grad in grads.items():
-            first = beta1 * moments[f"first.{name}"] + (1 - beta1) * grad
-            second = beta2 * moments[f"second.{name}"] + (1 - beta2) * grad * grad
-            denominator = torch.sqrt(second / along(second_scale, grad)) + self._epsilon
-            taken[name] = along(lr, grad) * (first / along(first_scale, grad)) / denominator
-            updated[f"first.{name}"], updated[f"second.{name}"] = first, second
-        return taken, updated
+    def _moving(self, params: Named, batch: Batch, server_round: int) -> Named:
+        """Return whether each parameter takes this step; nothing where all do."""
+        if not self._frozen or not server_round:
+            return {}
+        assert batch.epoch is not None
+        return which_move(self._frozen, params, batch.epoch)
 
 
 def _require_allowed(values: Mapping[str, Any]) -> None:

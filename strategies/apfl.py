@@ -30,7 +30,8 @@ class APFL(AveragingStrategy):
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = (
-        Degenerate({"alpha": 0.0, "adaptive": False}, "fedavg", {}, tolerance=1e-12),
+        Degenerate({"alpha": 0.0, "adaptive": False}, "fedavg", {}),
+        Degenerate({"alpha": 1.0, "adaptive": False}, "fedavg", {}),
     )
     parts: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "personal_mixture": {"alpha": "alpha", "adaptive": "adaptive"}

@@ -28,8 +28,17 @@ from fedsim.basics.errors import require_at_least, require_choice, require_posit
 from fedsim.basics.idle import Idle, at
 from fedsim.client.bound import in_place_of, of_first, sum_of
 from fedsim.client.part import ClientPart, Own
-from fedsim.client.perturbation import Attack, Ball, Norm, fgsm, pgd, require_box, starts
-from fedsim.client.procedure import Batch, ByFeatures, Draw, Gradient, Losses, Named, Objective
+from fedsim.client.perturbation import (
+    Attack,
+    Ball,
+    ByFeatures,
+    Norm,
+    fgsm,
+    pgd,
+    require_box,
+    starts,
+)
+from fedsim.client.procedure import Batch, Draw, Gradient, Losses, Named, Objective
 
 Loss = Literal["adversarial", "trades", "mixed"]
 Statistics = Literal["kept", "batch"]

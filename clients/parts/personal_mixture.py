@@ -3,7 +3,9 @@
 Deng, Kamani and Mahdavi, "Adaptive Personalized Federated Learning" (arXiv:2003.13461), Algorithm
 1: the client's own model is v_bar = alpha * v + (1 - alpha) * w, and in every local step
 v <- v - eta * alpha * grad f(v_bar), alpha <- [alpha - eta_alpha * <v - w, grad f(v_bar)>] in
-[0, 1]. What is sent is w alone, which neither v nor alpha changes.
+[0, 1]. What is sent is w alone, which neither v nor alpha changes. Where outputs are mixed, f_bar =
+alpha * f(v) + (1 - alpha) * f(w), the steps follow the loss at f_bar: that of v its gradient by v,
+that of alpha the inner product of f(v) - f(w) and the loss's slope by the outputs.
 
 Symbols: v and alpha the client state, w params, eta lr, eta_alpha alpha_lr.
 
@@ -11,7 +13,9 @@ Deviations:
 - v starts as the first model received; the paper starts all alike.
 - Evaluated is the mixture with the model received for the evaluation, not with the client's last w.
 - v takes plain steps, whatever the procedure's optimiser is.
-- Mixed are parameters (the paper's listing); the authors' code mixes outputs.
+- alpha is trained on the samples of the step (the paper) or on samples that are held out for it.
+- Mixed are parameters (the paper's listing) or outputs (the authors' code). For alpha's slope that
+  code takes an inner product of models; here it is the derivative.
 """
 
 from typing import Literal, final
@@ -22,12 +26,16 @@ from torch import Tensor
 from fedsim.basics.errors import require_at_least, require_choice
 from fedsim.basics.idle import Idle, at
 from fedsim.client.arithmetic import along, inner_product
+from fedsim.client.bound import BoundObjective
+from fedsim.client.mixtures import outputs_mixed
 from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
-from fedsim.client.procedure import Named
+from fedsim.client.procedure import Batch, Named
 
 Every = Literal["step", "round"]
 Order = Literal["jacobi", "gauss_seidel"]
+Mix = Literal["params", "outputs"]
 _ALPHA, _PRIVATE = "alpha", "v"  # what the client state calls them
+_OUTPUTS = "outputs"
 
 
 @final
@@ -39,18 +47,24 @@ class PersonalMixture(ClientPart):
         adaptive: Whether alpha is trained.
         alpha_every: Whether alpha moves in every "step", or in the first of a "round".
         alpha_lr: eta_alpha; None takes the step's size.
+        alpha_held_out: Share of a client's training samples on which alpha alone is trained, in
+            [0, 1); rounded down, and at least two samples or none: alpha then stays. 0 trains it on
+            the samples of the step, as v is, which draws it towards v where samples are few.
         alpha_ridge: Coefficient of a term alpha_ridge * alpha in alpha's gradient; >= 0.
-        per_layer: Whether every tensor has an alpha of its own.
+        per_layer: Whether every tensor has an alpha of its own; of mixed parameters alone.
+        mix: Whether "params" are mixed or "outputs", which is the same for linear models.
         order: Whether v and alpha see w as it was before the step ("jacobi", the paper) or after it
             ("gauss_seidel", the authors' code).
         lr: eta of v; None takes the step's size.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or outputs are to be mixed by layer.
     """
 
     stacks = True
-    idle = (Idle(("alpha_every", "alpha_lr", "alpha_ridge"), at("adaptive", False)),)
+    idle = (
+        Idle(("alpha_every", "alpha_lr", "alpha_held_out", "alpha_ridge"), at("adaptive", False)),
+    )
 
     def __init__(
         self,
@@ -59,22 +73,54 @@ class PersonalMixture(ClientPart):
         adaptive: bool = True,
         alpha_every: Every = "step",
         alpha_lr: float | None = None,
+        alpha_held_out: float = 0.0,
         alpha_ridge: float = 0.0,
         per_layer: bool = False,
+        mix: Mix = "params",
         order: Order = "jacobi",
         lr: float | None = None,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha = {alpha!r}: must be in [0, 1]")
+        if not 0 <= alpha_held_out < 1:
+            raise ValueError(f"alpha_held_out = {alpha_held_out!r}: must be in [0, 1)")
         for name, value in (("alpha_lr", alpha_lr), ("lr", lr), ("alpha_ridge", alpha_ridge)):
             if value is not None:
                 require_at_least(name, value, 0)
         require_choice("alpha_every", alpha_every, Every)
         require_choice("order", order, Order)
+        require_choice("mix", mix, Mix)
+        if per_layer and mix == "outputs":
+            raise ValueError('per_layer = True with mix = "outputs": outputs have one alpha')
         self._alpha, self._adaptive, self._per_layer = alpha, adaptive, per_layer
         self._once = alpha_every == "round"
         self._alpha_lr, self._ridge, self._lr = alpha_lr, alpha_ridge, lr
-        self._after = order == "gauss_seidel"
+        self._after, self._outputs = order == "gauss_seidel", mix == "outputs"
+        self._held_out = alpha_held_out if adaptive else 0.0
+        self._unmixed = not adaptive and alpha in (0, 1)
+
+    @property
+    def holds_out(self) -> float:
+        """What alpha alone is trained on."""
+        return self._held_out
+
+    @property
+    def strength(self) -> float | None:
+        """0 where alpha stays at 0 or 1: nothing is mixed, and all steps are plain ones."""
+        return 0.0 if self._unmixed else None
+
+    @property
+    def companion(self) -> tuple[float, float | None] | None:
+        """V where it is alone, alpha = 1; at 0 it never moves."""
+        return (0.0, self._lr) if self._unmixed and self._alpha else None
+
+    def companion_of(self, own: Own) -> tuple[Named, Named]:
+        """Return v."""
+        return own["v"], {}
+
+    def accompanied(self, own: Own, companion: Named) -> Own:
+        """Carry v after its steps."""
+        return {**own, "v": companion}
 
     def initial_state(self, params: Named) -> Named:
         """Return v = the model received, and alpha."""
@@ -95,11 +141,16 @@ class PersonalMixture(ClientPart):
         """Take a step of v, and of alpha."""
         shared = params if self._after else here.params
         private, alpha = own["v"], own["alpha"]
-        grads = here.gradient_at(_mixture(private, shared, alpha))
+        away, slope = self._at_mixture(private, shared, alpha, here)
+        grads = self._by_private(slope, private, here)
         lr = here.step_size if self._lr is None else self._lr
         stepped = {n: v - along(lr, v) * along(alpha[n], v) * grads[n] for n, v in private.items()}
+        if self._held_out:
+            assert isinstance(here.batch.held_out, Batch)
+            apart = here._replace(batch=here.batch.held_out)
+            away, slope = self._at_mixture(private, shared, alpha, apart)
         if self._adaptive:
-            alpha = self._moved(alpha, private, shared, grads, own["fresh"], here)
+            alpha = self._moved(alpha, away, slope, own["fresh"], here)
         return {"v": stepped, "alpha": alpha, "fresh": torch.zeros_like(own["fresh"])}
 
     def finish(self, own: Own, trained: Trained, state: Named) -> tuple[Named, Named]:
@@ -110,8 +161,11 @@ class PersonalMixture(ClientPart):
         return {}, private | {_ALPHA: next(iter(alpha.values()))}
 
     def own_model(self, params: Named, state: Named) -> Named:
-        """Return alpha * v + (1 - alpha) * w."""
-        return _mixture(sent_as(_PRIVATE, state), params, self._alphas(state, params))
+        """Return alpha * v + (1 - alpha) * w, of parameters or of outputs."""
+        private, alpha = sent_as(_PRIVATE, state), self._alphas(state, params)
+        if self._outputs:
+            return outputs_mixed(next(iter(alpha.values())), private, params)
+        return _mixture(private, params, alpha)
 
     def measured(self, state: Named) -> Named:
         """Return alpha, of several layers its mean."""
@@ -119,20 +173,50 @@ class PersonalMixture(ClientPart):
         return {_ALPHA: torch.stack(found).mean(0)}
 
     def _alphas(self, state: Named, params: Named) -> Named:
+        if not self._adaptive:  # a round's config may set another one
+            first = next(iter(params.values()))
+            alpha = torch.full((), self._alpha, dtype=first.dtype, device=first.device)
+            return dict.fromkeys(params, alpha)
         return {n: state[f"{_ALPHA}.{n}" if self._per_layer else _ALPHA] for n in params}
 
-    def _moved(
-        self, alpha: Named, private: Named, shared: Named, grads: Named, fresh: Tensor, here: Here
-    ) -> Named:
+    def _at_mixture(
+        self, private: Named, shared: Named, alpha: Named, here: Here
+    ) -> tuple[Named, Named]:
+        """Return (what alpha moves the mixture along, the loss's slope there), by name.
+
+        That is v - w and the gradient, or, of mixed outputs, f(v) - f(w) and the slope by outputs.
+        """
+        if not self._outputs:
+            grads = here.gradient_at(_mixture(private, shared, alpha))
+            return {n: v - shared[n] for n, v in private.items()}, grads
+        mine, theirs = here.outputs_at(private), here.outputs_at(shared)
+        share = along(next(iter(alpha.values())), mine)
+        slope = here.gradient.by_outputs(share * mine + (1 - share) * theirs, here.batch)
+        return {_OUTPUTS: mine - theirs}, {_OUTPUTS: slope}
+
+    def _by_private(self, slope: Named, private: Named, here: Here) -> Named:
+        """Return the mixture's gradient by v, over alpha."""
+        if not self._outputs:
+            return slope
+        towards = BoundObjective(_with_slope, slope[_OUTPUTS])
+        return here.gradient(private, here.buffers, here.batch, objective=towards)[1]
+
+    def _moved(self, alpha: Named, away: Named, slope: Named, fresh: Tensor, here: Here) -> Named:
         clients = here.batch.weights.shape[:-1]
-        away = {n: v - shared[n] for n, v in private.items()}
         lr = here.step_size if self._alpha_lr is None else self._alpha_lr
         size = lr * fresh if self._once else lr
         if self._per_layer:
-            slopes = {n: inner_product({n: away[n]}, {n: grads[n]}, clients) for n in away}
+            slopes = {n: inner_product({n: away[n]}, {n: slope[n]}, clients) for n in away}
         else:
-            slopes = dict.fromkeys(away, inner_product(away, grads, clients))
+            slopes = dict.fromkeys(alpha, inner_product(away, slope, clients))
         return {n: (a - size * (slopes[n] + self._ridge * a)).clamp(0, 1) for n, a in alpha.items()}
+
+
+def _with_slope(slope: Tensor, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """A function of the outputs whose slope by them is the one given."""
+    each = (outputs * slope).reshape(len(weights), -1).sum(-1)
+    # a padding sample's outputs may be anything
+    return torch.where(weights > 0, each, 0).sum()
 
 
 def _mixture(private: Named, shared: Named, alpha: Named) -> Named:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ByFeatures, Gradient, Named, Objective
+from fedsim.client.perturbation import ByFeatures, Units
+from fedsim.client.procedure import Batch, Gradient, Named, Objective
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class GradientFunctions:
         outputs: The outputs.
         representations: What goes into the last layer.
         by_features: Losses and their slope by the features.
+        by_outputs: The loss's slope by the outputs.
         units: How the features were measured before they were standardised; None as they are.
     """
 
@@ -73,6 +74,7 @@ class GradientFunctions:
     outputs: Callable[[Named, Named, Batch], Tensor]
     representations: Callable[[Named, Named, Batch], Tensor]
     by_features: Callable[..., ByFeatures]
+    by_outputs: Callable[[Tensor, Batch], Tensor]
     units: Units | None = None
 
     def __call__(
@@ -102,6 +104,7 @@ def in_place_of(
         gradient.outputs,
         gradient.representations,
         gradient.by_features,
+        gradient.by_outputs,
         gradient.units,
     )
 

@@ -6,8 +6,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from fedsim.client.mixtures import outputs_of
 from fedsim.client.procedure import ClientProcedure, Named
 
 Pool = tuple[Tensor, Tensor]
@@ -68,7 +69,7 @@ class Evaluation:
             if not len(index) and len(pool[1]):
                 # few models take no sample: two that do not count
                 index, weights = index.new_zeros(2), weights.new_zeros(2)
-            outputs = functional_call(self.model, named, (self.cast(pool[0][index]),))
+            outputs = outputs_of(self.model, named, self.cast(pool[0][index]))
             sums = _added(sums, self.task.statistics(outputs, pool[1][index], weights))
             if self._wants_outputs:
                 kept.append(outputs[: len(rows)].cpu())
@@ -96,7 +97,7 @@ class Evaluation:
         def statistics(
             named: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor
         ) -> tuple[dict[str, Tensor], Tensor]:
-            outputs = functional_call(self.model, named, (x,))
+            outputs = outputs_of(self.model, named, x)
             return self.task.statistics(outputs, y, weight), outputs
 
         sums: dict[str, Tensor] = {}

@@ -14,7 +14,7 @@ there are at least two slots: a lone client is doubled.
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +34,7 @@ from fedsim.client.chains.training import ChainTraining
 from fedsim.client.compression import compress
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
-from fedsim.client.inputs import Inputs
+from fedsim.client.inputs import Inputs, told
 from fedsim.client.job import (
     ChunkJob,
     ChunkResult,
@@ -45,6 +45,7 @@ from fedsim.client.job import (
     TaskLike,
 )
 from fedsim.client.local_evaluation import LocalEvaluation
+from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import remembered, stacks
 from fedsim.client.perturbation import Units
 from fedsim.client.procedure import Batch, ClientProcedure
@@ -109,9 +110,8 @@ class CohortExecutor:
         adversary: RobustEvaluation | None = None,
         finetuning: ClientProcedure | None = None,
     ) -> None:
-        self.task, self.procedure, self.data = task, procedure, data
-        self._settings, self._adversary = settings, adversary
-        self._finetuning = finetuning
+        self.task, self.data = task, data
+        self._settings, self._adversary, self._finetuning = settings, adversary, finetuning
         self._tuner: CohortExecutor | None = None
         self._under: dict[str, CohortExecutor] = {}
         self.seed, self.kind, self.threads = seed, kind, threads
@@ -126,6 +126,8 @@ class CohortExecutor:
         whole = Layout.from_model(model)
         self.layout = whole.without(personal or {})
         self.model = (seed_dropout(model) if seeds_dropout else model).to(self.device)
+        self._tensors = known_of(whole, personal or {})
+        self.procedure = procedure = procedure.for_model(self._tensors)
         kept = KeptState([self.model, procedure, task], whole.names) if puts_back else None
         self.surroundings = Surroundings(seed, self.device, kept)
         self.inputs = Inputs(
@@ -196,7 +198,7 @@ class CohortExecutor:
             part = self.procedure.compression if job.server_round else None
             if part is not None:  # a set-up exchange is not compressed
                 result = compress(self.layout, job, result, part=part, seed=self.seed)
-        return inputs.told(result)
+        return told(result, inputs.start)
 
     def surrounded_by(self, surroundings: Surroundings) -> None:
         """Have clients begin in other surroundings, for a trial that watches them."""
@@ -225,7 +227,7 @@ class CohortExecutor:
 
     def _with(self, settings: Mapping[str, Any]) -> "CohortExecutor":
         assert self._settings is not None
-        procedure = self._settings.procedure(settings)
+        procedure = self._settings.procedure(settings).for_model(self._tensors)
         told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
         if remembered(procedure, self.model) != remembered(self.procedure, self.model):
             raise SettingsError(
@@ -307,7 +309,8 @@ class CohortExecutor:
             return received
         if self._tuner is None:
             seed = derived_seed(self.seed, "finetune")
-            self._tuner = self._doing(self._finetuning, seed, attacked=False)
+            tuning = self._finetuning.for_model(self._tensors)
+            self._tuner = self._doing(tuning, seed, attacked=False)
         return finetuning.beside(received, self._tuner, job)
 
     def evaluate_arrays(
@@ -377,6 +380,16 @@ class CohortExecutor:
                 f"the model received has layout {job.layout}, this client's model has "
                 f"{self.layout.fingerprint}; is [task] the same on server and client?"
             )
+
+
+def known_of(whole: Layout, personal: Collection[str]) -> ModelTensors:
+    """Return what a procedure may know of a model.
+
+    Args:
+        whole: How all tensors of the model lie.
+        personal: Those that clients keep to themselves.
+    """
+    return ModelTensors(tuple(spec.name for spec in whole.trainable), frozenset(personal))
 
 
 def _units(data: ClientArrays, device: torch.device, dtype: torch.dtype) -> Units | None:

@@ -5,22 +5,20 @@ received, on its own training samples, and is measured on its own test samples b
 Nothing of it is kept. Needs torch alone.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
+from fedsim.basics.errors import ScenarioError
+from fedsim.basics.patterns import chosen
+from fedsim.client.freezing import where_moving, which_move
 from fedsim.client.job import FINETUNED, PERSONALISED, ChunkJob, ChunkResult
-from fedsim.client.procedure import (
-    Batch,
-    Carry,
-    ClientProcedure,
-    Descent,
-    Gradient,
-    Named,
-    Work,
-)
+from fedsim.client.names import FrozenByEpoch, ModelTensors
+from fedsim.client.procedure import Batch, Carry, ClientProcedure, Descent, Gradient, Named, Work
 from fedsim.messages.layout import Payload
 
 
@@ -32,12 +30,34 @@ class FineTuning(ClientProcedure):
         lr: Step size; > 0.
         epochs: Passes; >= 1.
         like: The work of the procedure that trains, whose batches these are.
+        tensors: Patterns of the tensors that are trained, see `fedsim.basics.patterns`; None trains
+            all.
     """
 
     stacks = True
 
-    def __init__(self, lr: float, epochs: int, like: Work) -> None:
+    def __init__(
+        self, lr: float, epochs: int, like: Work, tensors: Sequence[str] | None = None
+    ) -> None:
         self._lr, self._work = lr, Work(like.batch_size, epochs, None, like.last_batch)
+        self._patterns = tensors
+        self._frozen: FrozenByEpoch = ()
+
+    def for_model(self, tensors: ModelTensors) -> "FineTuning":
+        """Return the procedure with the names of what it trains.
+
+        Raises:
+            ScenarioError: If a pattern names no trained tensor.
+        """
+        if self._patterns is None:
+            return self
+        made = copy.copy(self)
+        try:
+            still = frozenset(tensors.trained) - chosen(self._patterns, tensors.trained)
+        except ValueError as error:
+            raise ScenarioError(f"[evaluation] finetune.tensors: {error}") from None
+        made._frozen = (still,) if still else ()
+        return made
 
     @property
     def work(self) -> Work:
@@ -46,7 +66,7 @@ class FineTuning(ClientProcedure):
 
     def descent(self, server_round: int) -> Descent:
         """Return the step of SGD."""
-        return Descent(self._lr)
+        return Descent(self._lr, frozen=self._frozen)
 
     def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
         """Start from the model received."""
@@ -58,6 +78,10 @@ class FineTuning(ClientProcedure):
         """One step on one batch, of one client or of several."""
         loss, grads, buffers = gradient(carry["params"], carry["buffers"], batch)
         params = {n: p - self._lr * grads[n] for n, p in carry["params"].items()}
+        if self._frozen:
+            assert batch.epoch is not None
+            moves = which_move(self._frozen, params, batch.epoch)
+            params = where_moving(moves, params, carry["params"])
         return {"params": params, "buffers": buffers}, loss
 
 

@@ -6,11 +6,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call, grad, grad_and_value
 
 from fedsim.client.bound import GradientFunctions
-from fedsim.client.perturbation import Units
-from fedsim.client.procedure import Batch, ByFeatures, Gradient, Losses, Named, Objective
+from fedsim.client.mixtures import outputs_of
+from fedsim.client.perturbation import ByFeatures, Units
+from fedsim.client.procedure import Batch, Gradient, Losses, Named, Objective
 
 
 class SampleLosses(Protocol):
@@ -38,20 +39,21 @@ class Gradients:
     @property
     def together(self) -> Gradient:
         """The gradient so that vmap may take many clients at once."""
-        return self._with(self._functional, self._slopes)
+        return self._with(self._functional, self._slopes, self._by_outputs)
 
     @property
     def alone(self) -> Gradient:
         """The gradient of one client, whose model may update its buffers in place."""
-        return self._with(self._in_place, self._slopes_in_place)
+        return self._with(self._in_place, self._slopes_in_place, self._by_outputs_in_place)
 
     def _with(
         self,
         function: Callable[..., tuple[Tensor, Named, Named]],
         by_features: Callable[..., ByFeatures],
+        by_outputs: Callable[[Tensor, Batch], Tensor],
     ) -> Gradient:
         looks = (self.outputs, self.representations)
-        return GradientFunctions(function, *looks, by_features, self.units)
+        return GradientFunctions(function, *looks, by_features, by_outputs, self.units)
 
     def outputs(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return the outputs on a batch, without a graph and with no buffer changed."""
@@ -149,8 +151,8 @@ class Gradients:
         """Return the losses' slope by the features so that vmap may take many clients at once."""
 
         def total(features: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            named = (params, buffers, dict(batch.noise))
-            outputs = functional_call(self._model, named, (features,))
+            named = {**params, **buffers, **batch.noise}
+            outputs = outputs_of(self._model, named, features)
             each = (losses or self._task.sample_losses)(outputs, batch.targets)
             return each.sum(), (outputs, each)
 
@@ -171,10 +173,21 @@ class Gradients:
         named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
         leaf = batch.features.detach().requires_grad_()
         with self._as(training), torch.enable_grad():
-            outputs = functional_call(self._model, named, (leaf,))
+            outputs = outputs_of(self._model, named, leaf)
             each = (losses or self._task.sample_losses)(outputs, batch.targets)
             (slope,) = torch.autograd.grad(each.sum(), leaf)
         return ByFeatures(outputs.detach(), each.detach(), slope)
+
+    def _by_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the loss's slope by outputs so that vmap may take many clients at once."""
+        slope: Tensor = grad(lambda given: self.loss(given, batch, None, None)[0])(outputs)
+        return slope
+
+    def _by_outputs_in_place(self, outputs: Tensor, batch: Batch) -> Tensor:
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.loss(leaf, batch, None, None)[0], leaf)
+        return slope
 
     @contextlib.contextmanager
     def _as(self, training: bool) -> Iterator[None]:

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from fedsim.client.batching.augmentation import Augmentation
 from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.dropout import dropout_layers, noise_shapes
-from fedsim.client.batching.poison import Poison
-from fedsim.client.batching.schedule import Schedule, steps_taken
+from fedsim.client.batching.poison import Poison, PoisonedSamples
+from fedsim.client.batching.schedule import Schedule, held_out, steps_taken
 from fedsim.client.job import ChunkJob, ChunkResult, ClientArrays
 from fedsim.client.procedure import CLASS_COUNTS, GUIDANCE, ClientProcedure, Named, Work
 from fedsim.client.surroundings import Surroundings
@@ -118,7 +118,7 @@ class Inputs:
         if self.start:
             params |= self._own(job, slots, {s.name for s in self.whole.trainable})
             params = {s.name: params[s.name] for s in self.whole.trainable}
-            extra |= self._beside(extra, params)
+            extra |= _beside(extra, params, self.start)
         if views:
             return params, self.received_buffers(job, slots), extra
         if reuse and not personal:  # rows of their own are picked into fresh memory anyway
@@ -158,6 +158,11 @@ class Inputs:
         present = sorted({slot for slot in slots if not job.absent[slot]})
         drawn = self._data.clients([job.client_ids[slot] for slot in present])
         rows = dict(zip(present, drawn.rows, strict=True))
+        apart: dict[int, np.ndarray] = {}
+        if share := self.procedure.holds_out:
+            for slot, mine in rows.items():
+                seed, client = self.surroundings.seed, job.client_ids[slot]
+                rows[slot], apart[slot] = held_out(mine, share, seed=seed, client=client)
         nothing = np.zeros(0, dtype=np.int64)
         work = self.work(job)
         pool = self.pool(drawn.features)
@@ -172,18 +177,15 @@ class Inputs:
             slots = [slots[place] for place in np.argsort(-steps, kind="stable")]
         mine = [rows.get(slot, nothing) for slot in slots]
         clients = [job.client_ids[slot] for slot in slots]
-        schedule = Schedule(
-            mine,
-            clients,
-            shares=shares(slots),
-            work=work,
-            seed=self.surroundings.seed,
-            server_round=job.server_round,
-            device=self.device,
-        )
-        poisoned = None
-        if self._poison is not None:
-            poisoned = self._poison.of(job.server_round, clients, mine, schedule.indices)
+        schedule, poisoned = self._scheduled(job, clients, mine, work, shares=shares(slots))
+        known: Named = {}
+        if CLASS_COUNTS in self.procedure.knows:
+            counts = _class_counts(mine, drawn.targets, self._data.spec.num_classes)
+            known = {CLASS_COUNTS: counts.to(self.device, self.layout.dtype)}
+        beside = None
+        if share:
+            held = [apart.get(slot, nothing) for slot in slots]
+            beside = self._held_out(job, clients, held, drawn, work.batch_size, schedule.num_steps)
         return slots, Batches(
             schedule,
             pool,
@@ -194,16 +196,46 @@ class Inputs:
             reuse=reuse,
             poisoned=poisoned,
             draws=self.procedure.draws,
-            known=self._known(mine, drawn.targets),
+            known=known,
+            held_out=beside,
         )
 
-    def _known(self, rows: list[np.ndarray], targets: np.ndarray) -> Named:
-        """What the procedure asks to know of each slot's training samples, `[slots, ...]`."""
-        if CLASS_COUNTS not in self.procedure.knows:
-            return {}
-        classes = self._data.spec.num_classes
-        counts = [np.bincount(np.asarray(targets[mine]), minlength=classes) for mine in rows]
-        return {CLASS_COUNTS: torch.tensor(np.array(counts)).to(self.device, self.layout.dtype)}
+    def _held_out(
+        self,
+        job: ChunkJob,
+        clients: list[int],
+        rows: list[np.ndarray],
+        drawn: Any,
+        batch_size: int,
+        steps: int,
+    ) -> Batches:
+        """Batches of samples that nobody trains on, none of them short, as they are."""
+        work = Work(batch_size, None, steps, "drop")
+        schedule, poisoned = self._scheduled(
+            job, clients, rows, work, apart="held out ", least_steps=steps
+        )
+        return Batches(
+            schedule,
+            self.pool(drawn.features),
+            self.pool(drawn.targets),
+            dtype=self._dtype,
+            augmentation=None,
+            noise_shapes=self.noise_shape,
+            poisoned=poisoned,
+        )
+
+    def _scheduled(
+        self, job: ChunkJob, clients: list[int], rows: list[np.ndarray], work: Work, **options: Any
+    ) -> tuple[Schedule, PoisonedSamples | None]:
+        """Who takes which of these rows when, and what attackers make of them."""
+        seed, server_round = self.surroundings.seed, job.server_round
+        schedule = Schedule(
+            rows, clients, work=work, seed=seed, server_round=server_round, device=self.device,
+            **options,
+        )  # fmt: skip
+        if self._poison is None:
+            return schedule, None
+        return schedule, self._poison.of(server_round, clients, rows, schedule.indices)
 
     def work(self, job: ChunkJob) -> Work:
         """Return the local work of each member that does all of it."""
@@ -293,17 +325,6 @@ class Inputs:
         extra = {n: t for n, t in extra.items() if n.partition(".")[2] not in self.start}
         return sent, extra, {**state, **own}
 
-    def told(self, result: ChunkResult) -> ChunkResult:
-        """Return a result with a loss of nan for members whose personal tensors are not finite."""
-        if not self.start:
-            return result
-        finite = torch.ones(len(result.num_examples), dtype=torch.bool)
-        for name in self.start:
-            stack = result.state[_PERSONAL + name]
-            finite &= stack.isfinite().view(len(stack), math.prod(stack.shape[1:])).all(1)
-        loss = torch.where(finite, result.metrics["loss"], torch.nan)
-        return replace(result, metrics={**result.metrics, "loss": loss})
-
     def _own(self, job: ChunkJob, slots: list[int], among: Collection[str]) -> Named:
         """Personal tensors of some names: each slot's own, or those that all start from."""
         names = [name for name in self.start if name in among]
@@ -317,19 +338,6 @@ class Inputs:
         saved = {n: job.state[_PERSONAL + n].to(self.device)[slots] for n in names}
         own: Named = select(known, saved, first)
         return own
-
-    def _beside(self, extra: Named, params: Named) -> Named:
-        """What of a strategy's tensor per parameter goes with personal ones, unknown to it.
-
-        A guidance lets their steps be; anything else, such as a control variate, is 0.
-        """
-        kinds = {name.partition(".")[0] for name in extra if name.partition(".")[2] in params}
-        return {
-            f"{kind}.{name}": torch.full_like(params[name], float(kind == GUIDANCE))
-            for kind in sorted(kinds)
-            for name in params
-            if name in self.start
-        }
 
     def laid(self, params: Named, out: Rows | None, rows: list[int] | None = None) -> Rows:
         """Return the members' parameters where they are wanted, see `Layout.write`."""
@@ -346,6 +354,23 @@ class Inputs:
         return out
 
 
+def told(result: ChunkResult, personal: Collection[str]) -> ChunkResult:
+    """Return a result with a loss of nan for members whose personal tensors are not finite.
+
+    Args:
+        result: What came of a chunk.
+        personal: Names of the tensors that clients keep to themselves.
+    """
+    if not personal:
+        return result
+    finite = torch.ones(len(result.num_examples), dtype=torch.bool)
+    for name in personal:
+        stack = result.state[_PERSONAL + name]
+        finite &= stack.isfinite().view(len(stack), math.prod(stack.shape[1:])).all(1)
+    loss = torch.where(finite, result.metrics["loss"], torch.nan)
+    return replace(result, metrics={**result.metrics, "loss": loss})
+
+
 def select(condition: Tensor, chosen: Any, other: Any) -> Any:
     """Return rows of `chosen` where the condition `[C]` holds, else of `other`, over trees."""
 
@@ -353,3 +378,23 @@ def select(condition: Tensor, chosen: Any, other: Any) -> Any:
         return torch.where(condition.view(-1, *(1,) * (new.dim() - 1)), new, old)
 
     return pytree.tree_map(pick, chosen, other)
+
+
+def _class_counts(rows: list[np.ndarray], targets: np.ndarray, classes: int) -> Tensor:
+    """How many training samples of each class each slot has, `[slots, classes]`."""
+    counts = [np.bincount(np.asarray(targets[mine]), minlength=classes) for mine in rows]
+    return torch.tensor(np.array(counts))
+
+
+def _beside(extra: Named, params: Named, personal: Collection[str]) -> Named:
+    """What of a strategy's tensor per parameter goes with personal ones, unknown to it.
+
+    A guidance lets their steps be; anything else, such as a control variate, is 0.
+    """
+    kinds = {name.partition(".")[0] for name in extra if name.partition(".")[2] in params}
+    return {
+        f"{kind}.{name}": torch.full_like(params[name], float(kind == GUIDANCE))
+        for kind in sorted(kinds)
+        for name in params
+        if name in personal
+    }

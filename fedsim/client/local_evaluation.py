@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.client.evaluation import Evaluation, own_models
 from fedsim.client.inputs import Inputs
 from fedsim.client.job import OWN, PERSONALISED, ChunkJob, ChunkResult, ClientArrays
+from fedsim.client.mixtures import beside_statistics
 from fedsim.client.procedure import Gradient
 from fedsim.client.robustness import RobustEvaluation
 from fedsim.client.ways import row_of
@@ -59,7 +60,7 @@ class LocalEvaluation:
             models, numbers = own_models(
                 self.inputs.procedure, params, state, together=not self.one_by_one
             )
-            own = self._measured({**models, **statistics}, slots, pool, rows)
+            own = self._measured(beside_statistics(models, statistics), slots, pool, rows)
             columns |= {f"{OWN}{name}": column for name, column in own.items()}
             columns |= {f"{OWN}{name}": number.double().cpu() for name, number in numbers.items()}
         columns = {name: column[: len(members)] for name, column in columns.items()}

@@ -13,6 +13,7 @@ _NO_STEPS = (
     "needs_classes",
     "needs_numbers",
     "needs_representations",
+    "holds_out",
     "takes",
     "knows",
     "idle",

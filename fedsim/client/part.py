@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.procedure import Batch, Draw, Gradient, Named, Objective, Work
 
 Own = dict[str, Any]  # what a part carries through a client's steps: a tree of tensors
@@ -82,6 +83,8 @@ class ClientPart:
         stacks: Whether its methods also take several clients' tensors at once, one row each. A
             penalty or objective that uses `own` is then a `BoundObjective` one.
         idle: Which of its hyperparameters are without effect beside others.
+        names_personal: The hyperparameter that names tensors, and for which those of `[task]
+            personal` stand where it is None; the part is then without effect where nothing is.
         compresses: Whether it compresses the reply, see `fedsim.client.compression`.
     """
 
@@ -90,6 +93,7 @@ class ClientPart:
     needs: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[bool] = False
     idle: ClassVar[tuple[Idle, ...]] = ()
+    names_personal: ClassVar[str | None] = None
     compresses: ClassVar[bool] = False
 
     @property
@@ -111,6 +115,14 @@ class ClientPart:
         return {}
 
     @property
+    def holds_out(self) -> float:
+        """The share of the client's training samples that no step trains on, in [0, 1).
+
+        Every batch brings some of them along, see `ClientProcedure.holds_out`.
+        """
+        return 0.0
+
+    @property
     def needs_representations(self) -> str | None:
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
@@ -125,6 +137,15 @@ class ClientPart:
         return None
 
     @property
+    def frozen(self) -> FrozenByEpoch:
+        """The tensors that take no step, by epoch of the round; the last entry is of all after it.
+
+        They keep their optimiser's moments, too. In a set-up exchange all of them take their steps.
+        A part that only freezes is linear.
+        """
+        return ()
+
+    @property
     def guides(self) -> Literal["step", "gradient"] | None:
         """Where the guidance that a strategy sends acts, if this part makes it act."""
         return None
@@ -136,6 +157,18 @@ class ClientPart:
     def setup_step_size(self, step_size: float) -> float:
         """Return the step size in a set-up exchange, given what it would be."""
         return step_size
+
+    def for_model(self, tensors: ModelTensors, work: Work) -> "ClientPart":
+        """Return the part as it trains a certain model; what it knows by itself, it leaves.
+
+        Args:
+            tensors: What is known of the model.
+            work: How much is trained per round.
+
+        Raises:
+            ValueError: If it cannot train that model, or not in so much work.
+        """
+        return self
 
     def initial_state(self, params: Named) -> Named:
         """Return the part's client state before the client first trains."""

@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
 from fedsim.client.compression import CompressingPart
+from fedsim.client.freezing import frozen_by_any
+from fedsim.client.names import FrozenByEpoch, ModelTensors
 from fedsim.client.overriding import overridden_below
 from fedsim.client.part import ClientPart, Here, Own, Trained
-from fedsim.client.procedure import Draw, Gradient, Named, Objective
+from fedsim.client.procedure import Draw, Gradient, Named, Objective, Work
 
 _NO_OBJECTIVE: Callable[..., Any] = ClientPart.objective
 _NO_MODEL: Callable[..., Any] = ClientPart.own_model
@@ -16,7 +18,8 @@ _NO_FINISH: Callable[..., Any] = ClientPart.finish
 _NO_STATE: Callable[..., Any] = ClientPart.initial_state
 _PLAIN = (
     "takes", "knows", "needs", "idle", "needs_classes", "needs_numbers", "needs_representations",
-    "setup_work", "setup_step_size", "compressed",
+    "setup_work", "setup_step_size", "compressed", "for_model", "frozen", "names_personal",
+    "holds_out",
 )  # fmt: skip
 # what may be overridden below a class that says it stacks, or that it is linear
 _ONE_BY_ONE = (
@@ -61,6 +64,15 @@ class Parts(Sequence[ClientPart]):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self._parts.values())[index]
+
+    def for_model(self, tensors: ModelTensors, work: Work) -> "Parts":
+        """Return the parts as they train a certain model, see `ClientPart.for_model`."""
+        return Parts([part.for_model(tensors, work) for part in self])
+
+    @property
+    def frozen(self) -> FrozenByEpoch:
+        """The tensors that one of them freezes, by epoch."""
+        return frozen_by_any([part.frozen for part in self])
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -111,6 +123,11 @@ class Parts(Sequence[ClientPart]):
     def draws(self) -> Mapping[str, Draw]:
         """What all of them ask to have drawn, by purpose."""
         return {purpose: draw for part in self for purpose, draw in part.draws.items()}
+
+    @property
+    def holds_out(self) -> float:
+        """The largest share of the client's samples that one of them holds out."""
+        return max((part.holds_out for part in self), default=0.0)
 
     @property
     def needs_representations(self) -> str | None:

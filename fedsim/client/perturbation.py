@@ -26,6 +26,20 @@ Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # points -> (a score per sampl
 _TIE = 64  # times the dtype's precision: a coordinate of a slope that is smaller counts as 0
 
 
+class ByFeatures(NamedTuple):
+    """What a model makes of samples, and where their losses rise.
+
+    Attributes:
+        outputs: `[batch, ...]`.
+        losses: `[batch]`.
+        slope: The gradient of each sample's loss by its features, `[batch, *sample]`.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    slope: Tensor
+
+
 class Units(NamedTuple):
     """How features were measured before they were standardised, x = mean + deviation * feature.
 

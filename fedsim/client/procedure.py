@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fedsim.basics.idle import Idle
-from fedsim.client.perturbation import Units
+from fedsim.client.names import FrozenByEpoch, ModelTensors
+from fedsim.client.perturbation import ByFeatures, Units
 
 Named = dict[str, Tensor]
 Carry = dict[str, Any]
@@ -39,6 +40,10 @@ class Batch(NamedTuple):
         weights: `[batch]`, 1 for a sample and 0 for padding.
         noise: Uniform numbers in [0, 1) for each dropout layer, by the name of its buffer.
         drawn: What the procedure asked to have drawn, `[batch, ...]` by its purpose; see `Draw`.
+        epoch: Which of the round's passes over the client's samples it is of, counted from 0,
+            int64; None where nobody has counted.
+        held_out: Some of the samples that the client trains on in no step, for other purposes; an
+            empty tuple, which vmap does not look into, where none are held out.
     """
 
     features: Tensor
@@ -46,6 +51,8 @@ class Batch(NamedTuple):
     weights: Tensor
     noise: Mapping[str, Tensor]
     drawn: Mapping[str, Tensor] = {}
+    epoch: Tensor | None = None
+    held_out: "Batch | tuple[()]" = ()
 
 
 class Draw(NamedTuple):
@@ -58,20 +65,6 @@ class Draw(NamedTuple):
 
     of: Callable[[np.random.Generator, int, tuple[int, ...]], np.ndarray]
     once: bool = False
-
-
-class ByFeatures(NamedTuple):
-    """What a model makes of samples, and where their losses rise.
-
-    Attributes:
-        outputs: `[batch, ...]`.
-        losses: `[batch]`.
-        slope: The gradient of each sample's loss by its features, `[batch, *sample]`.
-    """
-
-    outputs: Tensor
-    losses: Tensor
-    slope: Tensor
 
 
 class Gradient(Protocol):
@@ -109,6 +102,9 @@ class Gradient(Protocol):
 
     def representations(self, params: Named, buffers: Named, batch: Batch) -> Tensor:
         """Return what goes into the model's last layer, which must be linear, likewise."""
+
+    def by_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the gradient of the task's mean loss by a model's outputs, at any outputs."""
 
     def by_features(
         self,
@@ -153,6 +149,7 @@ class Descent(NamedTuple):
             were taken, if there is one; see `ClientProcedure.companion`.
         factor: The factor in [0, 1] on the step size in a step of the round, counted from 0, the
             same for all clients; None is 1.
+        frozen: The tensors that take no step, by epoch of the round. They keep m, too.
     """
 
     step_size: float
@@ -166,6 +163,7 @@ class Descent(NamedTuple):
     takes: tuple[str, ...] = (GUIDANCE,)
     companion: "Descent | None" = None
     factor: Callable[[int], float] | None = None
+    frozen: FrozenByEpoch = ()
 
     def at(self, step: int) -> "Descent":
         """Return what a certain step of the round does."""
@@ -299,9 +297,26 @@ class ClientProcedure(abc.ABC):
         return {}
 
     @property
+    def holds_out(self) -> float:
+        """The share of a client's training samples that no step trains on, in [0, 1).
+
+        They are drawn once for the run, at least two or none, and do not count in `num_examples`;
+        every batch brings some of them along as `held_out`.
+        """
+        return 0.0
+
+    @property
     def needs_representations(self) -> str | None:
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
+
+    def for_model(self, tensors: ModelTensors) -> "ClientProcedure":
+        """Return the procedure as it trains a certain model; what it knows by itself, it leaves.
+
+        Raises:
+            ValueError: If it cannot train that model.
+        """
+        return self
 
     def descent(self, server_round: int) -> Descent | None:
         """Return what a step does when it is gradient descent on the task's loss, else None.

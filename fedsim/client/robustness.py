@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedsim.basics.rng import generator
 from fedsim.client.evaluation import Evaluation, Pool
-from fedsim.client.perturbation import Attack, Ball, Norm, starts, worst
-from fedsim.client.procedure import Batch, ByFeatures, Gradient
+from fedsim.client.perturbation import Attack, Ball, ByFeatures, Norm, starts, worst
+from fedsim.client.procedure import Batch, Gradient
 
 _TOGETHER = 2.5  # the length of all steps as a share of the radius, Madry et al.'s choice
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.text import names_of
-from fedsim.client.procedure import ClientProcedure, Work
+from fedsim.client.batching.schedule import num_held_out
+from fedsim.client.procedure import ClientProcedure
 from fedsim.client.short_batches import ends_with_one, why_not_one
 from fedsim.data.federated import FederatedData
 from fedsim.scenario.scenario import Scenario
@@ -39,14 +40,14 @@ def check_last_batches(
     """
     work = procedure.work
     if work.last_batch != "keep":
-        return _left_out(data, work)
+        return _left_out(data, procedure)
     own = any(each.startswith("[task]") for each in scenario.own_code)
     if not own and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules()):
         return None
     layer = _why_not_one(data, task, model)
     if layer is None:
         return None  # whatever clients hold: of a million nobody is counted
-    sizes = data.sizes(range(data.num_clients))
+    sizes = _trained_on(data, procedure)
     short = np.flatnonzero(ends_with_one(sizes, work)).tolist()
     if not short:
         return None
@@ -61,9 +62,17 @@ def check_last_batches(
     )
 
 
-def _left_out(data: FederatedData, work: Work) -> str | None:
-    """Say who does not train for having one sample, whatever the model, or None."""
+def _trained_on(data: FederatedData, procedure: ClientProcedure) -> np.ndarray:
+    """How many samples each client trains on, int64 `[N]`."""
     sizes = data.sizes(range(data.num_clients))
+    if not procedure.holds_out:
+        return sizes
+    return np.array([n - num_held_out(n, procedure.holds_out) for n in sizes.tolist()])
+
+
+def _left_out(data: FederatedData, procedure: ClientProcedure) -> str | None:
+    """Say who does not train for having one sample, whatever the model, or None."""
+    work, sizes = procedure.work, _trained_on(data, procedure)
     alone = np.flatnonzero(sizes == 1).tolist() if work.batch_size > 1 else []
     names = names_of(alone, data.num_clients)
     return (

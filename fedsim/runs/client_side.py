@@ -17,6 +17,7 @@ from fedsim.client.executor import CohortExecutor
 from fedsim.client.finetuning import FineTuning
 from fedsim.client.gradients import last_linear
 from fedsim.client.job import ExecutorKind
+from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import stacks
 from fedsim.client.plan import ExecutionPlan, make_plan
 from fedsim.client.procedure import ClientProcedure
@@ -168,8 +169,29 @@ def make_executor(
     poison = _poison(attack_of(attack, data), data, seed)
     given: dict[str, Any] = {"poison": poison, "settings": ClientSettings(client)}
     if finetune is not None:
-        given["finetuning"] = FineTuning(finetune.lr, finetune.epochs, procedure.work)
+        given["finetuning"] = fine_tuning(finetune, procedure)
     return _executor(data, task, seed, plan, CohortExecutor, procedure, data, **given, **options)
+
+
+def fine_tuning(table: Finetune, procedure: ClientProcedure) -> FineTuning:
+    """Return how clients of a procedure train what they receive before they evaluate it again."""
+    return FineTuning(table.lr, table.epochs, procedure.work, table.tensors)
+
+
+def check_tensors(scenario: Scenario, procedure: ClientProcedure, tensors: ModelTensors) -> None:
+    """Refuse what names tensors that the model does not have, or leaves nothing to train.
+
+    Args:
+        scenario: The scenario.
+        procedure: Its client procedure.
+        tensors: What is known of its model.
+
+    Raises:
+        ScenarioError: Naming the key.
+    """
+    procedure.for_model(tensors)
+    if (table := scenario.evaluation.finetune) is not None:
+        fine_tuning(table, procedure).for_model(tensors)
 
 
 def robust_evaluation(scenario: Scenario) -> RobustEvaluation | None:

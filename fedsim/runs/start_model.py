@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.tensors import tensors_of
+from fedsim.client.executor import known_of
+from fedsim.client.names import ModelTensors
 from fedsim.messages.layout import Layout
 from fedsim.messages.records import array_record
 from fedsim.scenario.tables import EvaluationTable
@@ -43,6 +45,10 @@ class StartModel(NamedTuple):
         """Return the model as it is sent."""
         state = tensors_of(self.model)
         return array_record({name: state[name] for name in self.layout.names})
+
+    def known(self) -> ModelTensors:
+        """Return what client procedures may know of the model."""
+        return known_of(Layout.from_model(self.model), self.personal)
 
     def kept(self) -> tuple[str, ...]:
         """Return the tensors that no round changes on the server."""

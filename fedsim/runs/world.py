@@ -27,7 +27,13 @@ from fedsim.federation.participation.kinds import Participation
 from fedsim.federation.topology.topology import Topology
 from fedsim.messages.layout import Layout
 from fedsim.runs.certain_failures import check_last_batches
-from fedsim.runs.client_side import attack_of, make_app, planned, task_and_procedure
+from fedsim.runs.client_side import (
+    attack_of,
+    check_tensors,
+    make_app,
+    planned,
+    task_and_procedure,
+)
 from fedsim.runs.notes import notes_of
 from fedsim.runs.start_model import StartModel, own_start, with_weights
 from fedsim.scenario.discovery import TOPOLOGY
@@ -136,6 +142,7 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     model = task.build_model(scenario.seed)
     left_out = check_last_batches(scenario, data, task, model, procedure)
     start = with_weights(model, scenario.task, on_node=on_node)
+    check_tensors(scenario, procedure, start.known())
     check_watched(scenario, task, model, attack)
     check_minima(
         nested(strategy), selected, clients=data.num_clients, rounds=scenario.rounds,

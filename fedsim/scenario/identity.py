@@ -32,6 +32,10 @@ _LATER: dict[str, dict[str, Any]] = {
         "centralised": False,
     },
 }
+_LATER_FINETUNE = {"tensors": None}  # likewise of [evaluation] finetune where it is given
+_LATER_PARTS: dict[str, dict[str, Any]] = {  # likewise of [client] parts
+    "personal_mixture": {"mix": "params", "alpha_held_out": 0.0},
+}
 _LATER_NATURAL = {"label_noise": 0.0}  # likewise of [partition] kind = "natural"; others had it
 _LATER_FOLDER = dict.fromkeys(("separator", "decimal", "encoding"))  # likewise of [data] "folder"
 _LATER_GOSSIP: dict[str, Any] = {  # likewise of [strategy] where it has a graph
@@ -56,8 +60,10 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
     document["evaluation"] = {
         k: v for k, v in document["evaluation"].items() if k not in _NO_MATTER_EVALUATION
     }
+    if (finetune := document["evaluation"].get("finetune")) is not None:
+        document["evaluation"]["finetune"] = _without(finetune, _LATER_FINETUNE)
     if "client" in document:
-        document["client"] = as_before(document["client"])
+        document["client"] = _without_later_keys_of_parts(as_before(document["client"]))
     later = dict(_LATER)
     if document["partition"]["kind"] == "natural":
         later["partition"] = {**_LATER["partition"], **_LATER_NATURAL}
@@ -77,6 +83,13 @@ def identity_of(resolved: Mapping[str, Any]) -> str:
             document[name] = {k: v for k, v in document[name].items() if k != key}
     text = json.dumps(document, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_later_keys_of_parts(client: Mapping[str, Any]) -> dict[str, Any]:
+    if "parts" not in client:
+        return dict(client)
+    parts = [_without(part, _LATER_PARTS.get(part["name"], {})) for part in client["parts"]]
+    return {**client, "parts": parts}
 
 
 def _without(table: Mapping[str, Any], at: Mapping[str, Any]) -> dict[str, Any]:

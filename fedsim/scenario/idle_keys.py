@@ -33,6 +33,11 @@ def idle_keys(scenario: Scenario) -> list[str]:
         unsent = [] if is_import_path(name) else _unsent(made_by, getattr(strategy, "sends", ()))
         if unsent:
             lines.append(f"{where} {why} sends no {unsent[0]}")
+        elif (key := _without_personal(made_by, part.table, scenario)) is not None:
+            lines.append(
+                f"{where} is without effect with [task] personal = []: say there which tensors "
+                f"clients keep to themselves, or name them by {key}"
+            )
         elif _is_of_setup(made_by) and not _holds_setup(strategy, name):
             lines.append(f"{where} {why} holds no set-up exchange")
         else:
@@ -61,6 +66,13 @@ def _beside_client(idle: Idle, client: Mapping[str, Any], part: Mapping[str, Any
 def _unsent(part: Any, sends: Sequence[str]) -> list[str]:
     """What a part uses and the strategy does not send."""
     return [name for name in getattr(part, "takes", ()) if name not in sends]
+
+
+def _without_personal(part: Any, table: Mapping[str, Any], scenario: Scenario) -> str | None:
+    """The key by which a part would know tensors, where it knows none; else None."""
+    key: str | None = getattr(part, "names_personal", None)
+    said = key is None or table.get(key) is not None or bool(scenario.task.get("personal"))
+    return None if said else key
 
 
 def _is_of_setup(part: Any) -> bool:

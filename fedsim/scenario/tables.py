@@ -116,10 +116,12 @@ class Finetune(Table):
     Attributes:
         epochs: Passes over the client's own training samples.
         lr: Step size of SGD.
+        tensors: Which tensors are trained, by name, leading part or glob; None trains all.
     """
 
     epochs: int = Field(default=1, ge=1)
     lr: float = Field(gt=0, allow_inf_nan=False)
+    tensors: list[str] | None = Field(default=None, min_length=1)
 
 
 class EvaluationTable(Table):

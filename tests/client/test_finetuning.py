@@ -8,6 +8,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.runs import start as run
 from fedsim.runs.world import build
+from fedsim.scenario.identity import identity_of
 from fedsim.scenario.scenario import Scenario
 
 CLIENTS = 5
@@ -46,9 +47,12 @@ def softmax(logits):
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def test_a_linear_model_takes_the_steps_of_gradient_descent(tmp_path):
+@pytest.mark.parametrize("executor", ["auto", "loop"])
+@pytest.mark.parametrize("tensors", [None, ["*.bias"]], ids=["all tensors", "some"])
+def test_a_linear_model_takes_the_steps_of_gradient_descent(tmp_path, tensors, executor):
     """An independent oracle in NumPy: whole batches, so that no order is drawn."""
-    of = scenario(finetune={"epochs": 3, "lr": 0.2})
+    tuned = {"epochs": 3, "lr": 0.2} | ({} if tensors is None else {"tensors": tensors})
+    of = scenario(finetune=tuned, engine={"executor": executor})
     result, history = measured(of, tmp_path / "run")
     params = load_file(result.folder / "params.safetensors")
     data = build(of).data
@@ -62,7 +66,7 @@ def test_a_linear_model_takes_the_steps_of_gradient_descent(tmp_path):
             slope = softmax(x @ weight.T + bias)
             slope[np.arange(len(y)), y] -= 1
             slope /= len(y)
-            weight -= 0.2 * slope.T @ x
+            weight -= 0.2 * slope.T @ x * (tensors is None)
             bias -= 0.2 * slope.sum(axis=0)
         rows = test.rows[client]
         x, y = test.features[rows].reshape(len(rows), -1).astype(float), test.targets[rows]
@@ -170,7 +174,13 @@ def test_draws_are_of_a_purpose_of_their_own(tmp_path):
 
 def test_the_hash_of_scenarios_without_it_stays():
     assert scenario().sha256 == scenario(evaluation={"finetune": None}).sha256
-    assert scenario().sha256 != scenario(finetune={"lr": 0.1}).sha256
+    tuned = scenario(finetune={"lr": 0.1})
+    assert scenario().sha256 != tuned.sha256
+    # nor does a key that came later change it
+    before = tuned.resolved()
+    assert before["evaluation"]["finetune"].pop("tensors", None) is None
+    assert identity_of(before) == tuned.sha256
+    assert scenario(finetune={"lr": 0.1, "tensors": ["output"]}).sha256 != tuned.sha256
 
 
 @pytest.mark.parametrize(
@@ -179,6 +189,7 @@ def test_the_hash_of_scenarios_without_it_stays():
         ({"finetune": {"lr": 0.0}}, r"\[evaluation\] finetune.lr = 0.0: must be > 0"),
         ({"finetune": {"epochs": 2}}, r"\[evaluation\] 'finetune.lr' is missing"),
         ({"finetune": {"lr": 0.1, "epoch": 2}}, r"did you mean 'epochs'\?"),
+        ({"finetune": {"lr": 0.1, "tensors": []}}, "finetune.tensors"),
         ({"finetune": {"lr": 0.1}, "evaluation": {"clients": 0}}, "how many clients fine-tune"),
         ({"expect": {"finetuned/loss": {"max": 9.0}}}, r"never recorded without \[evaluation\]"),
     ],
@@ -192,3 +203,8 @@ def test_a_metric_that_no_client_measures_is_named_with_the_nearest(tmp_path):
     of = scenario(finetune={"lr": 0.1}, evaluation={"keep_best": "finetuned/acuracy_mean"})
     with pytest.raises(ScenarioError, match="did you mean 'finetuned/accuracy_mean'"):
         build(of)
+
+
+def test_a_tensor_that_the_model_does_not_have_is_named_with_the_nearest():
+    with pytest.raises(ScenarioError, match=r"finetune.tensors: 'outptu' .* mean 'output'\?"):
+        build(scenario(finetune={"lr": 0.1, "tensors": ["outptu"]}))

@@ -148,13 +148,26 @@ def procedures():
 
 
 def part_procedures():
-    """The procedures that take parts, with each part alone: (id, name, arguments)."""
+    """The procedures that take parts, with each part alone: (id, name, arguments).
+
+    What acts on personal tensors may do something else with the others: there is an epoch for each.
+    """
     return [
-        (f"{name}-{part}", name, {**arguments, "parts": [{"name": part}]})
+        (
+            f"{name}-{part}",
+            name,
+            {**arguments, "local_epochs": 2 if acts_on_personal(part) else 1}
+            | {"parts": [{"name": part}]},
+        )
         for one, name, arguments in procedures()
         if one.endswith("-sgd")
         for part in discovery.names("parts")
     ]
+
+
+def acts_on_personal(part):
+    """Whether a part acts on what clients keep to themselves, unless it names other tensors."""
+    return discovery.part_factory(part).names_personal is not None
 
 
 def parts_with_state():
@@ -169,11 +182,19 @@ PART_MODELS = ("mlp", "cnn", "cnn_batchnorm")
 
 
 def part_cases():
-    """Every part on one of three kinds of model, in turn: (id, model, name, arguments)."""
-    return [
+    """Every part on one of three kinds of model, in turn: (id, model, name, arguments).
+
+    Those that act on what clients keep to themselves are there with such tensors, too.
+    """
+    cases = [
         (f"{model}-{one}", model, name, arguments)
         for place, (one, name, arguments) in enumerate(part_procedures())
         for model in [PART_MODELS[place % len(PART_MODELS)]]
+    ]
+    return cases + [
+        (f"personal_output-{one}", "personal_output", name, arguments)
+        for one, name, arguments in part_procedures()
+        if any(acts_on_personal(part["name"]) for part in arguments["parts"])
     ]
 
 

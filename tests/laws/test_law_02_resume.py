@@ -81,6 +81,18 @@ SCENARIOS = {
         "participation": {"kind": "uniform", "cohort_size": 2},
         "evaluation": {"clients": 6},
     },
+    "output layers that clients train by themselves first": {
+        "task": {"model": "mlp", "hidden": [8], "personal": ["output"]},
+        "client": {
+            "optimizer": "adam",
+            "keep_optimizer": True,
+            "local_epochs": 2,
+            "parts": [{"name": "alternating"}],
+        },
+        "partition": {"kind": "iid", "clients": 6, "test_fraction": 0.3},
+        "participation": {"kind": "uniform", "cohort_size": 2},
+        "evaluation": {"clients": 6, "finetune": {"lr": 0.1, "tensors": ["output"]}},
+    },
     "batch normalisation that clients keep": {
         "task": {"model": "cnn_batchnorm", "personal": ["*norm*"]},
         "participation": {"kind": "uniform", "cohort_size": 2},

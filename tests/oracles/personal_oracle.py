@@ -21,6 +21,34 @@ def apfl_client(w, v, alpha, batches, gradient, *, lr, alpha_lr, after=False, on
     return w, v, alpha
 
 
+def apfl_outputs_client(w, v, alpha, batches, held_out, network, *, lr, alpha_lr):
+    """Return (w, v, alpha) after the local steps, where outputs are mixed; models are by name.
+
+    Args:
+        w: The shared model.
+        v: The private one.
+        alpha: The share of the private one's outputs.
+        batches: (features, targets) of each step.
+        held_out: The samples for alpha of each step; None takes those of the step.
+        network: (outputs of a model, loss and slope of outputs, gradient of a model by that slope).
+        lr: Step size of the models.
+        alpha_lr: That of alpha.
+    """
+    outputs, loss, gradient = network
+    for place, (features, targets) in enumerate(batches):
+        mixed = alpha * outputs(v, features) + (1 - alpha) * outputs(w, features)
+        slope = loss(mixed, targets)[1]
+        by_v = gradient(v, features, alpha * slope)
+        by_w = gradient(w, features, loss(outputs(w, features), targets)[1])
+        seen, labels = (features, targets) if held_out is None else held_out[place]
+        mine, theirs = outputs(v, seen), outputs(w, seen)
+        by_alpha = ((mine - theirs) * loss(alpha * mine + (1 - alpha) * theirs, labels)[1]).sum()
+        v = {name: v[name] - lr * by_v[name] for name in v}
+        w = {name: w[name] - lr * by_w[name] for name in w}
+        alpha = np.clip(alpha - alpha_lr * by_alpha, 0, 1)
+    return w, v, alpha
+
+
 def ditto_client(w, v, batches, gradient, *, lr, strength):
     """Return (w, v) after the local steps."""
     received = w

@@ -129,12 +129,21 @@ def test_three_rounds_of_per_fedavg_equal_the_oracle(delta, kind):
     assert not kept
 
 
+ALONE = {
+    "ditto": ({"name": "personal_model", "strength": 0.0}, "PersonalModel/"),
+    "apfl": ({"name": "personal_mixture", "alpha": 1.0, "adaptive": False}, "PersonalMixture/v."),
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_dittos_own_model_without_its_term_is_trained_alone_bit_for_bit(model, kind):
-    """As the client would train that goes on from its own model in every round."""
-    parts = [{"name": "personal_model", "strength": 0.0}]
-    executor = fed.make_executor(model, fed.make_procedure(parts=parts), kind=kind)
+@pytest.mark.parametrize(("part", "prefix"), ALONE.values(), ids=ALONE)
+def test_an_own_model_that_nothing_ties_is_trained_alone_bit_for_bit(part, prefix, model, kind):
+    """As the client would train that goes on from its own model in every round.
+
+    Ditto's without its term, APFL's at alpha = 1; the shared one is averaging's.
+    """
+    executor = fed.make_executor(model, fed.make_procedure(parts=[part]), kind=kind)
     plain = fed.make_executor(model, fed.make_procedure(), kind=kind)
     start = fed.initial_payload(plain)
     state, alone = {}, torch.stack([start.params] * 2)
@@ -142,13 +151,16 @@ def test_dittos_own_model_without_its_term_is_trained_alone_bit_for_bit(model, k
         job = fed.job(
             executor, (3, 5), server_round=server_round, state=state, has_state=(bool(state),) * 2
         )
-        state = executor.train(job).state
+        result = executor.train(job)
+        state = result.state
+        shared = plain.train(fed.job(plain, (3, 5), server_round=server_round))
+        assert torch.equal(result.params, shared.params)
         mine = fed.job(
             plain, (3, 5), server_round=server_round,
             shared=Payload(None, start.buffers), personal=Payload(alone),
         )  # fmt: skip
         alone = plain.train(mine).params
-        own = {n.removeprefix("PersonalModel/"): t for n, t in state.items()}
+        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         assert torch.equal(executor.layout.flatten(own), alone)
 
 
@@ -171,6 +183,24 @@ def test_the_printed_step_of_a_scalar(order, v, alpha):
     own = part.stepped(part.begin(shared, {}, state), here, {"w": shared["w"] + 0.2})
     assert float(own["v"]["w"]) == pytest.approx(v, abs=1e-12)
     assert float(own["alpha"]["w"]) == pytest.approx(alpha, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_alpha_0_a_client_trains_and_measures_as_under_averaging_bit_for_bit(kind):
+    data = fed.InMemoryData(test_sizes=fed.SIZES)
+    parts = [{"name": "personal_mixture", "alpha": 0.0, "adaptive": False}]
+    found = []
+    for given in (parts, []):
+        executor = fed.make_executor("mlp", fed.make_procedure(parts=given), data, kind=kind)
+        result = executor.train(fed.job(executor, (3, 5)))
+        job = fed.job(executor, (3, 5), action="evaluate", shared=Payload(result.params[0]),
+                      state=result.state, has_state=(bool(given),) * 2)  # fmt: skip
+        found.append((result, executor.evaluate(job).metrics))
+    (mixed, measured), (plain, received) = found
+    assert torch.equal(mixed.params, plain.params)
+    for name, values in received.items():
+        assert torch.equal(measured[f"own/{name}"], values)
+        assert torch.equal(measured[name], values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -114,6 +114,18 @@ def test_doctor_says_the_same(tmp_path):
             "all parameters are, so the guidance that the strategy sends is of nothing",
         ),
         (
+            {"client": {"parts": [{"name": "alternating"}]}},
+            r"alternating: head_epochs = 1 with local_epochs = 1: no epoch is left",
+        ),
+        (
+            {"client": {"parts": [{"name": "frozen", "tensors": ["outputs"]}]}},
+            r"frozen: tensors: 'outputs' is not a trained tensor .* mean 'output'\?",
+        ),
+        (
+            {"task": {"personal": ["*"]}, "client": {"parts": [{"name": "frozen"}]}},
+            "frozen: tensors = None, with .task. personal: names every trained tensor",
+        ),
+        (
             {"task": {"personal": ["*"]}, "strategy": {"name": "flower:Krum"}},
             "measures updates, and with all parameters .task. personal there are none",
         ),

@@ -47,6 +47,8 @@ WITHOUT = {
     "ditto_two_classes": ["client.parts.personal_model.lr=0.0"],  # the own model never moves
     "apfl_two_classes": ["strategy.alpha=0.0", "strategy.adaptive=false"],  # nothing is mixed in
     "pfedme_two_classes": ["strategy.inner_lr=1e-6"],  # the own model is the shared one
+    "fedrep_two_classes": ["task.personal=[]"],  # one model for all, trained as a whole
+    "fedbabu_two_classes": ["evaluation.finetune.lr=1e-9"],  # the head stays at evaluation, too
     "ef21_two_classes": [  # what is remembered of clients -> nothing
         'strategy={name="fedavg", weighted=false}',
         'client.parts=[{name="top_k", share=0.02, error_feedback=false}]',
@@ -83,6 +85,17 @@ def test_without_its_mechanism_they_do_not(name, tmp_path):
     code, claims = run(name, tmp_path / "run", *WITHOUT[name])
     assert code == 3, claims
     assert not any(claim["holds"] for claim in claims)
+
+
+@pytest.mark.slow
+def test_fedrep_loses_to_one_model_where_clients_are_alike(tmp_path):
+    """The other side of its claim: a head of one's own is learnt from few samples then."""
+    alike = 'partition={kind="iid", clients=20, test_fraction=0.3}'
+    found = []
+    for name, personal in (("own", '["output"]'), ("one", "[]")):
+        _, claims = run("fedrep_two_classes", tmp_path / name, alike, f"task.personal={personal}")
+        found.append(claims[0]["value"])
+    assert found[0] + 0.2 < found[1]
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ class Batches:
         poisoned: Which samples are, and what becomes of them; None when none is.
         draws: What else is drawn for a step's samples, by purpose.
         known: What is known of the slots' samples, see `ClientProcedure.knows`.
+        held_out: Batches of samples that these do not have, which come along; None for none.
 
     Attributes:
         known: See above, `[slots, ...]` by name.
@@ -49,12 +50,13 @@ class Batches:
         poisoned: PoisonedSamples | None = None,
         draws: Mapping[str, Draw] | None = None,
         known: Named | None = None,
+        held_out: "Batches | None" = None,
     ) -> None:
         self.schedule, self.known = schedule, known or {}
         self._features, self._dtype = features, dtype
         self._augmentation, self._noise_shapes = augmentation, noise_shapes
         self._targets = targets[schedule.indices]
-        self._poisoned, self._draws = poisoned, draws or {}
+        self._poisoned, self._draws, self._held_out = poisoned, draws or {}, held_out
         if poisoned is not None:
             self._targets = poisoned.targets(self._targets)
         self._weights = schedule.masks.to(dtype)
@@ -78,12 +80,21 @@ class Batches:
         sample = tuple(features.shape[2:])
         drawn = self.schedule.drawn(self._draws, sample, step, range(len(index)))
         return Batch(
-            features, self._targets[step, :count], self._weights[step, :count], noise, drawn
+            features,
+            self._targets[step, :count],
+            self._weights[step, :count],
+            noise,
+            drawn,
+            self.schedule.epoch(step)[:count],
+            () if self._held_out is None else self._held_out.together(step, count),
         )
 
     def single(self, slot: int, step: int) -> Batch:
-        """Return one slot's samples of one step, without padding."""
-        count = int(self.schedule.counts[slot, step])
+        """Return one slot's samples of one step, without padding.
+
+        Where it has none for this step, some are returned that weigh nothing: few models take none.
+        """
+        count = int(self.schedule.counts[slot, step]) or 2
         place = (step, slot, slice(0, count))
         features = self._gathered(place)
         if self._augmentation is not None:
@@ -95,7 +106,10 @@ class Batches:
         noise = {name: values[0, :count] for name, values in drawn.items()}
         asked = self.schedule.drawn(self._draws, tuple(features.shape[1:]), step, (slot,))
         own = {purpose: values[0, :count] for purpose, values in asked.items()}
-        return Batch(features, self._targets[place], self._weights[place], noise, own)
+        epoch = self.schedule.epoch(step)[slot]
+        beside = () if self._held_out is None else self._held_out.single(slot, step)
+        weights = self._weights[place]
+        return Batch(features, self._targets[place], weights, noise, own, epoch, beside)
 
     def _gathered(self, place: tuple[int | slice, ...]) -> Tensor:
         index = self.schedule.indices[place]

@@ -24,12 +24,17 @@ class Schedule:
         seed: The scenario's seed.
         server_round: The round.
         device: Where indices are wanted.
+        apart: What comes before the purposes of all that is drawn, for a second schedule of the
+            same clients and round.
+        least_steps: Steps that there are even if no client takes so many.
 
     Attributes:
         num_examples: int64 `[slots]`, samples of each client; 0 where it takes no step.
         steps: int64 `[slots]`, steps each client takes.
-        num_steps: Steps of the chunk, the most that any client takes.
+        num_steps: Steps of the chunk, the most that any client takes, or `least_steps`.
         counts: int64 `[slots, num_steps]`, samples per step that are not padding.
+        epochs: int64 `[slots, num_steps]`, which pass over its samples a client is in; 0 where it
+            takes no step.
         seen: int64 `[slots]`, samples over all steps.
         indices: int64 `[num_steps, slots, batch]` on the device, rows of the pool; padding repeats
             a sample.
@@ -46,25 +51,31 @@ class Schedule:
         server_round: int,
         device: torch.device,
         shares: Sequence[float] | None = None,
+        apart: str = "",
+        least_steps: int = 0,
     ) -> None:
-        self._batch, self._device = work.largest_batch, device
+        self._batch, self._device, self._apart = work.largest_batch, device, apart
         self.steps = steps_taken(rows, work, shares)
         trained_on = [len(r) if s else 0 for r, s in zip(rows, self.steps, strict=True)]
         self.num_examples = torch.tensor(trained_on, dtype=torch.int64)
-        self.num_steps = int(self.steps.max(initial=0))
+        self.num_steps = int(self.steps.max(initial=least_steps))
         indices = np.zeros((self.num_steps, len(rows), self._batch), dtype=np.int64)
         self.counts = np.zeros((len(rows), self.num_steps), dtype=np.int64)
+        self.epochs = np.zeros_like(self.counts)
         drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for slot, client in enumerate(client_ids):
             steps = int(self.steps[slot])
             if steps:
                 if client not in drawn:
-                    random = generator(seed, "batches", server_round, client)
+                    random = generator(seed, f"{apart}batches", server_round, client)
                     drawn[client] = _batches(rows[slot], work, steps, random)
                 indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
+                per_epoch, _ = work.batches(len(rows[slot]))
+                self.epochs[slot, :steps] = np.arange(steps) // per_epoch
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
         self.indices = torch.from_numpy(indices).to(device)
         self._counts = torch.from_numpy(self.counts).to(device)
+        self._epochs = torch.from_numpy(self.epochs).to(device)
         position = torch.arange(self._batch, device=device)
         self.masks = position < self._counts.T[:, :, None]
         self._key, self._client_ids = (seed, server_round), client_ids
@@ -87,6 +98,10 @@ class Schedule:
     def samples(self, step: int) -> Tensor:
         """Samples per slot in this step, int64 `[slots]` on the device."""
         return self._counts[:, step]
+
+    def epoch(self, step: int) -> Tensor:
+        """The epoch that each slot is in at this step, int64 `[slots]` on the device."""
+        return self._epochs[:, step]
 
     def noise(
         self, shapes: Mapping[str, tuple[int, ...]], step: int, slots: Sequence[int]
@@ -174,9 +189,41 @@ class Schedule:
         if (purpose, slot) not in self._sources:
             seed, server_round = self._key
             self._sources[purpose, slot] = generator(
-                seed, purpose, server_round, self._client_ids[slot]
+                seed, f"{self._apart}{purpose}", server_round, self._client_ids[slot]
             )
         return self._sources[purpose, slot]
+
+
+def num_held_out(num_examples: int, share: float) -> int:
+    """Return how many of its samples a client holds out: at least two, or none.
+
+    Rounded down.
+
+    Example:
+        >>> [num_held_out(n, 0.2) for n in (4, 9, 10, 55)]
+        [0, 0, 2, 11]
+    """
+    # not a sample less for what only the product's rounding takes away (0.29 * 100 < 29)
+    held = math.floor(share * num_examples * (1 + 1e-12))
+    return held if held > 1 else 0
+
+
+def held_out(
+    rows: np.ndarray, share: float, *, seed: int, client: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part a client's rows: (those that it trains on, those that it holds out), in their order.
+
+    Args:
+        rows: Its rows.
+        share: How much is held out, see `num_held_out`.
+        seed: The scenario's seed.
+        client: The client; the same are held out in every round.
+    """
+    count = num_held_out(len(rows), share)
+    if not count:
+        return rows, rows[:0]
+    order = generator(seed, "held out", client).permutation(len(rows))
+    return rows[np.sort(order[count:])], rows[np.sort(order[:count])]
 
 
 def steps_taken(

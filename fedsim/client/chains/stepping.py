@@ -5,9 +5,11 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.client.freezing import still_rows
 from fedsim.client.procedure import Descent, Named
 
 # (what is changed in place, its factor, the gradient's factor)
@@ -25,18 +27,28 @@ class Stepping(NamedTuple):
         moments: By name, like the tensors; they go on in place. Empty without momentum.
         guidance: The factors by name, like the tensors; empty where none act.
         push: What is added to the gradient in every step by name, like the tensors; empty for none.
+        still: The rows that do not move, by name; None is all of them.
     """
 
     descent: Descent
     moments: Named
     guidance: Named
     push: Mapping[str, Tensor] = MappingProxyType({})
+    still: Mapping[str, Tensor | None] = MappingProxyType({})
 
-    def at(self, step: int) -> "Stepping":
-        """Return what takes a certain step of the round."""
-        if self.descent.factor is None:
-            return self
-        return self._replace(descent=self.descent.at(step))
+    def at(self, step: int, epochs: np.ndarray) -> "Stepping":
+        """Return what takes a certain step of the round.
+
+        Args:
+            step: The step.
+            epochs: The epoch that each client is in then, int64 `[clients]`.
+        """
+        taking = self
+        if self.descent.factor is not None:
+            taking = taking._replace(descent=self.descent.at(step))
+        if self.descent.frozen:
+            taking = taking._replace(still=still_rows(self.descent.frozen, epochs))
+        return taking
 
     def of(self, name: str, tensor: Tensor, gradient: Tensor) -> None:
         """Take the step of one tensor."""
@@ -47,6 +59,16 @@ class Stepping(NamedTuple):
         self._take(name, tensor, partial(_add_product, one, other))
 
     def _take(self, name: str, tensor: Tensor, add: _Adding) -> None:
+        if name not in self.still:
+            self._step(name, tensor, add)
+        elif (rows := self.still[name]) is not None:
+            changed = [tensor, self.moments[name]] if self.descent.momentum else [tensor]
+            before = [each[rows] for each in changed]
+            self._step(name, tensor, add)
+            for each, kept in zip(changed, before, strict=True):
+                each[rows] = kept
+
+    def _step(self, name: str, tensor: Tensor, add: _Adding) -> None:
         eta, decay, momentum = self.descent.step_size, self.descent.decay, self.descent.momentum
         guides_step = self.descent.guides_step
         factors, push = self.guidance.get(name), self.push.get(name)

@@ -27,10 +27,9 @@ from fedsim.client.bound import BoundObjective, GradientFunctions, as_bound
 from fedsim.client.chains.chain import Chain
 from fedsim.client.chains.stepping import Stepping
 from fedsim.client.gradients import SampleLosses
-from fedsim.client.perturbation import Units
+from fedsim.client.perturbation import ByFeatures, Units
 from fedsim.client.procedure import (
     Batch,
-    ByFeatures,
     Carry,
     ClientProcedure,
     Gradient,
@@ -88,7 +87,8 @@ class ChainTraining:
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
                 found, slope = self._slopes(outputs, batch.targets, shares)
-                self.chain.backward(slope, kept, mine, taking.at(step))
+                epochs = schedule.epochs[:active, step]
+                self.chain.backward(slope, kept, mine, taking.at(step, epochs))
                 losses[step, :active] = found[:active]
             if active == 1:
                 for whole, part in ((params, mine), (stepping.moments, moments)):
@@ -137,7 +137,8 @@ class ChainTraining:
             shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
             losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
-            self.chain.backward(slope, kept, params, stepping.at(step))
+            epochs = schedule.epochs[slot : slot + 1, step]
+            self.chain.backward(slope, kept, params, stepping.at(step, epochs))
         return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
     # --- gradients ------------------------------------------------------------------------
@@ -146,7 +147,12 @@ class ChainTraining:
     def gradient(self) -> Gradient:
         """The gradient for a procedure's step, of one client or of several."""
         return GradientFunctions(
-            self._by_params, self._outputs, self._representations, self._by_features, self._units
+            self._by_params,
+            self._outputs,
+            self._representations,
+            self._by_features,
+            self._by_outputs,
+            self._units,
         )
 
     def _by_params(
@@ -196,6 +202,9 @@ class ChainTraining:
             # convolutions leave their own order in memory
             by_features = chain.slope(slope, kept, params).contiguous()
         return ByFeatures(outputs, each.detach(), by_features)
+
+    def _by_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._slope(outputs, batch, None, None)[1]
 
     def _passed(self, chain: Chain, params: Named, batch: Batch) -> tuple[Tensor, list[Any]]:
         """Return (the outputs, what the pass back needs); the batch stays as it is."""

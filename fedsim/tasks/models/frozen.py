@@ -1,11 +1,11 @@
 """Parameters that are not trained. Needs torch alone."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from fedsim.basics.errors import ScenarioError, unknown
+from fedsim.basics.patterns import is_meant
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -27,11 +27,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        chosen = [
-            name
-            for name in parameters
-            if name.startswith(f"{pattern}.") or name == pattern or fnmatchcase(name, pattern)
-        ]
+        chosen = [name for name in parameters if is_meant(pattern, name)]
         if not chosen:
             layers = {name.rpartition(".")[0] for name in parameters} - {""}
             known = [*sorted(layers), *parameters]

@@ -1,11 +1,11 @@
 """Tensors that each client keeps to itself, by name. Needs torch alone."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from fedsim.basics.errors import ScenarioError, unknown
+from fedsim.basics.patterns import is_meant
 from fedsim.basics.tensors import tensors_of
 
 
@@ -33,7 +33,7 @@ def personal_names(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     chosen: set[str] = set()
     for pattern in patterns:
-        named = [name for name in tensors if _names(pattern, name)]
+        named = [name for name in tensors if is_meant(pattern, name)]
         if not named:
             layers = {name.rpartition(".")[0] for name in tensors} - {""}
             known = [*sorted(layers), *tensors]
@@ -49,7 +49,3 @@ def personal_names(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
                 )
             chosen.add(name if parameter is None else first[id(parameter)])
     return tuple(name for name in tensors if name in chosen)
-
-
-def _names(pattern: str, name: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)

@@ -37,7 +37,9 @@ def wrapped(function, rho):
 
     part = SharpnessAware(rho=rho)
     batch = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0), {})
-    found = part.wrapped(GradientFunctions(gradient, None, None, None), part.begin({}, {}, {}))
+    found = part.wrapped(
+        GradientFunctions(gradient, None, None, None, None), part.begin({}, {}, {})
+    )
     return lambda w: found({"w": torch.tensor(w, dtype=torch.float64)}, {}, batch)
 
 
