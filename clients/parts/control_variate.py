@@ -87,11 +87,13 @@ class ControlVariate(ClientPart):
         change: Named = {}
         for name, received in trained.received.items():
             if self._looks_there:
-                change[name] = own["sum"][name] / own["seen"].clamp(min=1) - state[name]
+                gained = own["sum"][name] / own["seen"].clamp(min=1)
+                change[name] = gained.sub_(state[name])
             else:
-                # c_i+ - c_i = (x - y) / (K eta) - c, where c is the correction plus c_i
-                way = (received - trained.params[name]) / torch.where(none, 1, trained.path)
-                change[name] = way - (own["correction"][name] + state[name])
-            change[name] = torch.where(none, torch.zeros_like(change[name]), change[name])
+                # c_i+ - c_i = (x - y) / (K eta) - c, where c is the correction plus c_i; in place,
+                # for fresh memory takes longer to get than to fill
+                way = (received - trained.params[name]).div_(torch.where(none, 1, trained.path))
+                change[name] = way.sub_(own["correction"][name] + state[name])
+            change[name].masked_fill_(none, 0)
         kept = {name: state[name] + changed for name, changed in change.items()}
         return as_sent(CONTROL, change), kept

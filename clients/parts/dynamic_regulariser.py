@@ -48,7 +48,7 @@ class DynamicRegulariser(ClientPart):
         """Carry -(lambda_k + alpha * w_received)."""
         if not self._alpha:
             return {}
-        return {"push": {n: -(state[n] + self._alpha * t) for n, t in received.items()}}
+        return {"push": {n: (state[n] + self._alpha * t).neg_() for n, t in received.items()}}
 
     def gradient(self, grads: Named, here: Here, own: Own) -> tuple[Named, Own]:
         """Add alpha * (w - w_received) - lambda_k."""
@@ -65,6 +65,7 @@ class DynamicRegulariser(ClientPart):
     def finish(self, own: Own, trained: Trained, state: Named) -> tuple[Named, Named]:
         """Keep lambda_k - alpha * (w_k - w_received)."""
         kept = {
-            n: state[n] - self._alpha * (trained.params[n] - t) for n, t in trained.received.items()
+            n: (trained.params[n] - t).mul_(-self._alpha).add_(state[n])
+            for n, t in trained.received.items()
         }
         return {}, kept

@@ -34,7 +34,7 @@ from fedsim.client.chains.training import ChainTraining
 from fedsim.client.compression import compress
 from fedsim.client.evaluation import Evaluation
 from fedsim.client.gradients import Gradients
-from fedsim.client.inputs import Inputs, told
+from fedsim.client.inputs import Inputs
 from fedsim.client.job import (
     ChunkJob,
     ChunkResult,
@@ -47,6 +47,7 @@ from fedsim.client.job import (
 from fedsim.client.local_evaluation import LocalEvaluation
 from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import remembered, stacks
+from fedsim.client.personal_tensors import told
 from fedsim.client.perturbation import Units
 from fedsim.client.procedure import Batch, ClientProcedure
 from fedsim.client.robustness import RobustEvaluation

@@ -1,10 +1,8 @@
 """The inputs of a chunk, laid out for its slots: received tensors, memories, samples, noise."""
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,14 +16,14 @@ from fedsim.client.batching.batches import Batches
 from fedsim.client.batching.dropout import dropout_layers, noise_shapes
 from fedsim.client.batching.poison import Poison, PoisonedSamples
 from fedsim.client.batching.schedule import Schedule, held_out, steps_taken
-from fedsim.client.job import ChunkJob, ChunkResult, ClientArrays
-from fedsim.client.procedure import CLASS_COUNTS, GUIDANCE, ClientProcedure, Named, Work
+from fedsim.client.job import ChunkJob, ClientArrays
+from fedsim.client.personal_tensors import PERSONAL, beside
+from fedsim.client.procedure import CLASS_COUNTS, ClientProcedure, Named, Work
 from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Layout, Rows
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
 _STATISTICS = "buffers."  # what a client's own buffers are called in its memory
-_PERSONAL = "personal."  # likewise its personal parameters and buffers
 
 
 class Inputs:
@@ -113,12 +111,12 @@ class Inputs:
         """
         shared = {} if job.shared.params is None else self.layout.unflatten(job.shared.params)
         personal = {} if job.personal.params is None else self.layout.unflatten(job.personal.params)
-        params = self._stacked(shared, personal, slots)
-        extra = self._stacked(job.shared.extra, job.personal.extra, slots)
+        params = _stacked(self.device, shared, personal, slots)
+        extra = _stacked(self.device, job.shared.extra, job.personal.extra, slots)
         if self.start:
             params |= self._own(job, slots, {s.name for s in self.whole.trainable})
             params = {s.name: params[s.name] for s in self.whole.trainable}
-            extra |= _beside(extra, params, self.start)
+            extra |= beside(extra, params, self.start)
         if views:
             return params, self.received_buffers(job, slots), extra
         if reuse and not personal:  # rows of their own are picked into fresh memory anyway
@@ -137,19 +135,8 @@ class Inputs:
 
     def received_buffers(self, job: ChunkJob, slots: list[int]) -> Named:
         """Return the buffers that each slot received."""
-        stacked = self._stacked(job.shared.buffers, job.personal.buffers, slots)
+        stacked = _stacked(self.device, job.shared.buffers, job.personal.buffers, slots)
         return {n: t.contiguous() for n, t in stacked.items()}
-
-    def _stacked(
-        self, shared: Mapping[str, Tensor], personal: Mapping[str, Tensor], slots: list[int]
-    ) -> Named:
-        """Named tensors with a row per slot; what is shared is laid down once."""
-        rows = {n: t.to(self.device)[slots] for n, t in personal.items()}
-        lead = len(slots)
-        common = {
-            n: t.to(self.device).expand(lead, *t.shape) for n, t in shared.items() if n not in rows
-        }
-        return {**common, **rows}
 
     def batches(
         self, job: ChunkJob, slots: list[int], *, longest_first: bool = False, reuse: bool = False
@@ -263,11 +250,20 @@ class Inputs:
     def state(self, job: ChunkJob, slots: list[int], params: Named) -> Named:
         """Return what each slot remembers; initial memories where a client has none.
 
+        Where all have one it may be the job's own, which nobody may change.
+
         Args:
             job: The chunk.
             slots: Its members in the order wanted.
             params: What they received, `[C, ...]`.
         """
+        if job.state and all(job.has_state) and self.surroundings.kept is None:
+            besides = {_STATISTICS + n for n in self.remembered} | {
+                PERSONAL + n for n in self.start
+            }
+            saved = {n: t.to(self.device) for n, t in job.state.items() if n not in besides}
+            in_order = slots == list(range(len(job.client_ids)))
+            return saved if in_order else {n: t[slots] for n, t in saved.items()}
         first = {n: t.contiguous() for n, t in vmap(self.procedure.initial_state)(params).items()}
         if not job.state:
             return first
@@ -319,7 +315,7 @@ class Inputs:
         if not self.start:
             return sent, extra, {**state, **own}
         trained = {**params, **buffers}
-        own |= {_PERSONAL + name: trained[name].clone() for name in self.start}
+        own |= {PERSONAL + name: trained[name].clone() for name in self.start}
         sent = {name: tensor for name, tensor in sent.items() if name not in self.start}
         # what belongs to a personal tensor stays with the client too
         extra = {n: t for n, t in extra.items() if n.partition(".")[2] not in self.start}
@@ -335,7 +331,7 @@ class Inputs:
         if not job.state:
             return first
         known = torch.tensor([job.has_state[slot] for slot in slots], device=self.device)
-        saved = {n: job.state[_PERSONAL + n].to(self.device)[slots] for n in names}
+        saved = {n: job.state[PERSONAL + n].to(self.device)[slots] for n in names}
         own: Named = select(known, saved, first)
         return own
 
@@ -354,23 +350,6 @@ class Inputs:
         return out
 
 
-def told(result: ChunkResult, personal: Collection[str]) -> ChunkResult:
-    """Return a result with a loss of nan for members whose personal tensors are not finite.
-
-    Args:
-        result: What came of a chunk.
-        personal: Names of the tensors that clients keep to themselves.
-    """
-    if not personal:
-        return result
-    finite = torch.ones(len(result.num_examples), dtype=torch.bool)
-    for name in personal:
-        stack = result.state[_PERSONAL + name]
-        finite &= stack.isfinite().view(len(stack), math.prod(stack.shape[1:])).all(1)
-    loss = torch.where(finite, result.metrics["loss"], torch.nan)
-    return replace(result, metrics={**result.metrics, "loss": loss})
-
-
 def select(condition: Tensor, chosen: Any, other: Any) -> Any:
     """Return rows of `chosen` where the condition `[C]` holds, else of `other`, over trees."""
 
@@ -386,15 +365,14 @@ def _class_counts(rows: list[np.ndarray], targets: np.ndarray, classes: int) -> 
     return torch.tensor(np.array(counts))
 
 
-def _beside(extra: Named, params: Named, personal: Collection[str]) -> Named:
-    """What of a strategy's tensor per parameter goes with personal ones, unknown to it.
-
-    A guidance lets their steps be; anything else, such as a control variate, is 0.
-    """
-    kinds = {name.partition(".")[0] for name in extra if name.partition(".")[2] in params}
-    return {
-        f"{kind}.{name}": torch.full_like(params[name], float(kind == GUIDANCE))
-        for kind in sorted(kinds)
-        for name in params
-        if name in personal
-    }
+def _stacked(
+    device: torch.device,
+    shared: Mapping[str, Tensor],
+    personal: Mapping[str, Tensor],
+    slots: list[int],
+) -> Named:
+    """Named tensors with a row per slot; what is shared is laid down once."""
+    rows = {n: t.to(device)[slots] for n, t in personal.items()}
+    lead = len(slots)
+    common = {n: t.to(device).expand(lead, *t.shape) for n, t in shared.items() if n not in rows}
+    return {**common, **rows}

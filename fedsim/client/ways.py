@@ -58,7 +58,9 @@ def train_together(
                 received = inputs.received(job, slots, views=True)[0]
                 carry = over_clients(procedure.begin, received, {}, sent, memory)
             push = over_clients(procedure.push, carry) if descent.pushes else {}
-            stepping = _stepping(descent, params, sent, memory, push)
+            # moments go on in place, and what a client remembers may be the job's own
+            kept = owned({n: memory[n] for n in params}) if descent.keeps_moments else {}
+            stepping = _stepping(descent, params, sent, kept, push)
             losses = training.descend_together(params, batches, stepping)
             if descent.companion is not None:
                 carry = _accompanied(descent.companion, procedure, carry, training, batches)

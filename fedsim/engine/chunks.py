@@ -19,7 +19,7 @@ from fedsim.engine.client_states import ClientStore
 from fedsim.engine.work import ChunkWork
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.failures import Failure
-from fedsim.messages.layout import Payload
+from fedsim.messages.layout import Payload, rows_at
 from fedsim.messages.replies import Replies
 
 Way = Literal["even", "alike"]
@@ -185,7 +185,7 @@ def stacked(
         params=rows,
         reference=(personal if personal is not None else shared) if trained else None,
         buffers={n: join([r.buffers[n] for r in results]) for n in results[0].buffers},
-        extra={n: join([r.extra[n] for r in results]) for n in results[0].extra},
+        extra=extra_of(cohort, {places: done[places].extra for places in sorted(done)}),
         encoded={n: join([r.encoded[n] for r in results]) for n in results[0].encoded},
         num_examples=join([r.num_examples for r in results]),
         metrics={n: join([r.metrics[n] for r in results]) for n in results[0].metrics},
@@ -197,11 +197,50 @@ def stacked(
     return replies.select(keep, [failures[c] for c in sorted(failures)])
 
 
+def extra_of(
+    cohort: Cohort, parts: Mapping[tuple[int, ...], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Put what clients returned besides together, `[K, ...]` by name in client order.
+
+    Tensors like the model's ("control.NAME") become views of one flat `[K, dim]`, as strategies
+    take them, so that nothing is copied a second time.
+
+    Args:
+        cohort: Who was asked.
+        parts: What the members of chunks returned, by their places.
+    """
+    layout, count = cohort.layout, len(cohort.client_ids)
+    make = torch.empty if sum(map(len, parts)) == count else torch.zeros
+    first = next(iter(parts.values()))
+    whole: dict[str, Tensor] = {}
+    for kind in dict.fromkeys(name.partition(".")[0] for name in first):
+        names = {spec.name: f"{kind}.{spec.name}" for spec in layout.trainable}
+        if names and all(
+            (mine := first.get(names[spec.name])) is not None
+            and (tuple(mine.shape[1:]), mine.dtype) == (spec.shape, layout.dtype)
+            for spec in layout.trainable
+        ):
+            flat = make((count, layout.dim), dtype=layout.dtype)
+            whole |= {names[name]: view for name, view in layout.unflatten(flat).items()}
+    for name, tensor in first.items():
+        if name not in whole:
+            whole[name] = make((count, *tensor.shape[1:]), dtype=tensor.dtype)
+        for places, part in parts.items():
+            rows = rows_at(whole[name], places)
+            if isinstance(rows, Tensor):
+                rows.copy_(part[name])
+            else:
+                whole[name][list(places)] = part[name]
+    return {name: whole[name] for name in first}
+
+
 def keep_memories(store: ClientStore, cohort: Cohort, done: Done, replies: Replies) -> None:
     """Keep the memories of the clients whose replies are admitted, and of nobody else."""
     admitted = set(replies.admit().client_ids.tolist())
     for places, result in done.items():
         members = cohort.client_ids[list(places)].tolist()
         rows = [row for row, client in enumerate(members) if client in admitted]
-        state = {name: stack[rows] for name, stack in result.state.items()}
+        state = dict(result.state)
+        if len(rows) < len(members):
+            state = {name: stack[rows] for name, stack in state.items()}
         store.commit([members[row] for row in rows], state)

@@ -79,7 +79,8 @@ class ClientStore:
     def rows(self, client_ids: Sequence[int]) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
         """Return (stacked memories `[K, ...]`, who has one); nothing is stacked when nobody has.
 
-        Rows of clients without a memory are zero and to be replaced by their initial memory.
+        They are copies, and may be views of one array. Rows of clients without a memory are zero
+        and to be replaced by their initial memory.
         """
         has = tuple(client in self._slots for client in client_ids)
         if not any(has):
@@ -108,7 +109,7 @@ class ClientStore:
             raise ValueError(f"a client's memory holds {fields}, those of others {self._fields}")
         for client in client_ids:
             self._slots.setdefault(client, len(self._slots))
-        self._write(client_ids, self._packed(state, len(client_ids)))
+        self._write(client_ids, self._parts(state, len(client_ids)))
 
     def export(self) -> tuple[list[int], dict[str, Tensor]]:
         """Return (clients in order, stacked memories) for a checkpoint: copies.
@@ -119,10 +120,11 @@ class ClientStore:
             RunError: If the disk has no room for that.
         """
         clients = sorted(self._slots)
-        if not self.spilled:
-            return clients, self.rows(clients)[0]
+        if not clients:
+            return [], {}
+        of = _mapped if self.spilled else _empty
         with _named():
-            stacked = {f.name: _mapped((len(clients), *f.shape), f.dtype) for f in self._fields}
+            stacked = {f.name: of((len(clients), *f.shape), f.dtype) for f in self._fields}
         for span in _spans(len(clients), self._size):
             part = self._unpacked(self._read(clients[span]))
             for name, tensor in part.items():
@@ -147,28 +149,35 @@ class ClientStore:
     def _per_block(self) -> int:
         return max(1, _BLOCK // self._size)
 
-    def _packed(self, state: Mapping[str, Tensor], count: int) -> np.ndarray:
+    def _parts(self, state: Mapping[str, Tensor], count: int) -> list[np.ndarray]:
+        """Return the bytes of each field, `[count, size of the field]`."""
         parts = [state[field.name].detach().cpu().contiguous() for field in self._fields]
         flat = [part.reshape(count, math.prod(part.shape[1:])) for part in parts]
-        packed = [part.view(torch.uint8).numpy() for part in flat]
-        rows = packed[0]
-        if len(packed) > 1 or rows.shape[1] != self._size:
-            rows = np.zeros((count, self._size), dtype=np.uint8)
-            for field, part in zip(self._fields, packed, strict=True):
+        return [part.view(torch.uint8).numpy() for part in flat]
+
+    def _packed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return whole rows made of their fields' bytes."""
+        rows = parts[0]
+        if len(parts) > 1 or rows.shape[1] != self._size:
+            rows = np.zeros((len(rows), self._size), dtype=np.uint8)
+            for field, part in zip(self._fields, parts, strict=True):
                 rows[:, field.place] = part
         return rows.view(self._dtype)[:, 0]
 
     def _unpacked(self, rows: np.ndarray) -> dict[str, Tensor]:
         numbers = torch.from_numpy(_bytes(rows))
-        alone = self._fields[0].place == slice(0, self._size)
-        layout = torch.contiguous_format
         return {
-            name: (numbers if alone else numbers[:, place].clone(memory_format=layout))
-            .reshape(-1)
-            .view(dtype)
-            .reshape(len(rows), *shape)
+            name: self._field_of(numbers, place, dtype).reshape(len(rows), *shape)
             for name, shape, dtype, place in self._fields
         }
+
+    def _field_of(self, numbers: Tensor, place: slice, dtype: torch.dtype) -> Tensor:
+        """Return the numbers of a field of rows of bytes: a view where they lie even."""
+        even = torch.empty((), dtype=dtype).element_size()
+        if place.start % even or self._size % even or place.start == place.stop:
+            apart = numbers[:, place].clone(memory_format=torch.contiguous_format)
+            return apart.reshape(-1).view(dtype)
+        return numbers[:, place].view(dtype)
 
     def _read(self, clients: Sequence[int]) -> np.ndarray:
         slots = self._slots_of(clients)
@@ -183,9 +192,15 @@ class ClientStore:
             assert read == self._size
         return rows
 
-    def _write(self, clients: Sequence[int], rows: np.ndarray) -> None:
+    def _write(self, clients: Sequence[int], parts: Sequence[np.ndarray]) -> None:
         slots = self._slots_of(clients)
         self._grow()
+        if self._size >= _LONG and int(slots.max()) < self._room:
+            for block, mine, places in self._in_memory(slots):
+                for field, part in zip(self._fields, parts, strict=True):
+                    _copy_long(part, mine, _bytes(block)[:, field.place], places)
+            return
+        rows = self._packed(parts)
         for block, mine, places in self._in_memory(slots):
             _copy(rows, mine, block, places)
         with _named():
@@ -243,9 +258,13 @@ def _copy(rows: np.ndarray, places: np.ndarray, to: np.ndarray, at: np.ndarray) 
     if rows.itemsize < _LONG:
         to[at] = rows[places]
         return
-    read, written = _bytes(rows), _bytes(to)
+    _copy_long(_bytes(rows), places, _bytes(to), at)
+
+
+def _copy_long(read: np.ndarray, places: np.ndarray, to: np.ndarray, at: np.ndarray) -> None:
+    """Copy some rows of bytes `[K, size]`, one after another."""
     for place, target in zip(places.tolist(), at.tolist(), strict=True):
-        written[target] = read[place]
+        to[target] = read[place]
 
 
 def _bytes(rows: np.ndarray) -> np.ndarray:
@@ -269,6 +288,11 @@ def _spans(count: int, size: int) -> Iterator[slice]:
     rows = max(1, _MOVED // size)
     for first in range(0, count, rows):
         yield slice(first, min(first + rows, count))
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor in main memory, whatever it holds."""
+    return torch.empty(shape, dtype=dtype)
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from flwr.clientapp import ClientApp
 
+from fedsim.basics.freed_memory import keep_freed_memory
 from fedsim.basics.kernels_in_use import in_use
 from fedsim.engine import life
 from fedsim.engine.pipe import LineName, UnspeakableError, WorkerLine
@@ -112,6 +113,7 @@ class WorkerProcess:
             sign: By which it sees whether the driver's memory can be mapped here.
             line: The driver's pipes, for a worker that sees it.
         """
+        keep_freed_memory()
         self._runner.prepare()
         near = sign is not None and sign.is_seen()
         if near and line is not None:

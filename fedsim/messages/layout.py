@@ -183,6 +183,40 @@ class Layout:
             for spec in self.trainable
         }
 
+    def flat_behind(self, named: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the flat `[n, dim]` whose views by name these tensors are, or None.
+
+        Args:
+            named: All trainable tensors, `[n, *shape]`; as `unflatten` makes them nothing needs to
+                be copied.
+
+        Example:
+            >>> layout = Layout.from_model(nn.Linear(2, 1))
+            >>> named = layout.unflatten(torch.arange(6.0).reshape(2, 3))
+            >>> layout.flat_behind(named)
+            tensor([[0., 1., 2.],
+                    [3., 4., 5.]])
+            >>> layout.flat_behind({n: t.clone() for n, t in named.items()}) is None
+            True
+        """
+        if not self.trainable:
+            return None
+        first = named[self.trainable[0].name]
+        rows, origin = len(first), first.storage_offset()
+        memory = first.untyped_storage().data_ptr()
+        for spec in self.trainable:
+            tensor, place = named[spec.name], self.slices[spec.name]
+            strides = torch.empty(spec.shape, device="meta").stride()
+            if (
+                tensor.untyped_storage().data_ptr() != memory
+                or tensor.dtype != self.dtype
+                or tensor.shape != (rows, *spec.shape)
+                or tensor.stride() != (self.dim, *strides)
+                or tensor.storage_offset() != origin + place.start
+            ):
+                return None
+        return first.as_strided((rows, self.dim), (self.dim, 1), origin)
+
 
 def rows_at(rows: Tensor, places: Sequence[int]) -> Rows:
     """Return views of some rows of `[n, dim]`: one view where they lie together.

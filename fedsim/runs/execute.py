@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
+from fedsim.basics.freed_memory import keep_freed_memory
 from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.basics.locks import one_at_a_time
 from fedsim.basics.threads import pinned_threads
@@ -116,6 +117,7 @@ def _execute(
                 profile.watch(engine, world.plan)
             hooks = [profile.timing(hooks)]
         loop = _loop(world, wrapped, seed, hooks, history, tell)
+        keep_freed_memory()
         with pinned_threads():
             arrays = loop.run(arrays, first_round=first_round)
         recorder.finish(loop.history[-1]["round"] if loop.history else 0, arrays)

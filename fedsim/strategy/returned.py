@@ -11,6 +11,8 @@ from fedsim.messages.replies import Replies
 def returned_rows(replies: Replies, name: str, part: str, layout: Layout) -> Tensor:
     """Return tensors of the model's shapes that clients returned under a name, `[K, dim]`.
 
+    It may be the replies' own memory, which nobody may change.
+
     Args:
         replies: The admitted replies.
         name: The first part of the tensors' names.
@@ -27,7 +29,8 @@ def returned_rows(replies: Replies, name: str, part: str, layout: Layout) -> Ten
     found = {key.removeprefix(start): t for key, t in extra if key.startswith(start)}
     if found.keys() != layout.slices.keys():
         raise RunError(_missing(replies, name, part))
-    return layout.flatten(found)
+    flat = layout.flat_behind(found)
+    return layout.flatten(found) if flat is None else flat
 
 
 def returned_numbers(replies: Replies, name: str, part: str) -> Tensor:

@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.engine.chunks import deal
+from fedsim.engine.chunks import deal, extra_of
+from fedsim.messages.cohort import Cohort
+from fedsim.messages.layout import Layout, Payload
 
 SAMPLES = st.lists(st.integers(0, 2000), min_size=1, max_size=70)
 WAYS = ("even", "alike")
@@ -60,3 +63,33 @@ def test_even_leaves_the_two_that_hold_most_together(samples):
 def test_equal_holders_go_in_client_order_among_unequal_ones():
     assert deal([5, 7, 5, 5], 2, "alike") == [(0, 1), (2, 3)]
     assert deal([5, 7, 5, 5], 2, "even") == [(0, 1), (2, 3)]
+
+
+def test_what_clients_return_like_the_model_is_stacked_into_one_flat_tensor():
+    model = torch.nn.Linear(3, 2)
+    layout = Layout.from_model(model)
+    made = torch.arange(5.0 * layout.dim).reshape(5, layout.dim)
+    named = {f"control.{n}": t for n, t in layout.unflatten(made).items()}
+    named["steps"] = torch.arange(5)
+    ids = np.arange(5)
+    cohort = Cohort(server_round=1, layout=layout, client_ids=ids, shared=Payload(made[0]))
+    for chunks in ([(0, 1, 2), (3, 4)], [(0, 3), (1, 2, 4)]):
+        parts = {p: {n: t[list(p)] for n, t in named.items()} for p in chunks}
+        found = extra_of(cohort, parts)
+        assert list(found) == list(named)
+        assert torch.equal(found["steps"], named["steps"])
+        mine = {n.removeprefix("control."): found[n] for n in named if n != "steps"}
+        flat = layout.flat_behind(mine)
+        assert flat is not None
+        assert torch.equal(flat, made)
+        assert flat.untyped_storage().data_ptr() == mine["weight"].untyped_storage().data_ptr()
+
+
+def test_what_has_other_shapes_than_the_model_is_stacked_by_itself():
+    layout = Layout.from_model(torch.nn.Linear(3, 2))
+    cohort = Cohort(
+        server_round=1, layout=layout, client_ids=np.arange(2), shared=Payload(torch.zeros(8))
+    )
+    odd = {"control.weight": torch.ones(2, 3, 2), "control.bias": torch.ones(2, 2)}
+    found = extra_of(cohort, {(0, 1): odd})
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in odd.items()}
