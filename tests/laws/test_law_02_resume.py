@@ -30,6 +30,7 @@ SCENARIOS = {
     "dropout": {"task": {"model": "mlp_dropout", "hidden": [8]}},
     "batch normalisation": {
         "task": {"model": "cnn_batchnorm"},
+        "evaluation": {"every": 3},
         "participation": {"kind": "uniform", "cohort_size": 2},
     },
     "a strategy of Flower's with moments": {"strategy": {"name": "flower:FedAdam", "eta": 0.05}},
@@ -72,6 +73,7 @@ SCENARIOS = {
             "message_loss": 0.3,
         },
         "topology": {"kind": "regular", "degree": 3, "every": 2},
+        "evaluation": {"every": 3},
         "participation": {"kind": "bernoulli", "rate": 0.8},
     },
     "output layers that clients keep": {
