@@ -373,6 +373,83 @@ def test_the_mixture_equals_the_oracle_over_many_rounds(adaptive):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
 
 
+# section (f) of the specification: errors of the shared model, of the private one, of mixtures with
+# alpha 0.25 and 0.5 and with a trained alpha, and where that ends on average
+TABLE = {
+    0.0: ("0.018", "4.15", "0.51", "1.37", "0.085", "0.04"),
+    0.1: ("0.226", "4.20", "0.60", "1.43", "0.303", "0.05"),
+    0.3: ("1.86", "4.66", "1.34", "1.95", "2.03", "0.18"),
+    0.6: ("7.37", "6.22", "3.82", "3.73", "6.48", "0.45"),
+    1.0: ("20.4", "9.93", "9.71", "7.97", "14.6", "0.61"),
+}
+
+
+class SpecifiedRegressions(Regressions):
+    """The same, drawn client by client, with 200 noiseless test samples each."""
+
+    def __init__(self, apart):
+        draw = np.random.default_rng(0)
+        self.weights = draw.normal(size=20) + apart * draw.normal(size=(20, 20))
+        drawn = [[draw.normal(size=size) for size in ((15, 20), 15, (200, 20))] for _ in range(20)]
+        self.features, noise, self.test_features = map(np.stack, zip(*drawn, strict=True))
+        self.targets = np.einsum("cnd,cd->cn", self.features, self.weights) + 0.5 * noise
+
+    def error(self, models):
+        off = np.einsum("cnd,cd->cn", self.test_features, models - self.weights)
+        return float((off**2).mean())
+
+
+def row_of_the_table(apart, mixed):
+    """The row; `mixed(data, alpha, adaptive)` gives (mixtures, shared model, mean alpha)."""
+    data = SpecifiedRegressions(apart)
+    fixed = {alpha: mixed(data, alpha, False) for alpha in (1.0, 0.25, 0.5)}
+    trained = mixed(data, 0.5, True)
+    errors = [data.error(models) for models, _, _ in (*fixed.values(), trained)]
+    return [data.error(np.tile(fixed[0.25][1], (20, 1))), *errors, trained[2]]
+
+
+def assert_printed(found, printed):
+    """All printed digits but the last one's rounding: one of the values ends on a half."""
+    for value, text in zip(found, printed, strict=True):
+        last = 10.0 ** -len(text.partition(".")[2])
+        assert value == pytest.approx(float(text), abs=0.51 * last), (found, printed)
+
+
+@pytest.mark.parametrize("apart", TABLE)
+def test_the_oracle_gives_the_specifications_table(apart):
+    def mixed(data, alpha, adaptive):
+        """All clients at once: every step is linear in rows of their own."""
+        grams = np.einsum("cnd,cne->cde", data.features, data.features) / 15
+        aims = np.einsum("cnd,cn->cd", data.features, data.targets) / 15
+
+        def slope(models, *_):
+            return np.einsum("cde,ce->cd", grams, models) - aims
+
+        shared, own, alphas = np.zeros(20), np.zeros((20, 20)), np.full(20, alpha)
+        for _ in range(150):
+            each = np.tile(shared, (20, 1))
+            for _ in range(10):
+                toward = slope(alphas[:, None] * own + (1 - alphas[:, None]) * each)
+                gain = ((own - each) * toward).sum(axis=1)
+                each = each - 0.02 * slope(each)
+                own = own - 0.02 * alphas[:, None] * toward
+                alphas = np.clip(alphas - 0.02 * gain, 0, 1) if adaptive else alphas
+            shared = each.mean(axis=0)
+        return alphas[:, None] * own + (1 - alphas[:, None]) * shared, shared, alphas.mean()
+
+    assert_printed(row_of_the_table(apart, mixed), TABLE[apart])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", TABLE)
+def test_the_engine_gives_the_specifications_table(apart):
+    def mixed(data, alpha, adaptive):
+        lr = {"alpha_lr": 0.01} if adaptive else {}  # of the loss that is twice as large
+        return mixtures(data, alpha=alpha, adaptive=adaptive, **lr)
+
+    assert_printed(row_of_the_table(apart, mixed), TABLE[apart])
+
+
 def test_a_mixture_is_better_than_either_model_where_clients_are_apart_and_few_samples_each():
     apart, alike = Regressions(0.6), Regressions(0.0)
     mixed, shared, _ = mixtures(apart, alpha=0.25, adaptive=False, rounds=80)
