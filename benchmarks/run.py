@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ from benchmarks.contest import (
     turn_length,
 )
 from benchmarks.workloads import (
+    AGREEMENT,
+    ALGORITHMS,
     ASIDE,
     CONTESTS,
     FAMILIES,
     KERNELS,
     LOSS_TOLERANCE,
+    PEERS,
     PYTHON,
     REFERENCE,
     SYSTEMS,
@@ -48,6 +52,7 @@ from benchmarks.workloads import (
 
 HERE = Path(__file__).parent
 SAME_COHORT = 20  # clients of the check, all of whom take part
+SHARE = 200  # samples of each of them
 SCALING = (  # what varies, and the workloads: fedsim inline
     ("N", [("logistic", {}, n, 20) for n in (100, 1_000, 10_000, 100_000, 1_000_000)]),
     ("K", [("logistic", {}, 10_000, k) for k in (5, 20, 100, 500)]),
@@ -110,6 +115,42 @@ class Bench:
                 entrant.end()
         except Fallen as error:
             self._fallen(workload, name, error)
+
+    def agree(self, workloads: Sequence[str], names: Sequence[str]) -> None:
+        """Hold the systems that run an algorithm to one model, in float64.
+
+        All clients take part and take whole shares for batches, so that nothing is drawn. Of
+        Ditto the shared model is compared, not the clients' own.
+        """
+        for name in workloads:
+            asked = [s for s in self._there(names) if s in (ALGORITHMS[name].systems or ())]
+            work = replace(ALGORITHMS[name], clients=SAME_COHORT, cohort=SAME_COHORT)
+            log(f"agreement {name}: {', '.join(asked)}")
+            found: dict[str, dict[str, np.ndarray]] = {}
+            for system in asked:
+                saved = self._models / f"agreement-{name}-{system}.npz"
+                try:
+                    whole = {"batch": SHARE, "epochs": 2, "dtype": "float64"}
+                    entrant = self._enter(f"agreement-{name}", work, system, exact=whole)
+                    try:
+                        entrant.turn(WARM_UP, saved)
+                    finally:
+                        entrant.end()
+                except Fallen as error:
+                    self._fallen(name, system, error)
+                    continue
+                with np.load(saved) as file:
+                    found[system] = {n: np.array(file[n]) for n in file.files}
+            for system in asked[1:]:
+                if {asked[0], system} <= found.keys():
+                    apart = difference(found[asked[0]], found[system])
+                    self._record(
+                        {
+                            "kind": "agreement", "workload": name, "system": system,
+                            "reference": asked[0], "difference": apart, "bound": AGREEMENT,
+                            "rounds": WARM_UP,
+                        }
+                    )  # fmt: skip
 
     def contest(self, workloads: Sequence[str], names: Sequence[str]) -> None:
         """Start every system on every workload, then let them take turns."""
@@ -221,11 +262,22 @@ class Bench:
         return [name for name in names if SYSTEMS[name].environment in self._pythons]
 
     def _enter(
-        self, workload: str, work: Workload, name: str, more: Mapping[str, Any] | None = None
+        self,
+        workload: str,
+        work: Workload,
+        name: str,
+        more: Mapping[str, Any] | None = None,
+        exact: Mapping[str, Any] | None = None,
     ) -> Entrant:
         system = SYSTEMS[name]
         place = self._cache / "pools" / work.pool
-        arguments = {**work.arguments(), "pool": str(place), **system.arguments, **(more or {})}
+        arguments = {
+            **work.arguments(),
+            "pool": str(place),
+            **system.arguments,
+            **(more or {}),
+            **(exact or {}),
+        }
         if more is None:
             arguments["initial"] = str(self._models / f"{work.model}.npz")
         family = name.partition("-")[0]
@@ -256,6 +308,13 @@ class Bench:
     def _fallen(self, workload: str, name: str, error: Fallen) -> None:
         log(f"  {workload} {name} fell: {error}")
         self._record({"kind": "fallen", "workload": workload, "system": name, "reason": str(error)})
+
+
+def difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
+    """Return by how much two models differ at most, divided by the largest number of the first."""
+    largest = np.max([np.abs(tensor).max() for tensor in one.values()])
+    apart = [np.abs(tensor - other[name]).max() for name, tensor in one.items()]
+    return float(np.max(apart) / largest)  # nan where one of them is
 
 
 def _one_thread(family: str) -> dict[str, str]:
@@ -345,7 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench.install(options.rows)
             timed = [w for w in WORKLOADS if w in options.only]
             if not options.no_check:
-                bench.check(timed, options.rows)
+                bench.check([w for w in timed if w in PEERS], options.rows)
+                bench.agree([w for w in timed if w in ALGORITHMS], options.rows)
             for contest in CONTESTS:
                 if chosen := [w for w in contest if w in timed]:
                     bench.contest(chosen, options.rows)

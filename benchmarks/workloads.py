@@ -11,7 +11,7 @@ RAY = ("fedsim-ray1", "fedsim-ray2")  # a target is for the best of these rows
 
 @dataclass(frozen=True)
 class Workload:
-    """One epoch of SGD (batches of 20, step 0.1) per client and round, FedAvg, no evaluation.
+    """One epoch of SGD (batches of 20, step 0.1) per client and round, no evaluation.
 
     Attributes:
         title: What it is, for the report.
@@ -20,6 +20,8 @@ class Workload:
         cohort: K, per round.
         pool: Which pool the clients share.
         systems: Who runs it; None is everybody.
+        strategy: A scenario's `[strategy]`, with every hyperparameter that a peer needs to know.
+        gradients: How often a step of its clients takes a gradient.
     """
 
     title: str
@@ -28,11 +30,16 @@ class Workload:
     cohort: int = 20
     pool: str = "equal"
     systems: tuple[str, ...] | None = None
+    strategy: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({"name": "fedavg"})
+    )
+    gradients: int = 1
 
     def arguments(self) -> dict[str, Any]:
         """Return what a system's script is told of it."""
         numbers = {"model": self.model, "clients": self.clients, "cohort": self.cohort}
-        return {**numbers, "batch": 20, "lr": 0.1}
+        training = {"batch": 20, "epochs": 1, "lr": 0.1, "dtype": "float32"}
+        return {**numbers, **training, "strategy": dict(self.strategy)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,25 @@ class Target:
     sense: Literal["at least", "at most"] = "at least"
 
 
-WORKLOADS = {
+ONE_CORE = ("fedsim-inline", "flower-1")  # who runs other algorithms than FedAvg: ours, Flower
+
+
+def _algorithm(title: str, name: str, gradients: int = 1, **settings: float) -> Workload:
+    """An algorithm on W2's model, data and cohort."""
+    table = MappingProxyType({"name": name, **settings})
+    return Workload(title, "mlp", systems=ONE_CORE, strategy=table, gradients=gradients)
+
+
+BASELINE = "W2-fedavg"  # what other algorithms' time is divided by
+ALGORITHMS = {
+    BASELINE: _algorithm("FedAvg", "fedavg"),
+    "W2-fedprox": _algorithm("FedProx", "fedprox", mu=0.1),
+    "W2-fednova": _algorithm("FedNova", "fednova"),
+    "W2-scaffold": _algorithm("SCAFFOLD, option II", "scaffold"),
+    "W2-feddyn": _algorithm("FedDyn", "feddyn", alpha=0.01),
+    "W2-ditto": _algorithm("Ditto", "ditto", 2, strength=0.1),
+}
+PEERS = {
     "W1": Workload("logistic regression, N = 100, K = 20", "logistic"),
     "W2": Workload("MLP 784-200-200-10, N = 100, K = 20", "mlp"),
     "W3": Workload("CNN 16-32-64, N = 100, K = 20", "cnn"),
@@ -84,7 +109,10 @@ WORKLOADS = {
         "MLP, N = 100, K = 20, log-normal sizes of 20 to 2,000", "mlp", pool="lognormal"
     ),
 }  # fmt: skip
-CONTESTS = (("W1",), ("W2",), ("W3",), ("W4", "W5"), ("W7",))  # what is interleaved with what
+WORKLOADS = {**PEERS, **ALGORITHMS}
+CONTESTS = (  # what is interleaved with what
+    ("W1",), ("W2",), ("W3",), ("W4", "W5"), ("W7",), tuple(ALGORITHMS),
+)  # fmt: skip
 
 SYSTEMS = {
     "fedsim-inline": System(
@@ -110,6 +138,9 @@ SYSTEMS = {
     "flower": System(
         "Flower simulation, 2 workers", "flower_sim.py", "flower", arguments={"workers": 2}
     ),
+    "flower-1": System(
+        "Flower simulation, 1 worker", "flower_sim.py", "flower", arguments={"workers": 1}
+    ),
     "pfl-1": System("pfl-research, 1 thread", "pfl_research.py", "pfl", arguments={"threads": 1}),
     "pfl-2": System("pfl-research, 2 threads", "pfl_research.py", "pfl", arguments={"threads": 2}),
     "fedjax": System("FedJAX", "fedjax_sim.py", "fedjax"),
@@ -117,7 +148,7 @@ SYSTEMS = {
 }  # fmt: skip
 FAMILIES = {  # what a user names with --systems; the first row of each stands for it in the check
     "fedsim": ("fedsim-inline", *RAY),
-    "flower": ("flower",),
+    "flower": ("flower", "flower-1"),
     "pfl": ("pfl-1", "pfl-2"),
     "fedjax": ("fedjax",),
     "torch": ("torch",),
@@ -140,10 +171,17 @@ TARGETS = (
     Target(("W6", ("flag",)), ("W6", ("gram",)), 3, "at most"),
     Target(("W6", ("fedld",)), ("W6", ("gram",)), 3, "at most"),
     Target(("W6", ("median",)), ("W6", ("sort",)), 3, "at most"),
+    *(
+        Target((name, ONE_CORE[:1]), (BASELINE, ONE_CORE[:1]), 1.25 * work.gradients, "at most")
+        for name, work in ALGORITHMS.items()
+        if name != BASELINE
+    ),
+    *(Target((name, ONE_CORE[1:]), (name, ONE_CORE[:1]), 3) for name in ALGORITHMS),
 )
 BYTES_PER_CLIENT = 200  # of a registered client, W5 beside W4
 KERNELS = ("gram", "flag", "fedld", "sort", "median")  # W6
 LOSS_TOLERANCE = 0.10  # of the reference's loss
+AGREEMENT = 1e-9  # of a model's largest number: how far two systems' may be apart in float64
 DRAWN_TOLERANCE = 0.01  # nats; cohorts that differ leave what is nearly learned at other losses
 REFERENCE = "torch"  # whose loss the others are held to
 PYTHON = sys.executable

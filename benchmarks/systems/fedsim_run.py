@@ -38,12 +38,17 @@ def scenario(work: dict[str, Any]) -> str:
     shared = work["clients"] > pool.SHARES
     data = {"name": pool.SHARED} if shared else {"name": "benchmarks.pool:load"}
     tables: dict[str, dict[str, Any]] = {
-        "task": {"model": work["model"], **work.get("task", {})},
+        "task": {"model": work["model"], "dtype": work["dtype"], **work.get("task", {})},
         "data": {**data, "path": work["pool"], **({} if shared else {"clients": work["clients"]})},
         "partition": {"kind": "natural", **({"clients": work["clients"]} if shared else {})},
         "participation": {"kind": "uniform", "cohort_size": work["cohort"]},
-        "strategy": {"name": "fedavg"},
-        "client": {"name": "local_sgd", "local_lr": work["lr"], "batch_size": work["batch"]},
+        "strategy": work["strategy"],
+        "client": {
+            "name": "local_sgd",
+            "local_lr": work["lr"],
+            "local_epochs": work["epochs"],
+            "batch_size": work["batch"],
+        },
         "evaluation": {"every": FOREVER},
         "engine": work["engine"],
     }

@@ -1,4 +1,4 @@
-"""Flower's own simulation: `run_simulation` with Ray, a plain ClientApp and Flower's FedAvg.
+"""Flower's own simulation: `run_simulation` with Ray, a plain ClientApp, Flower's own strategies.
 
 Two actors with one CPU each, data resident in them; evaluation is off. The hook after each round is
 the strategy's `evaluate_fn`, which measures nothing.
@@ -16,9 +16,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 import torch
 import torch_models
 from flower_client import WORKLOAD, app
+from flower_strategies import strategy
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 FOREVER = 10**9
@@ -35,6 +35,7 @@ def main() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     model = torch_models.make(work["model"], baton.initial(work))
+    model.to(getattr(torch, work["dtype"]))
     turns = baton.Baton(
         flwr=version("flwr"), ray=version("ray"), torch=torch.__version__, workers=work["workers"]
     )
@@ -51,13 +52,15 @@ def main() -> None:
             ):
                 raise Done
 
-        strategy = FedAvg(
+        server_side = strategy(
+            work["strategy"],
+            work["clients"],
             fraction_train=work["cohort"] / work["clients"],
             fraction_evaluate=0.0,
             min_available_nodes=work["clients"],
             min_train_nodes=work["cohort"],
         )
-        strategy.start(
+        server_side.start(
             grid=grid,
             initial_arrays=ArrayRecord(model.state_dict()),
             num_rounds=FOREVER,

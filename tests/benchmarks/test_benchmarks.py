@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from benchmarks import contest, report
 from benchmarks.contest import Entrant, Fallen, passes, turn_length
+from benchmarks.run import difference
 from benchmarks.statistics import Interval, median_interval, met, paired_ratio
-from benchmarks.workloads import FAMILIES, SYSTEMS, TARGETS, WORKLOADS
+from benchmarks.workloads import (
+    AGREEMENT,
+    ALGORITHMS,
+    BASELINE,
+    FAMILIES,
+    ONE_CORE,
+    SYSTEMS,
+    TARGETS,
+    WORKLOADS,
+)
 
 times = st.lists(st.floats(0.001, 1000), min_size=1, max_size=12)
 
@@ -164,3 +174,75 @@ def test_cohorts_that_differ_may_leave_what_is_nearly_learned_at_other_losses(tm
     nearly = {"torch": 0.005, "flower": 0.009}
     assert "**differs" not in written(tmp_path, **nearly, **{"fedsim-ray2": 0.014})
     assert "**differs" in written(tmp_path, **nearly, **{"fedsim-ray2": 0.016})
+
+
+def of_algorithms(apart):
+    """A log in which SCAFFOLD takes 1.2 times FedAvg's time, and Flower 5 times fedsim's."""
+    yield next(lines())
+    for name, seconds in ((BASELINE, 0.1), ("W2-scaffold", 0.12)):
+        for system, times in zip(ONE_CORE, (1, 5), strict=True):
+            each = {"workload": name, "system": system}
+            yield {"kind": "start", **each, "start_s": 1.0, "first_s": 1.0}
+            for repeat in range(2):
+                memory = {"all_pss": 2**20}
+                turn = {"repeat": repeat, "rounds": 10, "seconds": 10 * seconds * times}
+                yield {"kind": "turn", **each, **turn, "memory": memory}
+    yield {
+        "kind": "agreement", "workload": "W2-scaffold", "system": ONE_CORE[1],
+        "reference": ONE_CORE[0], "difference": apart, "bound": AGREEMENT, "rounds": 10,
+    }  # fmt: skip
+
+
+def written_of_algorithms(tmp_path, apart):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("\n".join(map(json.dumps, of_algorithms(apart))))
+    report.write(raw, tmp_path)
+    return (tmp_path / "benchmarks.md").read_text()
+
+
+def test_other_algorithms_stand_beside_fedavg_and_flower(tmp_path):
+    text = written_of_algorithms(tmp_path, 1e-14)
+    inline, flower = (SYSTEMS[system].title for system in ONE_CORE)
+    held = "1.20 | 1.20 to 1.20 | at most 1.25 | yes |"
+    assert f"| W2-scaffold / {BASELINE} | {inline} | {inline} | {held}" in text
+    assert f"| W2-scaffold | {flower} | {inline} | 5.00 | 5.00 to 5.00 | at least 3 | yes |" in text
+    assert "| SCAFFOLD, option II | 1 | 120.0 | 1.20 (1.20 to 1.20) |" in text
+
+
+@pytest.mark.parametrize("apart", [1e-3, float("nan")])
+def test_algorithms_whose_models_are_apart_meet_no_target(tmp_path, apart):
+    text = written_of_algorithms(tmp_path, apart)
+    assert "W2-scaffold |" not in text
+    assert f"| {BASELINE} | " in text
+
+
+def test_the_difference_of_two_models_is_measured_by_the_largest_number():
+    one = {"w": np.array([4.0, -8.0]), "b": np.array([0.5])}
+    assert difference(one, {"w": np.array([4.0, -8.0]), "b": np.array([0.25])}) == 0.25 / 8
+    assert np.isnan(difference(one, {"w": one["w"], "b": np.array([np.nan])}))
+
+
+ASKED = """
+import sys
+sys.path.insert(0, {folder!r})
+from flower_algorithms import LOCAL
+from flower_strategies import strategy
+for table in {tables!r}:
+    print(table["name"] in LOCAL, type(strategy(table, 4, fraction_evaluate=0.0)).__name__)
+"""
+
+
+def test_every_algorithm_has_a_client_and_a_server_at_flower():
+    tables = [dict(work.strategy) for work in ALGORITHMS.values()]
+    script = ASKED.format(folder=str(contest.SYSTEMS_FOLDER), tables=tables)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        "True FedAvg",
+        "True FedProx",
+        "True FedNova",
+        "True Scaffold",
+        "True FedDyn",
+        "True FedAvg",
+    ]
