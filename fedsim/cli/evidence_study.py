@@ -77,9 +77,11 @@ def _declared(asked: EvidenceAsked) -> list[Declaration | Benchmark]:
     """The studies that are asked for, read and checked."""
     kind = _kind(asked)
     names = asked.studies or list(shipped(kind))
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    paths = [find(name) for name in names]
+    stems = [path.stem for path in paths]  # what a study is called on the page
+    if twice := next((name for name in stems if stems.count(name) > 1), None):
         raise ScenarioError(f"{twice}: is there twice")
-    return [read_study(find(name))._replace(data=asked.data) for name in names]
+    return [read_study(path)._replace(data=asked.data) for path in paths]
 
 
 def _kind(asked: EvidenceAsked) -> Kind:
@@ -134,8 +136,7 @@ def _benchmarks(
             gather_benchmark(each, asked.out, seeds=asked.seeds, pool=pool, expect=progress.expect)
         )
     documents = [benchmark_document(each) for each in found]
-    beside = _place(asked, "benchmark")
-    pictures = {each.name: f"{beside.stem}_{each.name}.png" for each in declared}
+    pictures = {each.name: f"{each.name}.png" for each in declared}
     place = _written(benchmark_page(found, _under(), pictures), documents, asked, "benchmark")
     for one in found:
         picture = place.parent / pictures[one.declared.name]
@@ -143,7 +144,7 @@ def _benchmarks(
             draw_benchmark(one, picture)
     rows = [
         [each["name"], setting["setting"], row["arm"], number(row["mean"]["mean"]),
-         number(row["minus"]["mean"], sign=True), "*" if row["best"] else ""]
+         number(row["minus"][each["baselines"][0]]["mean"], sign=True), "*" if row["best"] else ""]
         for each in documents for setting in each["settings"] for row in setting["rows"]
     ]  # fmt: skip
     head = ["study", "setting", "arm", "mean", "minus baseline", "best"]

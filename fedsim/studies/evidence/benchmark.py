@@ -104,6 +104,15 @@ class SettingScores:
         less = is_error(self.declared.metric_of(self.declared.arms[arm]))
         return (high < 0) if less else (low > 0)
 
+    def same(self, other: int) -> set[int]:
+        """Return the arms that have the values of another one, as those tuned to be the same."""
+        values = self.scores[other].clients
+        return {
+            place
+            for place, scores in enumerate(self.scores)
+            if place != other and list(scores.clients) == list(values)
+        }
+
     def best(self, values: Callable[[Scores], Sequence[float] | None]) -> set[int]:
         """Return the federated arm of the best mean and all that do not differ from it.
 
@@ -191,9 +200,10 @@ def gather_benchmark(
             for arm, one in zip(declared.arms, tuned, strict=True)
         ]
         cells = cells_of(variants, chosen, study)
-        there = sum(cell.finished for cell in cells)
-        expect(len(cells) - there, there)
-        pool.run([cell for cell in cells if not cell.finished])
+        folders = {cell.folder: cell.finished for cell in cells}
+        expect(len(folders) - sum(folders.values()), sum(folders.values()))
+        # arms that chose the same settings of one scenario share their runs
+        pool.run(list({cell.folder: cell for cell in cells if not cell.finished}.values()))
         scores = [
             _scores(declared, arm, [cell for cell in cells if cell.variant == place])
             for place, arm in enumerate(declared.arms)

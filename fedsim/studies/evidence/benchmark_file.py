@@ -86,7 +86,7 @@ class _BenchmarkDocument(EvidenceTable):
     remark: str = ""
     scenario: str
     set: list[str] = Field(default=[])
-    baseline: str
+    baselines: list[str] = Field(min_length=1)
     metric: str = "local/accuracy_mean"
     shared: str | None = "test/accuracy"
     seeds: int = Field(default=10, ge=2)
@@ -102,8 +102,11 @@ class _BenchmarkDocument(EvidenceTable):
         if len(set(names)) < len(names):
             raise ValueError("arms: a name is there twice")
         federated = [arm.name for arm in self.arms if arm.reference is None]
-        if self.baseline not in federated:
-            raise ValueError(f"baseline: {unknown(self.baseline, 'a federated arm', federated)}")
+        for name in self.baselines:
+            if name not in federated:
+                raise ValueError(f"baselines: {unknown(name, 'a federated arm', federated)}")
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError("baselines: a name is there twice")
         references = [arm.reference for arm in self.arms if arm.reference is not None]
         if twice := next((each for each in references if references.count(each) > 1), None):
             raise ValueError(f"arms: reference = '{twice}' is there twice")
@@ -141,9 +144,10 @@ class Benchmark(NamedTuple):
         return self.document.arms
 
     @property
-    def baseline(self) -> int:
-        """The place of the arm that others are held against."""
-        return [arm.name for arm in self.arms].index(self.document.baseline)
+    def baselines(self) -> Sequence[int]:
+        """The places of the arms that others are held against, in the order of the file."""
+        names = [arm.name for arm in self.arms]
+        return [names.index(name) for name in self.document.baselines]
 
     def reference(self, name: str) -> int | None:
         """Return the place of a reference arm, None without one."""
@@ -228,15 +232,23 @@ def read(content: StudyContent) -> Benchmark:
             for arm, variant in zip(declared.arms, made, strict=True):
                 if arm.reference == LOCAL:
                     arm_of(variant.scenario, LOCAL)
-            refuse_equal(
-                [each for each, arm in zip(made, declared.arms, strict=True) if not arm.reference]
-            )
+            _refuse_equal(declared.arms, made)
             for arm in declared.arms if number == 0 else ():
                 for more in _one_key_at_a_time((*declared.common(), *declared.own(arm))):
                     declared.federated(setting, arm, more)
         except ScenarioError as error:
             raise ScenarioError(f"{path}: {setting.title}: {error}") from error
     return declared._replace(sha256=sha256_with_code(raw, declared.scenarios()))
+
+
+def _refuse_equal(arms: Sequence[BenchmarkArm], made: Sequence[Variant]) -> None:
+    """Refuse federated arms that are the same scenario and try the same values."""
+    groups: dict[tuple[str, ...], list[Variant]] = {}
+    for arm, variant in zip(arms, made, strict=True):
+        if arm.reference is None:
+            groups.setdefault(tuple(arm.grid), []).append(variant)
+    for each in groups.values():
+        refuse_equal(each)
 
 
 def _check_metrics(declared: Benchmark) -> None:

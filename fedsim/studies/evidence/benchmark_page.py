@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedsim.runs.arms import LOCAL
+from fedsim.studies.cells.variants import Axis
 from fedsim.studies.comparison.intervals import LEVEL, Mean
 from fedsim.studies.evidence.benchmark import BenchmarkResult, SettingScores
 from fedsim.studies.evidence.benchmark_file import BenchmarkArm
@@ -19,11 +20,11 @@ the shared model, or the client's own where the method gives it one. Every clien
 value of a run is the mean over the last tenth of its rounds; every seed redraws held-out samples,
 partition, participation and initial model, alike for all arms.
 
-**Tuned alike.** In every setting all arms try the same values of the keys that they share, and each
-federated method some values of one key of its own; a value of 0 switches most methods off and makes
-them FedAvg, or each client alone. The best is chosen by the same metric on samples that the clients
-keep back, with seeds apart from those reported. A grid grows while a best lies on its edge; the
-ends of what a key may be, such as 0, are no edges.
+**Tuned alike.** In every setting all arms try the same values of the keys that they share, and
+those of a key of its own where an arm has one; 0 switches most methods off and makes them FedAvg,
+or each client alone. The best is chosen by the same metric on samples that the clients keep back,
+with seeds apart from those reported. A grid grows while a best lies on its edge; the ends of what a
+key may be, such as 0, are no edges.
 
 **How to read it.** Brackets are 95 % t-intervals over seeds, for differences those of the paired
 differences. The best federated method of a column is bold, and with it all whose paired interval to
@@ -33,6 +34,13 @@ one hand, trained as much. The **gap closed** is (method - alone) / (one hand - 
 Fieller's interval, which is left out where the two may be equal. A run that breaks off counts as
 the study says.
 """
+
+_VERDICTS = _BETTER, _WORSE, _UNKNOWN, _SAME = (
+    "better",
+    "worse",
+    "not told apart",
+    "the same in every seed",
+)
 
 
 def benchmark_page(
@@ -45,7 +53,7 @@ def benchmark_page(
         versions: What they ran under, in words.
         pictures: Their pictures' paths as the page names them, by study.
     """
-    parts = [_HEAD, f"Run under {versions}.\n"]
+    parts = [_HEAD, f"Run under {versions}.\n", *_overview(found)]
     for each in found:
         parts += _benchmark(each, pictures.get(each.declared.name))
     return "\n".join(parts).rstrip() + "\n"
@@ -65,19 +73,58 @@ def _benchmark(found: BenchmarkResult, picture: str | None) -> list[str]:
     if picture is not None:
         lines += [f"![{document.title}: means and worst tenths with intervals]({picture})", ""]
     lines += ["### What it shows", "", *_reading(found), ""]
-    lines += _clients(found) + _differences(found) + _worst(found)
-    return lines + _gaps(found) + _shared(found) + _chosen(found)
+    lines += _clients(found)
+    for baseline in declared.baselines:
+        lines += _differences(found, baseline)
+    return lines + _worst(found) + _gaps(found) + _shared(found) + _chosen(found)
+
+
+def _overview(found: Sequence[BenchmarkResult]) -> list[str]:
+    """How often each method is better or worse than the baseline and than each client alone."""
+    names = dict.fromkeys(
+        arm.name for each in found for arm in each.declared.arms if arm.reference is None
+    )
+    settings = [(each.declared, one) for each in found for one in each.settings]
+    rows = []
+    for name in names:
+        verdicts: tuple[list[str], list[str]] = ([], [])
+        for declared, one in settings:
+            place = next((at for at, arm in enumerate(declared.arms) if arm.name == name), None)
+            others = (declared.baselines[0], declared.reference(LOCAL))
+            for said, other in zip(verdicts, others, strict=True):
+                if place is not None and other is not None and place != other:
+                    said.append(_verdict(one, place, other))
+        rows.append([name, *map(_counted, verdicts)])
+    baselines = dict.fromkeys(each.declared.document.baselines[0] for each in found)
+    head = ["method", f"against {_listed(list(baselines))}", "against each client alone"]
+    return [
+        "## All settings in one table", "",
+        "In how many settings a method is better or worse, by the paired interval.", "",
+        *table(head, rows), "",
+    ]  # fmt: skip
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    """Return how often each verdict was given, such as "2 better, 1 worse"."""
+    found = [(verdicts.count(each), each) for each in _VERDICTS]
+    return ", ".join(f"{count} {each}" for count, each in found if count)
+
+
+def _verdict(one: SettingScores, arm: int, other: int) -> str:
+    """What the paired interval says of an arm against another one."""
+    if arm in one.same(other):
+        return _SAME
+    return {True: _BETTER, False: _WORSE, None: _UNKNOWN}[one.better(arm, other)]
 
 
 def _reading(found: BenchmarkResult) -> list[str]:
     """What the intervals say, setting by setting."""
     alone = found.declared.reference(LOCAL)
+    others = [*found.declared.baselines, *([] if alone is None else [alone])]
     lines = []
     for one in found.settings:
-        said = _against(one, found.declared.baseline)
-        if alone is not None:
-            said += f" {_against(one, alone)}"
-        lines.append(f"- **{one.setting.title}.** {said}")
+        lines.append(f"- **{one.setting.title}**")
+        lines += [f"  - {_against(one, other)}" for other in others]
     return lines
 
 
@@ -85,16 +132,10 @@ def _against(one: SettingScores, other: int) -> str:
     """Which federated arms are better or worse than another arm, in words."""
     arms = one.declared.arms
     held = [at for at, arm in enumerate(arms) if arm.reference is None and at != other]
-    groups = {
-        verdict: [arms[at].name for at in held if one.better(at, other) is verdict]
-        for verdict in (True, False, None)
-    }
-    shown = [
-        f"{words} {_listed(groups[verdict])}"
-        for verdict, words in ((True, "better:"), (False, "worse:"), (None, "not told apart:"))
-        if groups[verdict]
-    ]
-    return f"Against {arms[other].name} {'; '.join(shown)}."
+    said = {at: _verdict(one, at, other) for at in held}
+    groups = {each: [arms[at].name for at in held if said[at] == each] for each in _VERDICTS}
+    shown = [f"{each.capitalize()}: {_listed(names)}." for each, names in groups.items() if names]
+    return f"Against {arms[other].name}. {' '.join(shown)}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -111,9 +152,7 @@ def _clients(found: BenchmarkResult) -> list[str]:
     )
 
 
-def _differences(found: BenchmarkResult) -> list[str]:
-    baseline = found.declared.baseline
-
+def _differences(found: BenchmarkResult, baseline: int) -> list[str]:
     def cell(one: SettingScores, arm: int) -> str:
         if arm == baseline:
             return ""
@@ -123,7 +162,7 @@ def _differences(found: BenchmarkResult) -> list[str]:
 
     return _by_arm(
         found,
-        f"Minus {found.declared.document.baseline}{_points(found)}",
+        f"Minus {found.declared.arms[baseline].name}{_points(found)}",
         "Seed by seed; p is of the two-sided sign-flip test.",
         cell,
     )
@@ -181,13 +220,11 @@ def _chosen(found: BenchmarkResult) -> list[str]:
         return f"{chosen or 'every point broke off'}; {len(tuned.grid.points)} points"
 
     seeds = found.settings[0].tuned[0].seeds
-    span = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    lines = _by_arm(
-        found,
-        "Chosen settings",
-        f"By the same metric, {span}; after each seed the better half of an arm's points went on.",
-        cell,
-    )
+    how = f"By the same metric, seed {seeds[0]}."
+    if len(seeds) > 1:
+        half = "after each seed the better half of an arm's points, three at least, went on"
+        how = f"By the same metric, seeds {seeds[0]} to {seeds[-1]}; {half}."
+    lines = _by_arm(found, "Chosen settings", how, cell)
     common = len(found.declared.common())
     for one in found.settings:
         lines += [*_grids(one, common), *_remarks(one), ""]
@@ -195,11 +232,18 @@ def _chosen(found: BenchmarkResult) -> list[str]:
 
 
 def _grids(one: SettingScores, common: int) -> list[str]:
-    """The grids of a setting as they ended, the common ones first."""
-    axes = [*one.tuned[0].grid.axes[:common]]
-    axes += [axis for tuned in one.tuned for axis in tuned.grid.axes[common:]]
-    tried = list(dict.fromkeys(f"{axis.key}={','.join(axis.values)}" for axis in axes))
-    return [f"Grids of *{one.setting.title}* as they ended: {code(tried)}."]
+    """The grids of a setting as they ended."""
+    shared = code([_short(_tried(axis)) for axis in one.tuned[0].grid.axes[:common]])
+    own = [
+        f"{arm.name} {code([_short(_tried(axis)) for axis in axes])}"
+        for arm, tuned in zip(one.declared.arms, one.tuned, strict=True)
+        if (axes := tuned.grid.axes[common:])
+    ]
+    return [f"Tried under *{one.setting.title}*: {'; '.join([f'all {shared}', *own])}."]
+
+
+def _tried(axis: Axis) -> str:
+    return f"{axis.key}={','.join(axis.values)}"
 
 
 def _remarks(one: SettingScores) -> list[str]:
@@ -207,13 +251,13 @@ def _remarks(one: SettingScores) -> list[str]:
     lines = []
     for arm, tuned, scores in zip(one.declared.arms, one.tuned, one.scores, strict=True):
         for key in tuned.edges[0]:
-            lines.append(f"{arm.name}: the best `{key}` lies on the edge of what was tried.")
+            lines.append(f"- {arm.name}: the best `{key}` lies on the edge of what was tried.")
         if scores.broken_off:
-            lines.append(f"{arm.name}: {scores.broken_off} of the runs broke off.")
+            lines.append(f"- {arm.name}: {scores.broken_off} of the runs broke off.")
         if scores.untrained:
             in_some = f"in {scores.untrained} of the runs some client had never trained"
-            lines.append(f"{arm.name}: {in_some}.")
-    return lines
+            lines.append(f"- {arm.name}: {in_some} and is left out of the means.")
+    return ["", *lines] if lines else []
 
 
 def _short(assignment: str) -> str:
@@ -277,7 +321,10 @@ def benchmark_document(found: BenchmarkResult) -> dict[str, Any]:
                     "best": place in best,
                     "worst_decile": one.worst(place)._asdict(),
                     "shared": None if shared is None else shared._asdict(),
-                    "minus": one.minus(place, declared.baseline)._asdict(),
+                    "minus": {
+                        declared.arms[other].name: one.minus(place, other)._asdict()
+                        for other in declared.baselines
+                    },
                     "gap_closed": None if gap is None else gap._asdict(),
                     "broken_off": one.scores[place].broken_off,
                     "tuned": tuned_document(one.tuned[place]),
@@ -288,7 +335,7 @@ def benchmark_document(found: BenchmarkResult) -> dict[str, Any]:
         "name": declared.name,
         "title": declared.document.title,
         "sha256": declared.sha256,
-        "baseline": declared.document.baseline,
+        "baselines": declared.document.baselines,
         "level": LEVEL,
         "seeds": list(found.seeds),
         "settings": settings,

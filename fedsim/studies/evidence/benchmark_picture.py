@@ -39,10 +39,10 @@ def draw_benchmark(found: BenchmarkResult, path: Path) -> None:
 
 
 def _draw_setting(panel: Any, one: SettingScores, scale: float) -> None:
-    baseline = one.declared.document.baseline
+    baseline = one.declared.baselines[0]
     panel.axvline(
-        scale * one.mean(one.declared.baseline).mean, color="0.55", linewidth=1, linestyle="--",
-        label=f"{baseline}, mean over clients", zorder=0,
+        scale * one.mean(baseline).mean, color="0.55", linewidth=1, linestyle="--",
+        label=f"{one.declared.arms[baseline].name}, mean over clients", zorder=0,
     )  # fmt: skip
     both = (
         ("mean over clients", COLOURS[0], -_OFF, one.mean, "o"),

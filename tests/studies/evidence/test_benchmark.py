@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,19 +10,19 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fedsim.basics.json_files import JsonLines, read_json
-from fedsim.cli import app
+from fedsim.cli import app, evidence_study
 from fedsim.studies.evidence import benchmark
 from fedsim.studies.evidence.benchmark import Scores, SettingScores, gather_benchmark
 from fedsim.studies.evidence.benchmark_page import benchmark_page
 from fedsim.studies.evidence.kinds import read_study, shipped
-from tests.studies.worlds import MadeUpRuns, write
+from tests.studies.worlds import InThisProcess, MadeUpRuns, write
 
 STUDY = """
 kind = "benchmark"
 title = "Two on tiny data"
 scenario = "tiny.toml"
 set = ["rounds=3"]
-baseline = "FedAvg"
+baselines = ["FedAvg"]
 seeds = 2
 broken_off = 0.25
 
@@ -84,8 +85,9 @@ def recorded(out):
     return found
 
 
-def test_the_page_holds_what_the_runs_say(study, tmp_path):
-    asked = [study, "--workers", "1", "--out", "out", "--page", "page.md", "--json"]
+def test_the_page_holds_what_the_runs_say(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_study, "Pool", InThisProcess)
+    asked = [study, "--out", "out", "--page", "page.md", "--json"]
     ended = evidence(*asked)
     assert ended.exit_code == 0, ended.output
     ((setting,),) = (each["settings"] for each in json.loads(ended.stdout)["studies"])
@@ -117,7 +119,7 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
 
     own, alone, hand = (values[arm] for arm in ("FedAvg", "alone", "one hand"))
     interval = stats.ttest_rel(alone, own).confidence_interval(0.95)
-    assert rows["alone"]["minus"]["low"] == pytest.approx(interval.low, nan_ok=True)
+    assert rows["alone"]["minus"]["FedAvg"]["low"] == pytest.approx(interval.low, nan_ok=True)
     room = (hand - alone).mean()
     gap = (own - alone).mean() / room if room else math.nan
     assert rows["FedAvg"]["gap_closed"]["ratio"] == pytest.approx(gap, nan_ok=True)
@@ -126,7 +128,7 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
     assert f"<!-- two {read_study(study).sha256[:16]} -->" in page
     assert f"| *alone* | {100 * alone.mean():.2f} [" in page
     assert "![" in page
-    assert (tmp_path / "page_two.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
     # the same command again runs nothing and says the same
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("cells/*/summary.json")}
@@ -139,9 +141,10 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
     ("was", "now", "said"),
     [
         ('kind = "benchmark"', 'kind = "benchmrk"', "did you mean 'benchmark'?"),
-        ("baseline =", "baselines =", "'baselines' is not a key here; did you mean 'baseline'?"),
-        ('baseline = "FedAvg"', 'baseline = "FedAgv"', "did you mean 'FedAvg'?"),
-        ('baseline = "FedAvg"', 'baseline = "alone"', "'alone' is not a federated arm"),
+        ("baselines =", "baseline =", "'baseline' is not a key here; did you mean 'baselines'?"),
+        ('["FedAvg"]', '["FedAgv"]', "did you mean 'FedAvg'?"),
+        ('["FedAvg"]', '["alone"]', "'alone' is not a federated arm"),
+        ('["FedAvg"]', '["FedAvg", "FedAvg"]', "baselines: a name is there twice"),
         ('reference = "local"', 'reference = "locl"', "did you mean 'local'?"),
         ('reference = "centralised"', 'reference = "local"', "'local' is there twice"),
         ('name = "Ditto"', 'name = "FedAvg"', "arms: a name is there twice"),
@@ -150,7 +153,7 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
         ("strength=0,0.5", "strength=0,-0.5", "strength = -0.5"),
         ('"personal/accuracy"', '"test/accuracy"', "local/accuracy_mean or personal/accuracy"),
         ('"personal/accuracy"', '"personl/accuracy"', "did you mean 'personal/accuracy'?"),
-        ("set = ['strategy={name=\"ditto\"}']", "", "are the same scenario"),
+        ('grid = ["strategy.strength=0,0.5"]', '[[arms]]\nname = "again"', "are the same scenario"),
         ('ditto"}\']', 'ditto"}\', "client.local_lr=1"]',
          "Ditto: set client.local_lr=1: is replaced by grid client.local_lr"),
         ("broken_off = 0.25", "", "'broken_off' is missing"),
@@ -221,6 +224,11 @@ def test_bold_is_the_best_with_all_that_do_not_differ_from_it(study):
     )
     assert alike.best(lambda s: s.clients) == {0, 1}
     assert alike.better(0, 1) is None
+    assert alike.same(0) == set()
+    off = of_seeds(
+        study, FedAvg=[0.5, 0.75], Ditto=[0.5, 0.75], alone=[0.1] * 2, one_hand=[1.0] * 2
+    )
+    assert off.same(0) == {1}
 
 
 def test_what_broke_off_or_never_trained_is_counted_and_said(study, tmp_path):
@@ -238,8 +246,12 @@ def test_what_broke_off_or_never_trained_is_counted_and_said(study, tmp_path):
     assert setting.scores[0] == Scores([0.5, 0.5], [0.4, 0.4], None, 0, 0)  # judged by all clients
     page = benchmark_page([found], "a version", {})
     assert "Ditto: 1 of the runs broke off." in page
-    assert "Ditto: in 1 of the runs some client had never trained." in page
-    assert "FedAvg: " not in page
+    assert "Ditto: in 1 of the runs some client had never trained and is left out" in page
+    assert "FedAvg: " not in page.partition("### Chosen settings")[2]
+    assert "- Against FedAvg. Not told apart: Ditto." in page
+    assert "- Against alone. Not told apart: Ditto. The same in every seed: FedAvg." in page
+    assert "| FedAvg |  | 1 the same in every seed |" in page
+    assert "| Ditto | 1 not told apart | 1 not told apart |" in page
 
 
 def test_the_page_says_which_best_still_lies_on_an_edge(study, tmp_path, monkeypatch):
@@ -253,6 +265,11 @@ def test_the_page_says_which_best_still_lies_on_an_edge(study, tmp_path, monkeyp
     assert "FedAvg: the best `client.local_lr` lies on the edge of what was tried." in page
 
 
-def test_the_benchmarks_that_come_with_fedsim_can_be_run():
-    for path in shipped("benchmark").values():
-        read_study(path)
+def test_the_benchmarks_of_fedsim_can_be_run_and_the_page_is_of_them(request):
+    page = (request.config.rootpath / "docs/methods.md").read_text(encoding="utf-8")
+    stamps = dict(re.findall(r"<!-- (\w+) (\w+) -->", page))
+    found = {name: read_study(path).sha256[:16] for name, path in shipped("benchmark").items()}
+    assert stamps == found
+    assert "lies on the edge" not in page
+    for picture in re.findall(r"\]\(([^)]*\.png)\)", page):
+        assert (request.config.rootpath / "docs" / picture).is_file()
