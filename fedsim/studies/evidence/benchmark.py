@@ -1,7 +1,7 @@
 """Runs a benchmark: tunes every arm alike in every setting and holds them beside each other."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Scores(NamedTuple):
 
     Attributes:
         clients: The mean over clients, on their own test samples, of the model that they use.
-        worst: The mean over the worst tenth of the clients.
+        worst: The mean over the worst tenth of the clients; None where no run has measured it.
         shared: The shared model on the server's test set; None where no run has measured one.
         broken_off: So many runs broke off.
         untrained: In so many runs some client had never trained by the end and is left out of a
@@ -55,7 +55,7 @@ class Scores(NamedTuple):
     """
 
     clients: Sequence[float]
-    worst: Sequence[float]
+    worst: Sequence[float] | None
     shared: Sequence[float] | None
     broken_off: int
     untrained: int
@@ -83,9 +83,10 @@ class SettingScores:
         """Return the mean over seeds of an arm's mean over clients."""
         return mean_interval(self.scores[arm].clients)
 
-    def worst(self, arm: int) -> Mean:
-        """Return the mean over seeds of an arm's worst tenth of the clients."""
-        return mean_interval(self.scores[arm].worst)
+    def worst(self, arm: int) -> Mean | None:
+        """Return the mean over seeds of an arm's worst tenth of the clients; None without one."""
+        worst = self.scores[arm].worst
+        return None if worst is None else mean_interval(worst)
 
     def shared(self, arm: int) -> Mean | None:
         """Return the mean over seeds of an arm's shared model; None where it has none."""
@@ -255,25 +256,24 @@ def _scores(declared: Benchmark, arm: BenchmarkArm, cells: Sequence[Cell]) -> Sc
         if history is not None:
             require_recorded(metric, history, f"{declared.path}: {arm.name}: metric")
 
-    def values(name: str) -> Iterator[float]:
-        for history in histories:
-            late = math.nan
-            if history is not None:
-                late = outcome_of(history, name, last=document.last).value
-            yield late if math.isfinite(late) else document.broken_off
+    def values(name: str) -> list[float]:
+        late = [
+            math.nan if history is None else outcome_of(history, name, last=document.last).value
+            for history in histories
+        ]
+        return [value if math.isfinite(value) else document.broken_off for value in late]
 
+    finished = [history for history in histories if history is not None]
+    recorded = {name for history in finished for record in history for name in record}
     lost = sum(
         history is None or not math.isfinite(outcome_of(history, metric, last=document.last).value)
         for history in histories
     )
-    finished = [history for history in histories if history is not None]
-    shared = document.shared
-    if shared is not None and not any(shared in record for h in finished for record in h):
-        shared = None
+    worst, shared = worst_metric(metric), document.shared
     return Scores(
-        list(values(metric)),
-        list(values(worst_metric(metric))),
-        None if shared is None else list(values(shared)),
+        values(metric),
+        values(worst) if worst in recorded else None,
+        values(shared) if shared is not None and shared in recorded else None,
         lost,
         sum(_some_untrained(metric, history) for history in finished),
     )

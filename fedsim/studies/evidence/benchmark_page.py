@@ -23,8 +23,8 @@ partition, participation and initial model, alike for all arms.
 **Tuned alike.** In every setting all arms try the same values of the keys that they share, and
 those of a key of its own where an arm has one; 0 switches most methods off and makes them FedAvg,
 or each client alone. The best is chosen by the same metric on samples that the clients keep back,
-with seeds apart from those reported. A grid grows while a best lies on its edge; the ends of what a
-key may be, such as 0, are no edges.
+with seeds apart from those reported, which draw the same samples anew. A grid grows while a best
+lies on its edge; the ends of what a key may be, such as 0, are no edges.
 
 **How to read it.** Brackets are 95 % t-intervals over seeds, for differences those of the paired
 differences. The best federated method of a column is bold, and with it all whose paired interval to
@@ -169,11 +169,17 @@ def _differences(found: BenchmarkResult, baseline: int) -> list[str]:
 
 
 def _worst(found: BenchmarkResult) -> list[str]:
+    def cell(one: SettingScores, arm: int) -> str:
+        mean = one.worst(arm)
+        if mean is None:
+            return ""
+        return _bold(_mean(mean, found), arm in one.best(lambda s: s.worst))
+
     return _by_arm(
         found,
         f"The worst tenth of the clients{_unit(found.declared.document.metric)}",
         "The mean over the tenth of the clients that are worst off, at least one of them.",
-        lambda one, arm: _bold(_mean(one.worst(arm), found), arm in one.best(lambda s: s.worst)),
+        cell,
     )
 
 
@@ -268,12 +274,14 @@ def _short(assignment: str) -> str:
 def _by_arm(
     found: BenchmarkResult, title: str, words: str, cell: Callable[[SettingScores, int], str]
 ) -> list[str]:
-    """A table of arms and settings; rows without any cell are left out."""
+    """A table of arms and settings; rows without a cell are left out, tables without rows too."""
     rows = []
     for place, arm in enumerate(found.declared.arms):
         cells = [cell(one, place) for one in found.settings]
         if any(cells):
             rows.append([_named(arm), *cells])
+    if not rows:
+        return []
     head = ["arm", *(one.setting.title for one in found.settings)]
     return [f"### {title}", "", words, "", *table(head, rows), ""]
 
@@ -310,7 +318,8 @@ def benchmark_document(found: BenchmarkResult) -> dict[str, Any]:
         best = one.best(lambda scores: scores.clients)
         rows = []
         for place, arm in enumerate(declared.arms):
-            shared, gap = one.shared(place), one.gap_closed(place)
+            worst, shared = one.worst(place), one.shared(place)
+            gap = one.gap_closed(place)
             rows.append(
                 {
                     "arm": arm.name,
@@ -319,7 +328,7 @@ def benchmark_document(found: BenchmarkResult) -> dict[str, Any]:
                     "values": list(one.scores[place].clients),
                     "mean": one.mean(place)._asdict(),
                     "best": place in best,
-                    "worst_decile": one.worst(place)._asdict(),
+                    "worst_decile": None if worst is None else worst._asdict(),
                     "shared": None if shared is None else shared._asdict(),
                     "minus": {
                         declared.arms[other].name: one.minus(place, other)._asdict()

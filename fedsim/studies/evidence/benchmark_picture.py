@@ -49,8 +49,8 @@ def _draw_setting(panel: Any, one: SettingScores, scale: float) -> None:
         ("worst tenth of the clients", COLOURS[1], _OFF, one.worst, "D"),
     )
     for label, colour, off, mean_of, marker in both:
-        means = [mean_of(place) for place in range(len(one.scores))]
-        rows = [place + off for place in range(len(means))]
+        known = {at: mean for at in range(len(one.scores)) if (mean := mean_of(at)) is not None}
+        means, rows = list(known.values()), [at + off for at in known]
         _draw_dots(panel, means, rows, scale, label=label, colour=colour, marker=marker)
 
 

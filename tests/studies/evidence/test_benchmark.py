@@ -14,6 +14,7 @@ from fedsim.cli import app, evidence_study
 from fedsim.studies.evidence import benchmark
 from fedsim.studies.evidence.benchmark import Scores, SettingScores, gather_benchmark
 from fedsim.studies.evidence.benchmark_page import benchmark_page
+from fedsim.studies.evidence.benchmark_picture import draw_benchmark
 from fedsim.studies.evidence.kinds import read_study, shipped
 from tests.studies.worlds import InThisProcess, MadeUpRuns, write
 
@@ -263,6 +264,8 @@ def test_the_page_says_which_best_still_lies_on_an_edge(study, tmp_path, monkeyp
     found = gather_benchmark(declared, tmp_path, pool=pool, expect=lambda missing, there: None)
     page = benchmark_page([found], "a version", {})
     assert "FedAvg: the best `client.local_lr` lies on the edge of what was tried." in page
+    assert "worst tenth of the clients" not in page  # which no run has measured
+    draw_benchmark(found, tmp_path / "drawn.png")
 
 
 def test_the_benchmarks_of_fedsim_can_be_run_and_the_page_is_of_them(request):
