@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # two tests at a time: much of their time is workers that start; groups as tests/conftest.py says
 PAIR   := -n 2 --no-loadscope-reorder
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness evidence methods format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -72,6 +72,13 @@ bench: $(STAMP)
 
 robustness: $(STAMP)
 	$(BIN)/python -m benchmarks.robustness
+
+# the pages of declared studies, in about an hour each; what was run before (studies/) is not run again
+evidence: $(STAMP)
+	$(BIN)/fedsim evidence --page docs/evidence.md $(if $(DATA),--data $(DATA))
+
+methods: $(STAMP)
+	$(BIN)/fedsim evidence --kind benchmark --page docs/methods.md $(if $(DATA),--data $(DATA))
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

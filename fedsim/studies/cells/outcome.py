@@ -15,6 +15,7 @@ from fedsim.scenario.scenario import Scenario
 LAST = 0.1  # the share of a run's rounds whose mean is its value
 _TRAFFIC = ("comm/downlink_bytes", "comm/uplink_bytes")
 USUAL = ("test/accuracy", "test/rmse", "test/loss")  # what is compared unless another is named
+_OF_CLIENTS = ("local", "finetuned", "personal")  # phases with a worst tenth of the clients
 _NOT_MEASURES = ("round", "clients/", "comm/", "time/")
 
 
@@ -223,11 +224,16 @@ def outcome_of(
 def worst_metric(metric: str) -> str:
     """Return the name under which clients' worst tenth of a metric is recorded.
 
+    That is the decile of the same models: `local/` and `finetuned/` measure what clients receive,
+    `personal/` a model of each client's own.
+
     Example:
-        >>> worst_metric("test/accuracy")
-        'local/accuracy_worst_decile'
+        >>> worst_metric("test/accuracy"), worst_metric("personal/accuracy")
+        ('local/accuracy_worst_decile', 'personal/accuracy_worst_decile')
     """
-    return f"local/{metric.partition('/')[2].removesuffix('_mean')}_worst_decile"
+    phase, _, name = metric.partition("/")
+    of_clients = phase if phase in _OF_CLIENTS else "local"
+    return f"{of_clients}/{name.removesuffix('_mean')}_worst_decile"
 
 
 def _recorded(history: Iterable[Mapping[str, Any]], metric: str) -> dict[int, float]:

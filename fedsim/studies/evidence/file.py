@@ -1,21 +1,17 @@
-"""A declared study of `fedsim evidence`: what a paper claims, and what is run to see it.
+"""A claim, a kind of study of `fedsim evidence`: what a paper says, and what is run to see it.
 
 A TOML file: the claim in words, a scenario, the arms (the method, its baseline, its controls), the
 settings in which they are held beside each other, and the grid of step sizes that all of them try.
 """
 
-import hashlib
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from fedsim.basics.errors import ScenarioError, nearest, show, unknown
-from fedsim.scenario import discovery
+from fedsim.basics.errors import ScenarioError, unknown
 from fedsim.scenario.scenario import Scenario
-from fedsim.scenario.signatures import reason
 from fedsim.studies.cells.outcome import check_metric
 from fedsim.studies.cells.variants import (
     Variant,
@@ -24,18 +20,19 @@ from fedsim.studies.cells.variants import (
     refuse_equal,
     refuse_replaced,
 )
+from fedsim.studies.evidence.study_file import (
+    EvidenceTable,
+    StudyContent,
+    checked,
+    sha256_with_code,
+)
 from fedsim.studies.tuning.points import Grid, Point, check
 from fedsim.studies.tuning.tune import check_metric_is_no_test
 
 ARM = "arm"
-FOLDER = "studies"  # beside the scenarios
 
 
-class _EvidenceTable(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Arm(_EvidenceTable):
+class Arm(EvidenceTable):
     """`[[arms]]`: one thing that is run.
 
     Attributes:
@@ -46,10 +43,10 @@ class Arm(_EvidenceTable):
 
     name: str = Field(min_length=1)
     role: Literal["method", "baseline", "control"]
-    set: list[str] = []
+    set: list[str] = Field(default=[])
 
 
-class Setting(_EvidenceTable):
+class Setting(EvidenceTable):
     """`[[settings]]`: where the arms are held beside each other.
 
     Attributes:
@@ -61,13 +58,13 @@ class Setting(_EvidenceTable):
     """
 
     title: str = Field(min_length=1)
-    set: list[str] = []
+    set: list[str] = Field(default=[])
     arms: list[str] | None = None
     best: bool = False
     null: bool = False
 
 
-class Tuning(_EvidenceTable):
+class Tuning(EvidenceTable):
     """`[tune]`: how best steps are chosen.
 
     Attributes:
@@ -79,17 +76,18 @@ class Tuning(_EvidenceTable):
 
     grid: list[str] = Field(min_length=1)
     seeds: int = Field(default=3, ge=1)
-    set: list[str] = []
+    set: list[str] = Field(default=[])
     metric: str | None = None
 
 
-class _Document(_EvidenceTable):
+class _Document(EvidenceTable):
+    kind: Literal["claim"] = "claim"
     title: str = Field(min_length=1)
     paper: str = Field(min_length=1)
     claim: str = Field(min_length=1)
     remark: str = ""
     scenario: str
-    set: list[str] = []
+    set: list[str] = Field(default=[])
     metric: str = "test/accuracy"
     seeds: int = Field(default=10, ge=2)
     last: float = Field(default=0.1, gt=0, le=1)
@@ -119,7 +117,7 @@ class _Document(_EvidenceTable):
 
 
 class Declaration(NamedTuple):
-    """A study's file, read.
+    """A claim's file, read.
 
     Attributes:
         path: The file.
@@ -190,57 +188,17 @@ class Declaration(NamedTuple):
         return Grid(tuple(axes))
 
 
-def shipped() -> dict[str, Path]:
-    """Return the studies that come with fedsim: their files by name."""
-    folder = next(iter(discovery.shipped_scenarios().values())).parent / FOLDER
-    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
-
-
-def find(name: str) -> Path:
-    """Return a study's file, given as a path or by the name of one that comes with fedsim.
-
-    Raises:
-        ScenarioError: If there is none.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    known = shipped()
-    if name in known:
-        return known[name]
-    guess = nearest(name, known)
-    hint = f"; did you mean '{guess}'?" if guess else ""
-    raise ScenarioError(f"{name}: there is no such study{hint} (known: {', '.join(known)})")
-
-
-def read(path: Path) -> Declaration:
-    """Read a study's file and check every run that it declares.
+def read(content: StudyContent) -> Declaration:
+    """Read a claim's file and check every run that it declares.
 
     Raises:
         ScenarioError: With one line for everything that is wrong.
     """
-    try:
-        content = path.read_bytes()
-        table = tomllib.loads(content.decode())
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ScenarioError(f"{path}: invalid TOML: {error}") from None
-    if "arms" not in table and table.keys() & {"strategy", "partition", "client"}:
-        raise ScenarioError(
-            f"{path}: is a scenario, not a study, which names a scenario and [[arms]] of it; "
-            f"`fedsim compare {path}` holds a scenario's variants beside each other"
-        )
-    try:
-        document = _Document.model_validate(table)
-    except ValidationError as error:
-        lines = [_finding(path, detail) for detail in error.errors(include_url=False)]
-        raise ScenarioError("\n".join(lines)) from None
+    path = content.path
+    document = checked(_Document, content, {"arms": Arm, "settings": Setting, "tune": Tuning})
     check_metric(document.metric, f"{path}: metric")
-    beside = path.parent / document.scenario
-    scenario = str(beside) if beside.is_file() else document.scenario
-    if beside.is_file():
-        content += beside.read_bytes()
-    declared = Declaration(path, hashlib.sha256(content).hexdigest(), document, scenario)
+    scenario, raw = content.scenario(document.scenario)
+    declared = Declaration(path, "", document, scenario)
     for setting in document.settings:
         try:
             refuse_equal(declared.variants(setting))
@@ -255,9 +213,7 @@ def read(path: Path) -> Declaration:
                     declared.variants(setting, [assigned] * len(declared.arms_of(setting)))
         except ScenarioError as error:
             raise ScenarioError(f"{path}: {setting.title}: {error}") from error
-    if code := "".join(sorted({scenario.code.sha256 for scenario in declared.scenarios()})):
-        declared = declared._replace(sha256=hashlib.sha256(content + code.encode()).hexdigest())
-    return declared
+    return declared._replace(sha256=sha256_with_code(raw, declared.scenarios()))
 
 
 def assignments(keys: Sequence[str], point: Point) -> list[str]:
@@ -268,18 +224,3 @@ def assignments(keys: Sequence[str], point: Point) -> list[str]:
         ['client.local_lr=0.1']
     """
     return [f"{key}={value}" for key, value in zip(keys, point, strict=True)]
-
-
-def _finding(path: Path, detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"arms": Arm, "settings": Setting, "tune": Tuning}
-        owner = (
-            tables.get(str(detail["loc"][0]), _Document) if len(detail["loc"]) > 1 else _Document
-        )
-        return f"{path}: {unknown(str(detail['loc'][-1]), 'a key here', owner.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{path}: '{place}' is missing"
-    if detail["type"] == "value_error":
-        return f"{path}: {reason(detail)}"
-    return f"{path}: {place} = {show(detail['input'])}: {reason(detail)}"

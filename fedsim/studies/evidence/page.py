@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsim.studies.comparison.intervals import Mean, Paired
 from fedsim.studies.evidence.evidence import NULL_BOUND, Evidence, Row, SettingFinding
+from fedsim.studies.evidence.markdown import bracketed, code, scale_of, stamp_of, table
 from fedsim.studies.tuning.tune import Tuned
 
 _HEAD = f"""# Evidence
@@ -39,7 +40,7 @@ def page(found: Sequence[Evidence], versions: str) -> str:
 
 def stamp(evidence: Evidence) -> str:
     """Return the line that names the study's file behind a section of the page."""
-    return f"<!-- {evidence.declared.name} {evidence.declared.sha256[:16]} -->"
+    return stamp_of(evidence.declared.name, evidence.declared.sha256)
 
 
 def _overview(found: Sequence[Evidence]) -> list[str]:
@@ -53,13 +54,13 @@ def _overview(found: Sequence[Evidence]) -> list[str]:
                 for row in finding.rows if row.minus is not None
             ]  # fmt: skip
     head = ["method", "setting", "against", "as", "difference", "the method is"]
-    return [*_table(head, rows), ""]
+    return [*table(head, rows), ""]
 
 
 def _study(evidence: Evidence) -> list[str]:
     document = evidence.declared.document
     seeds = evidence.seeds
-    settings = f" with {_code(document.set)}" if document.set else ""
+    settings = f" with {code(document.set)}" if document.set else ""
     ran = (
         f"`{PurePath(document.scenario).stem}`{settings}: {evidence.findings[0].rounds} rounds, "
         f"seeds {seeds[0]} to {seeds[-1]}, `{document.metric}`"
@@ -77,13 +78,13 @@ def _study(evidence: Evidence) -> list[str]:
 
 
 def _finding(finding: SettingFinding, evidence: Evidence) -> list[str]:
-    setting = f" ({_code(finding.setting.set)})" if finding.setting.set and not finding.best else ""
+    setting = f" ({code(finding.setting.set)})" if finding.setting.set and not finding.best else ""
     rows = []
     for row in finding.rows:
         name = f"**{row.arm.name}**" if row.arm.role == "method" else row.arm.name
         rows.append(
             [
-                name, row.arm.role, _code(row.step),
+                name, row.arm.role, code(row.step),
                 _mean(row, evidence), _difference(row.minus, evidence),
                 _p(row.minus), row.verdict or "",
             ]
@@ -92,7 +93,7 @@ def _finding(finding: SettingFinding, evidence: Evidence) -> list[str]:
         "arm", "as", "step", f"mean{_unit(evidence)}",
         "the method minus it", "p; seeds above", "the method is",
     ]  # fmt: skip
-    return [f"### {_where(finding)}{setting}", "", *_table(head, rows)]
+    return [f"### {_where(finding)}{setting}", "", *table(head, rows)]
 
 
 def _where(finding: SettingFinding) -> str:
@@ -125,12 +126,12 @@ def _grid(tuned: Tuned) -> list[str]:
     return [
         f"Steps, by `{tuned.metric}`, {seeds}; (n) was stopped after n seeds.{notes}",
         "",
-        *_table(head, rows),
+        *table(head, rows),
     ]
 
 
 def _scale(evidence: Evidence) -> float:
-    return 100.0 if evidence.declared.document.metric.endswith("accuracy") else 1.0
+    return scale_of(evidence.declared.document.metric)
 
 
 def _unit(evidence: Evidence) -> str:
@@ -139,32 +140,15 @@ def _unit(evidence: Evidence) -> str:
 
 def _mean(row: Row, evidence: Evidence) -> str:
     lost = f"; {row.broken_off} broke off" if row.broken_off else ""
-    return _bracketed(row.mean, _scale(evidence), "") + lost
+    return bracketed(row.mean, _scale(evidence), "") + lost
 
 
 def _difference(minus: Paired | None, evidence: Evidence) -> str:
-    return "" if minus is None else _bracketed(Mean(*minus[:4]), _scale(evidence), "+")
-
-
-def _bracketed(mean: Mean, scale: float, sign: str) -> str:
-    places = 2 if scale == 100 else 4
-    low, middle, high = (
-        f"{scale * value:{sign}.{places}f}" for value in (mean.low, mean.mean, mean.high)
-    )
-    return f"{middle} [{low}, {high}]"
+    return "" if minus is None else bracketed(Mean(*minus[:4]), _scale(evidence), "+")
 
 
 def _p(minus: Paired | None) -> str:
     return "" if minus is None else f"{minus.p:.2g}; {minus.above}/{minus.n}"
-
-
-def _code(settings: Sequence[str]) -> str:
-    return " ".join(f"`{each}`" for each in settings)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    body = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in body]
 
 
 def evidence_document(evidence: Evidence) -> dict[str, Any]:

@@ -89,19 +89,30 @@ def _is_number(value: str) -> bool:
 
 
 def on_edge(axis: Axis, value: str) -> bool:
-    """Return whether a value is the smallest or the largest of several numbers."""
-    numbers = as_numbers(axis.values)
+    """Return whether a value is the smallest or the largest of several numbers.
+
+    Where 0 is among the values, the grid has no lower edge: nothing lies below.
+
+    Example:
+        >>> on_edge(Axis("client.local_lr", ("0.01", "0.1")), "0.01")
+        True
+        >>> on_edge(Axis("strategy.mu", ("0", "0.01", "0.1")), "0")
+        False
+    """
+    above = [each for each in axis.values if not _is_number(each) or float(each) != 0]
+    numbers = as_numbers(above)
     if numbers is None or len(numbers) < 2:
         return False
-    return float(value) in (min(numbers), max(numbers))
+    edges = [max(numbers)] if len(above) < len(axis.values) else [min(numbers), max(numbers)]
+    return float(value) in edges
 
 
 def widened(axis: Axis, value: str) -> Axis:
     """Return an axis with one value more beyond the edge, a step as large as the last one on.
 
     Args:
-        axis: Two positive numbers or more.
-        value: The smallest or the largest of them.
+        axis: Two positive numbers or more, and 0 perhaps.
+        value: The edge: the largest of them, or the smallest where that is not 0.
 
     Returns:
         The axis in ascending order, or the same one if there is no further value (of whole
@@ -123,15 +134,44 @@ def widened(axis: Axis, value: str) -> Axis:
     return Axis(axis.key, tuple([*ordered, beyond] if at_top else [beyond, *ordered]))
 
 
+def just_beyond(axis: Axis, value: str) -> str:
+    """Return a value that is hardly beyond the edge: a thousandth of it, or 1 of whole numbers.
+
+    Args:
+        axis: As for `widened`.
+        value: The edge.
+
+    Example:
+        >>> just_beyond(Axis("strategy.alpha", ("0.5", "1.0")), "1.0")
+        '1.001'
+        >>> just_beyond(Axis("client.local_steps", ("1", "2")), "1")
+        '0'
+    """
+    edge = float(value)
+    sign = 1 if edge == max(map(float, axis.values)) else -1
+    if _all_whole(axis.values):
+        return str(round(edge) + sign)
+    return f"{edge * (1 + sign / 1000):.6g}"
+
+
+def _all_whole(values: Iterable[str]) -> bool:
+    return all(value.strip().isdecimal() for value in values)
+
+
 def _written(number: float, like: Sequence[str], *, digits: int) -> str:
     """Write a number as the given ones are: whole where all are."""
-    if all(value.strip().isdecimal() for value in like):
+    if _all_whole(like):
         return str(max(1, round(number)))
     return f"{number:.{digits}g}"
 
 
-def check(axes: Sequence[Axis], *, random: bool) -> None:
+def check(axes: Sequence[Axis], *, random: bool, option: str = "--grid") -> None:
     """Refuse keys that come twice, and a random draw between numbers that have no logarithms.
+
+    Args:
+        axes: The keys with their values.
+        random: Whether points are drawn.
+        option: What giving them is called.
 
     Raises:
         ScenarioError: Naming the key.
@@ -139,15 +179,15 @@ def check(axes: Sequence[Axis], *, random: bool) -> None:
     keys = [axis.key for axis in axes]
     for axis in axes:
         if keys.count(axis.key) > 1:
-            raise ScenarioError(f"--grid {axis.key}: is there twice; give all its values at once")
+            raise ScenarioError(f"{option} {axis.key}: is there twice; give all its values at once")
         numbers = as_numbers(axis.values)
         if random and numbers is None and all(map(_is_number, axis.values)):
             raise ScenarioError(
-                f"--grid {axis.key}={','.join(axis.values)}: --random draws log-uniformly between "
-                "numbers: all must be > 0 and finite"
+                f"{option} {axis.key}={','.join(axis.values)}: --random draws log-uniformly "
+                "between numbers: all must be > 0 and finite"
             )
         if random and numbers is not None and len(numbers) < 2:
             raise ScenarioError(
-                f"--grid {axis.key}={axis.values[0]}: --random draws between the smallest and the "
-                "largest value: give two"
+                f"{option} {axis.key}={axis.values[0]}: --random draws between the smallest and "
+                "the largest value: give two"
             )

@@ -28,7 +28,7 @@ from fedsim.studies.cells.outcome import (
 from fedsim.studies.cells.pool import Pool
 from fedsim.studies.cells.variants import Axis, Variant
 from fedsim.studies.comparison.intervals import Mean, mean_interval
-from fedsim.studies.tuning.points import Grid, Point, on_edge, widened
+from fedsim.studies.tuning.points import Grid, Point, just_beyond, on_edge, widened
 
 SEEDS_APART = 1000  # tuning's seeds begin so much above the scenario's
 TEST_FRACTION = 0.2  # what clients keep to themselves where the scenario says nothing
@@ -93,7 +93,8 @@ class Tuned:
         seeds: The seeds.
         candidates: Everything that was tried.
         best: The best candidate of each method; None where none was sound.
-        edges: The keys on whose edge a method's best still lies, per method.
+        edges: The keys on whose edge a method's best still lies, per method; not where the
+            scenario allows for no value beyond it, as for a share of 1.
         notes: What a reader should know besides.
     """
 
@@ -136,16 +137,23 @@ def validating(overrides: Sequence[str], test_fraction: float) -> list[str]:
     return [*overrides, *split, f"{key}={value}"]
 
 
-def check_metric_is_no_test(metric: str | None) -> None:
+def check_metric_is_no_test(
+    metric: str | None, option: str = "--metric", instead: str = "pooled/{}"
+) -> None:
     """Refuse to choose by what is measured on the server's test set.
+
+    Args:
+        metric: What points are judged by.
+        option: What giving it is called.
+        instead: What to choose by, with `{}` for the metric's name.
 
     Raises:
         ScenarioError: Naming what to choose by.
     """
     if metric is not None and metric.startswith("test/"):
         raise ScenarioError(
-            f"--metric {metric}: is measured on the test set, which tuning must not see; choose by "
-            f"pooled/{metric.partition('/')[2]}"
+            f"{option} {metric}: is measured on the test set, which tuning must not see; choose by "
+            f"{instead.replace('{}', metric.partition('/')[2])}"
         )
 
 
@@ -177,23 +185,23 @@ def tune(
     Raises:
         ScenarioError: If nothing records the metric, or a point is impossible.
     """
-    notes: list[str] = []
+    ends: dict[str, str] = {}
     refuse_unrecorded(make(0, grid.points[0]).scenario, [("--metric", rule.metric)])
     race = _PointRace(methods, make, seeds, study, rule, pool, expect)
     for widening in range(rule.widenings + 1):
         candidates = race.run(grid)
         best = [_best(candidates, method, race.sign) for method in range(len(methods))]
-        wider = grid if grid.drawn or widening == rule.widenings else _wider(grid, best)
+        if grid.drawn or widening == rule.widenings:
+            break
+        wider = _wider(grid, best, make, ends)
         if wider == grid:
             break
-        try:
-            for method, point in itertools.product(range(len(methods)), wider.points):
-                make(method, point)
-        except ScenarioError as error:
-            notes.append(f"the grid ends here: beyond it, {error}")
-            break
         grid = wider
-    edges = [_edges(grid, each) for each in best]
+    edges = [
+        [key for key in _edges(grid, each) if not _at_bound(grid, each, key, method, make)]
+        for method, each in enumerate(best)
+    ]
+    notes = [f"the grid ends here: beyond it, {reason}" for reason in ends.values()]
     for name, keys in zip(methods, edges, strict=True):
         of = f"{name}: " if name else ""
         notes += [f"{of}the best {key} lies on the edge of what was tried" for key in keys]
@@ -301,11 +309,40 @@ def _edges(grid: Grid, best: Candidate | None) -> list[str]:
     return [a.key for a, value in zip(tried, best.point, strict=True) if on_edge(a, value)]
 
 
-def _wider(grid: Grid, best: Sequence[Candidate | None]) -> Grid:
-    """The grid with a value more wherever some method's best lies on its edge."""
-    axes = list(grid.axes)
-    for place, axis in enumerate(grid.axes):
+def _wider(grid: Grid, best: Sequence[Candidate | None], make: Make, ends: dict[str, str]) -> Grid:
+    """The grid with a value more wherever some method's best lies on its edge.
+
+    Args:
+        grid: What was tried.
+        best: Each method's best.
+        make: Refuses what is impossible.
+        ends: Gets by key why it goes no further, where a value beyond the edge is impossible.
+    """
+    for place in range(len(grid.axes)):
         for value in dict.fromkeys(each.point[place] for each in best if each is not None):
-            if on_edge(axis, value):
-                axes[place] = widened(axes[place], value)
-    return Grid(tuple(axes))
+            axis = grid.axes[place]
+            if not on_edge(axis, value):
+                continue
+            axes = (*grid.axes[:place], widened(axis, value), *grid.axes[place + 1 :])
+            wider = Grid(axes)
+            added = [point for point in wider.points if point not in set(grid.points)]
+            try:
+                for method, point in itertools.product(range(len(best)), added):
+                    make(method, point)
+            except ScenarioError as error:
+                ends[axis.key] = str(error)
+            else:
+                grid = wider
+    return grid
+
+
+def _at_bound(grid: Grid, best: Candidate | None, key: str, method: int, make: Make) -> bool:
+    """Return whether a scenario is impossible with a key hardly beyond a method's best value."""
+    assert best is not None
+    place = grid.keys.index(key)
+    beyond = just_beyond(grid.axes[place], best.point[place])
+    try:
+        make(method, (*best.point[:place], beyond, *best.point[place + 1 :]))
+    except ScenarioError:
+        return True
+    return False

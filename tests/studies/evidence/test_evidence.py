@@ -12,8 +12,9 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.studies.comparison.intervals import Paired
-from fedsim.studies.evidence import file as evidence_file
 from fedsim.studies.evidence.evidence import judged
+from fedsim.studies.evidence.kinds import read_study, shipped
+from fedsim.studies.evidence.study_file import find
 from tests.studies.worlds import write
 
 STUDY = """
@@ -115,7 +116,7 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
     page = (tmp_path / "page.md").read_text()
     text = f"{100 * baseline['minus']['mean']:+.2f} [{100 * baseline['minus']['low']:+.2f}, "
     assert text in page
-    assert f"<!-- half {evidence_file.read(study).sha256[:16]} -->" in page
+    assert f"<!-- half {read_study(study).sha256[:16]} -->" in page
     assert "half a step is as good as a whole one." in page
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("cells/*/summary.json")}
@@ -142,6 +143,7 @@ def test_the_page_holds_what_the_runs_say(study, tmp_path):
             "strategy.server_lr=0.01",
             "half a step: set strategy.server_lr=0.5: is replaced by [tune] grid",
         ),
+        ('title = "Half', 'kind = "clam"\ntitle = "Half', "did you mean 'claim'?"),
         ("[tune]", "[tuning]", "'tuning' is not a key here; did you mean 'tune'?"),
     ],
 )
@@ -172,19 +174,18 @@ def test_verdicts_follow_the_interval():
 
 
 def test_the_studies_that_come_with_fedsim_can_be_run():
-    known = evidence_file.shipped()
+    known = shipped("claim")
     assert len(known) == 12
     for path in known.values():
-        evidence_file.read(path)
+        read_study(path)
     with pytest.raises(ScenarioError, match="did you mean 'fedau'"):
-        evidence_file.find("fedua")
+        find("fedua")
 
 
 def test_the_page_is_of_the_studies_as_they_are(request):
     page = (request.config.rootpath / "docs/evidence.md").read_text(encoding="utf-8")
     stamps = dict(re.findall(r"<!-- (\w+) (\w+) -->", page))
-    found = {name: evidence_file.read(path).sha256[:16]
-             for name, path in evidence_file.shipped().items()}  # fmt: skip
+    found = {name: read_study(path).sha256[:16] for name, path in shipped("claim").items()}
     assert stamps == found
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.studies.cells.variants import Axis
-from fedsim.studies.tuning.points import Grid, check, draw, on_edge, widened
+from fedsim.studies.tuning.points import Grid, check, draw, just_beyond, on_edge, widened
 
 
 def test_a_grid_is_every_combination():
@@ -20,6 +20,7 @@ def test_a_grid_is_every_combination():
         (("1", "0.1"), "1", ("0.1", "1", "10")),
         (("2", "4"), "2", ("1", "2", "4")),
         (("1", "2"), "1", ("1", "2")),  # there is no whole number between
+        (("0", "0.1", "1"), "1", ("0", "0.1", "1", "10")),
     ],
 )
 def test_it_widens_by_its_last_step(values, value, after):
@@ -32,6 +33,21 @@ def test_only_numbers_have_an_edge():
     assert not on_edge(Axis("a", ("sgd", "adam")), "sgd")
     assert not on_edge(Axis("a", ("1",)), "1")
     assert not on_edge(Axis("a", ("0", "0.5")), "0.5")  # no ratio goes on from zero
+
+
+def test_nothing_lies_below_zero():
+    axis = Axis("a", ("0", "0.1", "1"))
+    assert [on_edge(axis, value) for value in axis.values] == [False, False, True]
+
+
+def test_just_beyond_an_edge_is_outside_and_before_the_next_step():
+    for values, edge in ((("0.5", "1"), "1"), (("0.5", "1"), "0.5"), (("0", "0.5", "1"), "1")):
+        axis = Axis("a", values)
+        beyond, next_step = float(just_beyond(axis, edge)), widened(axis, edge).values
+        assert min(map(float, next_step)) < beyond < max(map(float, next_step))
+        assert abs(beyond - float(edge)) <= 0.001 * float(edge) * (1 + 1e-9)
+        assert (beyond > float(edge)) == (edge == "1")
+    assert just_beyond(Axis("a", ("1", "2")), "2") == "3"
 
 
 def test_random_points_are_log_uniform_and_follow_the_seed():
