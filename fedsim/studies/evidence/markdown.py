@@ -16,10 +16,10 @@ def scale_of(metric: str) -> float:
     """Return 100 for shares, which pages show in per cent, and 1 for all else.
 
     Example:
-        >>> scale_of("local/accuracy_mean"), scale_of("test/loss")
-        (100.0, 1.0)
+        >>> scale_of("local/accuracy_mean"), scale_of("robust/accuracy@0.1"), scale_of("test/loss")
+        (100.0, 100.0, 1.0)
     """
-    return 100.0 if metric.removesuffix("_mean").endswith("accuracy") else 1.0
+    return 100.0 if metric.partition("@")[0].removesuffix("_mean").endswith("accuracy") else 1.0
 
 
 def bracketed(mean: Mean, scale: float, sign: str) -> str:

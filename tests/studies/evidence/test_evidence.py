@@ -175,7 +175,7 @@ def test_verdicts_follow_the_interval():
 
 def test_the_studies_that_come_with_fedsim_can_be_run():
     known = shipped("claim")
-    assert len(known) == 12
+    assert len(known) == 16
     for path in known.values():
         read_study(path)
     with pytest.raises(ScenarioError, match="did you mean 'fedau'"):
