@@ -270,12 +270,12 @@ class LocalSGD(ClientProcedure):
 
     def initial_state(self, params: Named) -> Named:
         """Return zero moments when the optimiser is kept, and what the parts begin with."""
-        own = self._optimizer.moments(params) if self._keep_optimizer else {}
+        own = self._moments(params) if self._keep_optimizer else {}
         return own | self._parts.initial_state(params)
 
     def begin(self, params: Named, buffers: Named, extra: Named, state: Named) -> Carry:
         """Start from the model received, with moments from the client's state or zero."""
-        moments = self._optimizer.moments(params)
+        moments = self._moments(params)
         if self._keep_optimizer:
             moments = {name: state[name] for name in moments}
         carry: Carry = {"params": params, "buffers": buffers, "moments": moments}
@@ -376,6 +376,9 @@ class LocalSGD(ClientProcedure):
         for part in self._parts:
             step_size = part.setup_step_size(step_size)
         return step_size
+
+    def _moments(self, params: Named) -> Named:
+        return self._optimizer.moments(params)
 
     def _moving(self, params: Named, batch: Batch, server_round: int) -> Named:
         """Return whether each parameter takes this step; nothing where all do."""

@@ -29,3 +29,6 @@ class Failure(NamedTuple):
 
 # Flower's codes of the errors that clients are told of by
 ERROR_CODES = {"raised": 2, "died": 8, "hung": 8, "error": 0}
+# and back: messages that expired or never came whole, a node that is gone, an app that crashed; all
+# others are of code that raised
+CAUSE_OF_CODE = {3: "late", 4: "late", 5: "died", 8: "died"}

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.encoded import encoded_tensors, is_encoded
+from fedsim.messages.failures import CAUSE_OF_CODE
 from fedsim.messages.records import (
     EXTRA,
     NUM_EXAMPLES,
@@ -57,7 +58,8 @@ def parse(message: Message, sent: Cohort) -> Parsed:
         Refused: If it does not fit what was asked for.
     """
     if message.has_error():
-        raise Refused("raised", str(message.error.reason))
+        cause = CAUSE_OF_CODE.get(message.error.code, "raised")
+        raise Refused(cause, str(message.error.reason))
     content = message.content
     metrics = only_metrics(content)
     count = None if metrics is None else metrics.get(NUM_EXAMPLES)

@@ -1,14 +1,17 @@
 """Nodes of a deployment: which client each of them is, and whether its Flower is the server's."""
 
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim.basics.errors import RunError
+from fedsim.basics.errors import RunError, printable
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
@@ -16,13 +19,16 @@ from fedsim.messages.cohort import Cohort
 from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID
 from fedsim.messages.replies import Replies
 
+_log = logging.getLogger("fedsim")
+
 
 class PartitionGrid(GridWrapper):
     """Gives the nodes of Flower's grids their client ids: node `c + 2` holds partition c.
 
     Flower's node ids are random. At first use every node is asked for its partition with a "query"
-    message, once all are there. A node whose Flower is of another minor version is refused: Flower
-    lets it join.
+    message, once all are there; nodes that join later are asked before the next instructions, and
+    one of them takes the place of a node that is gone. A node whose Flower is of another minor
+    version is refused: Flower lets it join.
 
     Args:
         inner: Flower's Grid.
@@ -39,6 +45,7 @@ class PartitionGrid(GridWrapper):
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
         self._stable: dict[int, int] = {}  # our node of each of Flower's
+        self._spare: dict[int, int] = {}  # partitions of nodes that joined beside those asked
 
     @property
     def num_clients(self) -> int:
@@ -59,15 +66,33 @@ class PartitionGrid(GridWrapper):
         return self._nodes
 
     def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
-        """Return the replies of the nodes that hold the clients' partitions."""
-        addressed = cohort.altered(node_ids=self.nodes[cohort.client_ids])
-        sent = present_in(addressed)
-        answers = self.inner.send_and_receive(sent, timeout=timeout) if sent else []
-        return Replies.from_messages(map(self._back, answers), cohort)
+        """Return the replies of the nodes that hold the clients' partitions.
 
-    def _back(self, reply: Message) -> Message:
+        What Flower says in the name of a node that is gone, or of a reply that did not arrive, is
+        known by the instruction that it answers. Who was asked and is not heard of is late: absent
+        is who dropped out by the scenario.
+        """
+        self._look_again()
+        sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
+        answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
+        # Flower numbers instructions as it sends them
+        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        replies = Replies.from_messages([self._back(each, asked) for each in answers], cohort)
+        gone = set(cohort.client_ids[cohort.is_absent].tolist())
+        waited = "" if timeout is None else f" within {timeout:g} s"
+        failures = [
+            f._replace(cause="late", reason=f"no reply arrived{waited}")
+            if f.cause == "absent" and f.client_id not in gone
+            else f
+            for f in replies.failures
+        ]
+        return replace(replies, failures=tuple(failures))
+
+    def _back(self, reply: Message, asked: Mapping[str, int]) -> Message:
         """The reply as from the client's own stable node."""
         source = reply.metadata.src_node_id
+        if source not in self._stable and reply.has_error():
+            source = asked.get(reply.metadata.reply_to_message_id, source)
         internals.set_source(reply, self._stable.get(source, source))
         return reply
 
@@ -84,28 +109,77 @@ class PartitionGrid(GridWrapper):
                     "start the missing SuperNodes, or lower [partition] clients"
                 )
             time.sleep(self.poll_s)
-        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in present]
         found: dict[int, int] = {}
+        told = self._partitions_of(present)
+        for partition, node in told.held:
+            if partition in found:
+                raise RunError(
+                    f"nodes {found[partition]} and {node} both hold partition {partition}; give "
+                    "each SuperNode its own partition-id in --node-config"
+                )
+            found[partition] = node
+        missing = sorted(set(range(self._num_clients)) - found.keys())
+        if missing:
+            why = "is --node-config 'partition-id=... num-partitions=...' set on each SuperNode?"
+            if told.reasons:
+                why = "; ".join(told.reasons)
+            raise RunError(
+                f"no node holds partition {missing[0]} ({len(missing)} of {self._num_clients} are "
+                f"missing); {why}"
+            )
+        for reason in told.reasons:
+            _log.warning("%s; it takes no part", reason)
+        return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
+
+    def _look_again(self) -> None:
+        """Ask nodes that joined since; one that holds a partition whose node is gone takes over.
+
+        A SuperNode that was restarted is another node to Flower.
+        """
+        nodes, present = self.nodes.tolist(), set(self.inner.get_node_ids())
+        new = sorted(present - set(nodes) - self._spare.keys())
+        for partition, node in self._partitions_of(new).held if new else []:
+            self._spare[node] = partition
+        for node, partition in sorted(self._spare.items()):
+            if node not in present or nodes[partition] in present:
+                continue
+            _log.warning(
+                "partition %d is now held by node %d: node %d is gone, and with it what clients "
+                "keep between rounds, if they keep anything", partition, node, nodes[partition],
+            )  # fmt: skip
+            del self._stable[nodes[partition]]
+            nodes[partition] = node
+            self._stable[node] = internals.node_of(partition)
+            self._nodes = np.array(nodes, dtype=np.uint64)
+        self._spare = {n: p for n, p in self._spare.items() if n not in nodes}
+
+    def _partitions_of(self, nodes: Sequence[int]) -> "_Answers":
+        """Ask nodes which partition each holds."""
+        queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        held: list[tuple[int, int]] = []
+        reasons: list[str] = []
         for reply in self.inner.send_and_receive(queries, timeout=self.timeout_s):
-            if reply.has_content() and PARTITION in reply.content.config_records:
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                reasons.append(f"node {node}: {printable(str(reply.error.reason))}")
+            elif PARTITION in reply.content.config_records:
                 told = reply.content.config_records[PARTITION]
                 partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
                 _check_flower(partition, str(told.get(FLOWER, "")))
-                if partition in found:
-                    raise RunError(
-                        f"nodes {found[partition]} and {reply.metadata.src_node_id} both hold "
-                        "partition "
-                        f"{partition}; give each SuperNode its own partition-id in --node-config"
+                if not 0 <= partition < self._num_clients:
+                    reasons.append(
+                        f"node {node}: holds partition {partition} of {self._num_clients}"
                     )
-                found[partition] = reply.metadata.src_node_id
-        missing = sorted(set(range(self._num_clients)) - found.keys())
-        if missing:
-            raise RunError(
-                f"no node holds partition {missing[0]} ({len(missing)} of {self._num_clients} are "
-                "missing); is --node-config 'partition-id=... num-partitions=...' set on each "
-                "SuperNode?"
-            )
-        return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
+                    continue
+                held.append((partition, node))
+        return _Answers(held, reasons)
+
+
+class _Answers(NamedTuple):
+    """What nodes said: (partition, node) of those that hold one, and why others hold none."""
+
+    held: list[tuple[int, int]]
+    reasons: list[str]
 
 
 def _check_flower(partition: int, theirs: str) -> None:
