@@ -131,6 +131,16 @@ class Deployment:
         """Return what `service` has written to its output so far."""
         return text_of(self._log_path(service))
 
+    def kill(self, service: str) -> None:
+        """End a service at once, as a power cut does; nothing of it has time to say so."""
+        process = self._processes.pop(service)
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+    def restart(self, service: str) -> None:
+        """Start a service that was killed, by the same command; its log begins anew."""
+        self._start_service(service, self.services[service])
+
     def flwr_run(
         self,
         app_dir: str | Path,

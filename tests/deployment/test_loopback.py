@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from pathlib import Path
 
@@ -202,3 +204,40 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path)
     # without the overlay nothing is trained under a promise that is not kept
     with pytest.raises(RunError, match=r"(?s)'portable': this process computes with other kernels"):
         deployment.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
+
+
+def test_a_node_that_is_killed_is_called_dead_and_takes_part_again_when_it_is_started(
+    deployment, tmp_path
+):
+    out = tmp_path / "out"
+    settings = {
+        "scenario": SCENARIO, "out": str(out), "set": "rounds=8 engine.round_timeout_s=90",
+    }  # fmt: skip
+    ended: list[BaseException] = []
+
+    def run():
+        try:
+            deployment.flwr_run(ROOT, settings, timeout_s=500)
+        except BaseException as error:
+            ended.append(error)
+
+    def rounds():
+        found = [f.read_text().splitlines() for f in out.rglob("participation.jsonl")]
+        return [json.loads(line) for lines in found for line in lines]
+
+    running = threading.Thread(target=run)
+    running.start()
+    while running.is_alive() and len(rounds()) < 3:
+        time.sleep(0.2)
+    deployment.kill("supernode-1")
+    deployment.restart("supernode-1")
+    running.join()
+    assert not ended, ended
+    failed = {r["round"]: r["failed"] for r in rounds() if r.get("failed")}
+    assert len(rounds()) == 8
+    # until Flower noticed it was gone, and no longer
+    assert {cause for each in failed.values() for cause in each.values()} == {"died"}
+    assert 1 <= len(failed) <= 4
+    assert min(failed) in (4, 5)
+    (log,) = out.rglob("log.txt")
+    assert "partition 0 is now held by node" in log.read_text()
