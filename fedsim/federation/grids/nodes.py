@@ -20,6 +20,7 @@ from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
+_LATER_S = 60.0  # a round waits so long, once, for nodes that joined since to say what they hold
 
 
 class PartitionGrid(GridWrapper):
@@ -45,6 +46,7 @@ class PartitionGrid(GridWrapper):
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
         self._stable: dict[int, int] = {}  # our node of each of Flower's
+        self._asked: set[int] = set()  # nodes that were asked for their partition
         self._spare: dict[int, int] = {}  # partitions of nodes that joined beside those asked
 
     @property
@@ -110,7 +112,7 @@ class PartitionGrid(GridWrapper):
                 )
             time.sleep(self.poll_s)
         found: dict[int, int] = {}
-        told = self._partitions_of(present)
+        told = self._partitions_of(present, self.timeout_s)
         for partition, node in told.held:
             if partition in found:
                 raise RunError(
@@ -137,9 +139,11 @@ class PartitionGrid(GridWrapper):
         A SuperNode that was restarted is another node to Flower.
         """
         nodes, present = self.nodes.tolist(), set(self.inner.get_node_ids())
-        new = sorted(present - set(nodes) - self._spare.keys())
-        for partition, node in self._partitions_of(new).held if new else []:
-            self._spare[node] = partition
+        if new := sorted(present - self._asked):
+            told = self._partitions_of(new, min(self.timeout_s, _LATER_S))
+            self._spare |= {node: partition for partition, node in told.held}
+            for reason in told.reasons:
+                _log.warning("%s; it takes no part", reason)
         for node, partition in sorted(self._spare.items()):
             if node not in present or nodes[partition] in present:
                 continue
@@ -153,19 +157,25 @@ class PartitionGrid(GridWrapper):
             self._nodes = np.array(nodes, dtype=np.uint64)
         self._spare = {n: p for n, p in self._spare.items() if n not in nodes}
 
-    def _partitions_of(self, nodes: Sequence[int]) -> "_Answers":
-        """Ask nodes which partition each holds."""
+    def _partitions_of(self, nodes: Sequence[int], timeout_s: float) -> "_Answers":
+        """Ask nodes which partition each holds; no node is asked twice."""
+        self._asked |= set(nodes)
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         held: list[tuple[int, int]] = []
         reasons: list[str] = []
-        for reply in self.inner.send_and_receive(queries, timeout=self.timeout_s):
+        for reply in self.inner.send_and_receive(queries, timeout=timeout_s):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 reasons.append(f"node {node}: {printable(str(reply.error.reason))}")
             elif PARTITION in reply.content.config_records:
                 told = reply.content.config_records[PARTITION]
                 partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
-                _check_flower(partition, str(told.get(FLOWER, "")))
+                other = _other_flower(partition, str(told.get(FLOWER, "")))
+                if other and self._nodes is None:
+                    raise RunError(other)
+                if other:  # the run goes on without a node that joined later
+                    reasons.append(f"node {node}: {other}")
+                    continue
                 if not 0 <= partition < self._num_clients:
                     reasons.append(
                         f"node {node}: holds partition {partition} of {self._num_clients}"
@@ -182,11 +192,12 @@ class _Answers(NamedTuple):
     reasons: list[str]
 
 
-def _check_flower(partition: int, theirs: str) -> None:
-    """Refuse a node with another minor version of Flower; one that tells none is let pass."""
+def _other_flower(partition: int, theirs: str) -> str | None:
+    """Say that a node has another minor version of Flower; one that tells none is let pass."""
     ours = version("flwr")
-    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
-        raise RunError(
-            f"the node of partition {partition} runs flwr {theirs} and the server flwr {ours}; "
-            "start all services from images and packages of one minor version"
-        )
+    if not theirs or theirs.split(".")[:2] == ours.split(".")[:2]:
+        return None
+    return (
+        f"the node of partition {partition} runs flwr {theirs} and the server flwr {ours}; "
+        "start all services from images and packages of one minor version"
+    )

@@ -41,6 +41,8 @@ class Fleet(GridWrapper):
         says: What Flower says in the name of a node instead of its reply: an error's code.
         broken: What a node answers to a query: an error's reason.
         listed: Whether dead nodes are still among those that Flower lists.
+        twins: Partitions of nodes that joined beside those.
+        other_flower: Nodes with another Flower.
     """
 
     def __init__(self, **options):
@@ -48,7 +50,7 @@ class Fleet(GridWrapper):
         super().__init__(InlineGrid(Plainly(app), CLIENTS))
         self.nodes = {partition: 2**63 + 1000 + partition for partition in range(CLIENTS)}
         self.dead, self.silent, self.says, self.broken = set(), set(), {}, {}
-        self.listed, self.asked = True, []
+        self.listed, self.asked, self.twins, self.other_flower = True, [], {}, set()
         self._numbers = itertools.count()
         self.layout_of_app = app.layout
         for name, value in options.items():
@@ -61,7 +63,7 @@ class Fleet(GridWrapper):
 
     def get_node_ids(self):
         gone = self.dead if self.listed else set()
-        return [*self.nodes.values(), *gone]
+        return [*self.nodes.values(), *self.twins, *gone]
 
     def send_and_receive(self, messages, *, timeout=None):
         found = []
@@ -81,7 +83,8 @@ class Fleet(GridWrapper):
                 continue
             if node in self.dead:
                 continue
-            partition = next(p for p, each in self.nodes.items() if each == node)
+            of = {each: p for p, each in self.nodes.items()} | self.twins
+            partition = of[node]
             metadata = internals.instruction_metadata(
                 run_id=1, message_id=number, node_id=internals.node_of(partition),
                 message_type=kind, group_id="", ttl=100.0, created_at=1.0,
@@ -91,6 +94,8 @@ class Fleet(GridWrapper):
                 [internals.message_with(metadata, content=content)]
             )
             internals.set_source(reply, node)
+            if node in self.other_flower:
+                reply.content.config_records["partition"]["flwr"] = "0.1.0"
             found.append(reply)
         return found
 
@@ -185,11 +190,29 @@ def test_a_node_that_joins_beside_a_living_one_changes_nothing():
     nodes = PartitionGrid(fleet, CLIENTS)
     round_of(nodes)
     before = nodes.nodes.tolist()
-    double = {**fleet.nodes, 9: 4711}
-    fleet.nodes = double
-    fleet.broken[4711] = "no data here"
+    fleet.twins[4711] = 2
     assert causes(round_of(nodes)) == {}
     assert nodes.nodes.tolist() == before
+
+
+@pytest.mark.parametrize("how", ["raises", "silent", "other Flower"])
+def test_a_node_that_joins_and_cannot_take_part_is_asked_once_and_stops_nobody(how, caplog):
+    fleet = Fleet()
+    nodes = PartitionGrid(fleet, CLIENTS)
+    round_of(nodes)
+    fleet.twins[4711] = 2
+    if how == "raises":
+        fleet.broken[4711] = "no data here"
+    elif how == "silent":
+        fleet.silent.add(4711)
+    else:
+        fleet.other_flower.add(4711)
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        for _ in range(3):
+            assert causes(round_of(nodes)) == {}
+    assert [node for node, kind in fleet.asked if kind == "query"].count(4711) == 1
+    said = [r.getMessage() for r in caplog.records if "takes no part" in r.getMessage()]
+    assert len(said) == (0 if how == "silent" else 1)
 
 
 def test_why_a_node_holds_no_partition_reaches_the_user():
