@@ -16,6 +16,7 @@ Deviations:
 - Buffers are averaged over those who answered, each counting the same.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple, final
@@ -33,6 +34,8 @@ from fedsim.messages.encoded import read_memory
 from fedsim.messages.layout import Payload
 from fedsim.messages.replies import Replies
 from fedsim.strategy import Degenerate, FederatedStrategy, State, weighted_sum
+
+_log = logging.getLogger("fedsim")
 
 
 class Memories(NamedTuple):
@@ -160,13 +163,15 @@ def _remembered(state: Memories, replies: Replies) -> Memories:
             f"round {replies.server_round}: clients returned no change of what is remembered of "
             'them; give them the part: [client] parts = [{ name = "ef21" }]'
         )
-    ids = torch.from_numpy(replies.client_ids)
-    told, known = told.reshape(-1).long(), state.since[ids]
-    if bool(((told != known) & (told != 0)).any()):
-        raise RunError(
-            f"round {replies.server_round}: a client wrote against a round that is not remembered"
-        )
-    # a client that forgot starts from 0
+    ids, told = torch.from_numpy(replies.client_ids), told.reshape(-1).long()
+    # a client that forgot starts from 0; what is written against any other round cannot be read
+    fits = (told == state.since[ids]) | (told == 0)
+    for client in ids[~fits].tolist():
+        _log.warning(
+            "client %d, round %d: wrote against a round that is not remembered; what is remembered "
+            "of it stays", client, replies.server_round,
+        )  # fmt: skip
+    ids, told, named = ids[fits], told[fits], {n: t[fits] for n, t in named.items()}
     base = torch.where((told == 0)[:, None], 0, state.memories[ids])
     memories, since = state.memories.clone(), state.since.clone()
     memories[ids], since[ids] = read_memory(base, named), replies.server_round

@@ -1,5 +1,6 @@
 """EF21, EF21-W and compressed updates against NumPy; what the papers say of them."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -409,3 +410,25 @@ def test_the_server_forgets_with_a_client_that_did():
         _, state, _ = strategy.server_update(state, params, replies)
         assert torch.equal(state.memories[0], mine["memory"])
     assert state.memories[0].tolist() == [4, 0, 0, 0]
+
+
+def test_a_client_that_writes_against_another_round_changes_nothing_and_stops_nobody(caplog):
+    found = quadratics(1)
+    *_, (params, server, _, replies) = federation(slopes(found), np.zeros(20), 2, 1e-3, share=0.1)
+    strategy = EF21(share=0.1)
+    strategy.declare_layout(replies.layout)
+    state = strategy.init(torch.from_numpy(params), 20)
+    since = torch.full((20,), 2)
+    state = state._replace(memories=torch.from_numpy(server.copy()), since=since.clone())
+    encoded = dict(replies.encoded)
+    told = torch.full_like(encoded["memory.since"], 2)
+    told[7] = 1
+    encoded["memory.since"] = told
+    encoded["memory.sparse.values"] = encoded["memory.sparse.values"] + 1
+    replies = dataclasses.replace(replies, server_round=3, encoded=encoded)
+    with caplog.at_level("WARNING", logger="fedsim"):
+        _, after, _ = strategy.server_update(state, torch.from_numpy(params.copy()), replies)
+    assert torch.equal(after.memories[7], state.memories[7])
+    assert after.since.tolist() == [2 if client == 7 else 3 for client in range(20)]
+    assert not torch.equal(after.memories[6], state.memories[6])
+    assert ["client 7, round 3" in r.getMessage() for r in caplog.records] == [True]
