@@ -1,6 +1,6 @@
 """The parts of one procedure together: each method of them, one part after another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fedsim.client.bound import in_place_of, sum_of
@@ -64,6 +64,9 @@ class Parts(Sequence[ClientPart]):
 
     def __getitem__(self, index: Any) -> Any:
         return list(self._parts.values())[index]
+
+    def __iter__(self) -> Iterator[ClientPart]:
+        return iter(self._parts.values())
 
     def for_model(self, tensors: ModelTensors, work: Work) -> "Parts":
         """Return the parts as they train a certain model, see `ClientPart.for_model`."""

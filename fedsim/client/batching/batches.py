@@ -66,7 +66,7 @@ class Batches:
             most = schedule.indices.shape[1] * schedule.indices.shape[2]
             self._buffer = features.new_empty((most, *features.shape[1:]))
 
-    def together(self, step: int, count: int | None = None) -> Batch:
+    def together(self, step: int, count: int | None = None, *, tells_epoch: bool = True) -> Batch:
         """Return one step's samples of the first `count` slots, `[count, batch, ...]`."""
         place = (step, slice(count))
         features = self._gathered(place)
@@ -85,7 +85,7 @@ class Batches:
             self._weights[step, :count],
             noise,
             drawn,
-            self.schedule.epoch(step)[:count],
+            self.schedule.epoch(step)[:count] if tells_epoch else None,
             () if self._held_out is None else self._held_out.together(step, count),
         )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class Schedule:
         self.num_steps = int(self.steps.max(initial=least_steps))
         indices = np.zeros((self.num_steps, len(rows), self._batch), dtype=np.int64)
         self.counts = np.zeros((len(rows), self.num_steps), dtype=np.int64)
-        self.epochs = np.zeros_like(self.counts)
+        self._work, self._held = work, [len(mine) for mine in rows]
         drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for slot, client in enumerate(client_ids):
             steps = int(self.steps[slot])
@@ -70,12 +71,9 @@ class Schedule:
                     random = generator(seed, f"{apart}batches", server_round, client)
                     drawn[client] = _batches(rows[slot], work, steps, random)
                 indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
-                per_epoch, _ = work.batches(len(rows[slot]))
-                self.epochs[slot, :steps] = np.arange(steps) // per_epoch
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
         self.indices = torch.from_numpy(indices).to(device)
         self._counts = torch.from_numpy(self.counts).to(device)
-        self._epochs = torch.from_numpy(self.epochs).to(device)
         position = torch.arange(self._batch, device=device)
         self.masks = position < self._counts.T[:, :, None]
         self._key, self._client_ids = (seed, server_round), client_ids
@@ -98,6 +96,20 @@ class Schedule:
     def samples(self, step: int) -> Tensor:
         """Samples per slot in this step, int64 `[slots]` on the device."""
         return self._counts[:, step]
+
+    @cached_property
+    def epochs(self) -> np.ndarray:
+        """Which pass over its samples a client is in, see the class; counted when asked for."""
+        found = np.zeros_like(self.counts)
+        for slot, steps in enumerate(self.steps.tolist()):
+            if steps:
+                per_epoch, _ = self._work.batches(self._held[slot])
+                found[slot, :steps] = np.arange(steps) // per_epoch
+        return found
+
+    @cached_property
+    def _epochs(self) -> Tensor:
+        return torch.from_numpy(self.epochs).to(self._device)
 
     def epoch(self, step: int) -> Tensor:
         """The epoch that each slot is in at this step, int64 `[slots]` on the device."""

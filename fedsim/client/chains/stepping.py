@@ -36,17 +36,18 @@ class Stepping(NamedTuple):
     push: Mapping[str, Tensor] = MappingProxyType({})
     still: Mapping[str, Tensor | None] = MappingProxyType({})
 
-    def at(self, step: int, epochs: np.ndarray) -> "Stepping":
+    def at(self, step: int, epochs: np.ndarray | None) -> "Stepping":
         """Return what takes a certain step of the round.
 
         Args:
             step: The step.
-            epochs: The epoch that each client is in then, int64 `[clients]`.
+            epochs: The epoch that each client is in then, int64 `[clients]`; None where nothing is
+                frozen.
         """
         taking = self
         if self.descent.factor is not None:
             taking = taking._replace(descent=self.descent.at(step))
-        if self.descent.frozen:
+        if epochs is not None:
             taking = taking._replace(still=still_rows(self.descent.frozen, epochs))
         return taking
 

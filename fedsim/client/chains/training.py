@@ -83,11 +83,11 @@ class ChainTraining:
             )
             taking = stepping._replace(moments=moments, guidance=guidance, push=push)
             for step in range(first, end):
-                batch = _doubled(batches.together(step, active))
+                batch = _doubled(batches.together(step, active, tells_epoch=False))
                 shares = batches.shares[step, :active].expand(len(batch.weights), -1)
                 outputs, kept = self.chain.forward(mine, batch.features, batch.noise)
                 found, slope = self._slopes(outputs, batch.targets, shares)
-                epochs = schedule.epochs[:active, step]
+                epochs = schedule.epochs[:active, step] if stepping.descent.frozen else None
                 self.chain.backward(slope, kept, mine, taking.at(step, epochs))
                 losses[step, :active] = found[:active]
             if active == 1:
@@ -137,7 +137,7 @@ class ChainTraining:
             shares = every[step, 0, :count]
             outputs, kept = self.chain.forward(params, self._fast(batch.features), batch.noise)
             losses[step, 0, :count], slope = self._slopes(outputs, batch.targets, shares)
-            epochs = schedule.epochs[slot : slot + 1, step]
+            epochs = schedule.epochs[slot : slot + 1, step] if stepping.descent.frozen else None
             self.chain.backward(slope, kept, params, stepping.at(step, epochs))
         return float(_sums(_means(losses, every), schedule.counts[slot : slot + 1])[0])
 
