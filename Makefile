@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# two tests at a time: much of their time is workers that start; groups as tests/conftest.py says
-PAIR   := -n 2 --no-loadscope-reorder
+# three tests at a time: some wait for processes that they start; groups as tests/conftest.py says
+MANY   := -n 3 --no-loadscope-reorder
 
 .PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness evidence methods format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
 
-test: lint types unit
+# types are held by one of the tests, beside the others
+test: lint unit
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"fedsim needs Python 3.11 to 3.13, {sys.executable} is {v[0]}.{v[1]}; say which one: make PYTHON=python3.12")'
@@ -33,7 +34,7 @@ types: $(STAMP)
 unit: export PYTHONDONTWRITEBYTECODE :=
 unit: $(STAMP)
 	$(BIN)/python -m compileall -q fedsim strategies clients
-	$(BIN)/pytest $(PAIR)
+	$(BIN)/pytest $(MANY)
 
 # what takes minutes, and more examples of what is said of all inputs
 test-slow: $(STAMP)
@@ -48,12 +49,12 @@ test-gpu: $(STAMP)
 
 # the laws with everything that makes fedsim fast forced on, then forced off
 test-optimised: $(STAMP)
-	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest $(PAIR) tests/laws tests/parity
-	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest $(PAIR) tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=on $(BIN)/pytest $(MANY) tests/laws tests/parity
+	FEDSIM_OPTIMISATIONS=off $(BIN)/pytest $(MANY) tests/laws tests/parity
 
 # all tests as other processors would run them, then those that emulate one of another maker
 test-processors: $(STAMP)
-	$(BIN)/python -m tests.processors $(PAIR)
+	$(BIN)/python -m tests.processors $(MANY)
 
 # scenarios of every tier; DATA=FOLDER has a folder for each data set that is read from files
 scenarios: $(STAMP)

@@ -29,6 +29,8 @@ _added: list[str] = []  # what of them stands on sys.path
 _aside: dict[str, dict[str, ModuleType]] = {}  # by folder
 _no_projects: dict[str, ModuleType] = {}  # thousands, which no scenario need look at again
 _loaded: dict[str, str] = {}  # the hash of each file as it was imported
+_unchanged: dict[str, tuple[ModuleType, tuple[int, ...]]] = {}  # by module, what `_stamp` said
+_SETTLED_NS = 2_000_000_000  # file systems keep times in steps of up to two seconds
 
 
 def enter(folders: Sequence[str]) -> None:
@@ -208,11 +210,37 @@ def _forget_changed(folders: Sequence[str]) -> None:
     if not folders:
         return
     mine = [(name, module) for name, module, root in _modules() if root in folders]
-    changed = [name for name, module in mine if _has_changed(module)]
-    if changed:
+    if any([_differs_by_now(name, module) for name, module in mine]):
         for name, _ in mine:
             del sys.modules[name]
         importlib.invalidate_caches()
+
+
+def _differs_by_now(name: str, module: ModuleType) -> bool:
+    """Whether a module's file has changed; read only if it may have since it was read last."""
+    stamp = _stamp(module)
+    found = _unchanged.get(name)
+    if stamp is not None and found is not None and found[0] is module and found[1] == stamp:
+        return False
+    if _has_changed(module):
+        return True
+    if stamp is not None:
+        _unchanged[name] = module, stamp
+    return False
+
+
+def _stamp(module: ModuleType) -> tuple[int, ...] | None:
+    """What the system says of a module's file and no write leaves as it was; None if one might.
+
+    A write so soon after another that both have one time would: only times past tell them apart.
+    """
+    try:
+        found = os.stat(getattr(module, "__file__", None) or "")
+    except (OSError, TypeError):
+        return None
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _has_changed(module: ModuleType) -> bool:
@@ -259,9 +287,10 @@ def _began() -> float:
 
 def _modules() -> Iterator[tuple[str, ModuleType, str]]:
     """Every imported module that may be a project's, with the folder of its top."""
-    for name, module in list(sys.modules.items()):
-        if _no_projects.get(name) is module:
-            continue
+    known = _no_projects.get
+    for name, module in [
+        each for each in list(sys.modules.items()) if known(each[0]) is not each[1]
+    ]:
         file = getattr(module, "__file__", None)
         in_file = isinstance(file, str)
         place = file if in_file else next(iter(getattr(module, "__path__", None) or ()), "")
