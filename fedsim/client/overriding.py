@@ -60,8 +60,12 @@ def overridden_below(instance: Any, name: str, other: tuple[str, ...]) -> bool:
         return False
     lineage = type(instance).__mro__
     definer = next(place for place, kind in enumerate(lineage) if name in vars(kind))
-    inherited = set(dir(lineage[definer]))
     below = [name for kind in lineage[:definer] for name in vars(kind)]
     below += [name for name, value in vars(instance).items() if callable(value)]
     skipped = (*other, "_abc_impl")
-    return any(n in inherited and n not in skipped and not n.startswith("__") for n in below)
+    return any(
+        n not in skipped
+        and not n.startswith("__")
+        and any(n in vars(kind) for kind in lineage[definer:])
+        for n in below
+    )
