@@ -210,7 +210,8 @@ def _forget_changed(folders: Sequence[str]) -> None:
     if not folders:
         return
     mine = [(name, module) for name, module, root in _modules() if root in folders]
-    if any([_differs_by_now(name, module) for name, module in mine]):
+    changed = [name for name, module in mine if _differs_by_now(name, module)]  # looks at all
+    if changed:
         for name, _ in mine:
             del sys.modules[name]
         importlib.invalidate_caches()
