@@ -15,6 +15,12 @@ def home() -> Path | None:
     return None if found == "~" or not os.path.isabs(found) else Path(found)
 
 
+def nameless(text: str) -> str:
+    """Return a text with `~` for the home folder, so that it names no user."""
+    place = home()
+    return text if place is None or len(str(place)) <= 1 else text.replace(str(place), "~")
+
+
 def expanded(path: str | Path) -> Path:
     """Return a path with `~` replaced, and as it stands where there is no home folder."""
     return Path(os.path.expanduser(path))

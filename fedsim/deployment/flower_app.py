@@ -6,22 +6,28 @@ The run-config holds one scenario's path; the same strategy, client procedure an
     scenario    path of the scenario, from the app's folder, or the name of one of fedsim's own
     set         overrides, "table.key=value" separated by spaces
     out         the run folder on the server; empty makes one under `runs/`
+    resume      true goes on with the run in `out` from its last checkpoint
     wait-s      seconds to wait for all SuperNodes
 """
 
 import functools
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.basics.errors import ScenarioError, show
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedsim.runs.folder import RunFolder
+    from fedsim.runs.world import World
 
 server_app = ServerApp()
 
@@ -29,16 +35,10 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario over the SuperNodes, into a run folder on this machine."""
-    from fedsim.runs import folder as run_folder
     from fedsim.runs.execute import execute
-    from fedsim.runs.manifest import write_plan
     from fedsim.runs.progress import Progress
-    from fedsim.runs.world import build
 
-    world = build(scenario_of(context))
-    out = str(context.run_config.get("out", ""))
-    folder = run_folder.create(Path(out) if out else None, world.scenario)
-    write_plan(world, folder)
+    world, folder = _taken_up(context) if _resumes(context) else _begun(context)
     wait_s = float(context.run_config.get("wait-s", 300.0))
     nodes = PartitionGrid(grid, world.data.num_clients, timeout_s=wait_s)
     with folder.recording():
@@ -46,6 +46,62 @@ def main(grid: Grid, context: Context) -> None:
         progress = Progress(world.scenario.rounds)
         result = execute(world, folder, nodes, seed=None, progress=progress)
         print(f"run folder {result.folder}, params {result.summary['params_sha256']}")
+
+
+def _resumes(context: Context) -> bool:
+    asked = context.run_config.get("resume", False)
+    if not isinstance(asked, bool):
+        raise ScenarioError(f"resume={show(asked)}: must be true or false, without quotes")
+    return asked
+
+
+def _begun(context: Context) -> "tuple[World, RunFolder]":
+    """The scenario, built, and the folder of a new run."""
+    from fedsim.runs import folder as run_folder
+    from fedsim.runs.manifest import write_plan
+    from fedsim.runs.on_nodes import NODES_FILE, flower_runs
+    from fedsim.runs.world import build
+
+    world = build(scenario_of(context))
+    out = str(context.run_config.get("out", ""))
+    said = {NODES_FILE: flower_runs(context.run_config, context.run_id)}
+    folder = run_folder.create(Path(out) if out else None, world.scenario, said)
+    write_plan(world, folder)
+    return world, folder
+
+
+def _taken_up(context: Context) -> "tuple[World, RunFolder]":
+    """The scenario, built, and the folder of the run that is gone on with.
+
+    Raises:
+        ScenarioError: If there is no such run, it is of another scenario or a simulation, or
+            clients keep what nodes have forgotten by now.
+        CheckpointError: If the server's data are no longer those that the run began with.
+    """
+    from fedsim.runs import folder as run_folder
+    from fedsim.runs.left_behind import take_up
+    from fedsim.runs.manifest import require_same_data, write_plan
+    from fedsim.runs.on_nodes import note_flower_run, require_nothing_kept, require_on_nodes
+    from fedsim.runs.world import build
+
+    out = str(context.run_config.get("out", ""))
+    if not out:
+        raise ScenarioError("resume=true needs out: the folder, on the server, of the run")
+    folder = run_folder.open_existing(Path(out))
+    require_on_nodes(folder.path)
+    scenario = scenario_of(context)
+    if take_up(folder).sha256 != scenario.sha256:
+        raise ScenarioError(
+            f"resume=true: scenario and set are of another run than out={show(out)}; give them as "
+            f"it was begun: `{run_folder.resuming(folder.path)}`"
+        )
+    world = build(scenario)
+    require_nothing_kept(world)
+    require_same_data(world, folder)
+    note_flower_run(folder.path, context.run_config, context.run_id)
+    if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
+        write_plan(world, folder)
+    return world, folder
 
 
 class _ScenarioApp(ClientApp):

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fedsim
 from fedsim.basics.errors import ScenarioError, nearest
-from fedsim.basics.home import home
+from fedsim.basics.home import nameless
 from fedsim.basics.json_files import read_plain, sync_folder, taking, write_json_atomic
+from fedsim.runs.on_nodes import is_on_nodes, resuming_on_nodes
 
 if TYPE_CHECKING:
     from fedsim.scenario.scenario import Scenario
@@ -136,8 +137,7 @@ class _NamelessFormatter(logging.Formatter):
     """Writes `~` for the home folder, which tracebacks are full of and which names a user."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text, place = super().format(record), home()
-        return text if place is None or len(str(place)) <= 1 else text.replace(str(place), "~")
+        return nameless(super().format(record))
 
 
 def folder_of(error: BaseException) -> Path | None:
@@ -145,12 +145,15 @@ def folder_of(error: BaseException) -> Path | None:
     return vars(error).get(_FOLDER)
 
 
-def create(out: Path | None, scenario: "Scenario") -> RunFolder:
+def create(
+    out: Path | None, scenario: "Scenario", beside: Mapping[str, Any] | None = None
+) -> RunFolder:
     """Make the folder of a new run, with its scenario and the versions that it runs under.
 
     Args:
         out: Where; None makes `runs/<scenario>-<UTC time>-<four hex digits>`.
         scenario: What is run.
+        beside: What else the folder says from the beginning, as JSON by the name of the file.
 
     Returns:
         The folder, which holds `scenario.json` and `versions.json`.
@@ -167,6 +170,8 @@ def create(out: Path | None, scenario: "Scenario") -> RunFolder:
         making.mkdir(parents=True)
         write_json_atomic(making / SCENARIO_FILE, scenario.resolved())
         write_json_atomic(making / VERSIONS_FILE, versions())
+        for name, content in (beside or {}).items():
+            write_json_atomic(making / name, content)
         # Renaming onto an empty folder replaces it; onto any other it fails.
         making.rename(out)
         with RunFolder(out).named_when_interrupted():
@@ -186,6 +191,8 @@ def resuming(folder: Path) -> str:
         >>> resuming(Path("/tmp/my run"))
         "fedsim resume '/tmp/my run'"
     """
+    if is_on_nodes(folder):
+        return resuming_on_nodes(folder)
     return f"fedsim resume {shlex.quote(str(folder.absolute()))}"
 
 

@@ -13,6 +13,7 @@ from fedsim.runs.execute import RunResult, execute
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.left_behind import keep_places, take_up, where_it_was_run
 from fedsim.runs.manifest import require_same_data, write_plan
+from fedsim.runs.on_nodes import require_simulated
 from fedsim.runs.world import World, build
 from fedsim.scenario.scenario import Scenario
 
@@ -70,12 +71,14 @@ def resume(
         progress: Shows how far it is.
 
     Raises:
-        ScenarioError: If the folder is not a run's, an override would change its result, something
-            is no longer where it was, or code of the user's own has changed.
+        ScenarioError: If the folder is not a run's or was made on SuperNodes, an override would
+            change its result, something is no longer where it was, or code of the user's own has
+            changed.
         CheckpointError: If the checkpoint is torn, foreign or incompatible.
         RunError: If the run fails again.
     """
     folder = run_folder.open_existing(Path(run))
+    require_simulated(folder.path)
     with folder.named_when_interrupted():
         scenario = take_up(folder, overrides)
         with where_it_was_run(folder):

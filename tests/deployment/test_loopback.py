@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import fedsim
 from fedsim.basics.errors import RunError
 from fedsim.deployment.processes import Deployment
+from fedsim.scenario.load import load
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -241,3 +243,35 @@ def test_a_node_that_is_killed_is_called_dead_and_takes_part_again_when_it_is_st
     assert min(failed) in (4, 5)
     (log,) = out.rglob("log.txt")
     assert "partition 0 is now held by node" in log.read_text()
+
+
+def test_a_server_app_that_is_killed_goes_on_to_the_undisturbed_bits(deployment, tmp_path):
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    choices = "rounds=4 checkpoint.every=1"
+    scenario = load(SCENARIO, [*choices.split(), "engine.kind=inline"])
+    expected = fedsim.start(scenario, out=undisturbed).summary["params_sha256"]
+    settings = {"scenario": SCENARIO, "out": str(out), "set": choices}
+    ended: list[BaseException] = []
+
+    def run():
+        try:
+            deployment.flwr_run(ROOT, settings, timeout_s=300)
+        except BaseException as error:
+            ended.append(error)
+
+    def recorded():
+        return [line for f in out.rglob("metrics.jsonl") for line in f.read_text().splitlines()]
+
+    running = threading.Thread(target=run)
+    running.start()
+    while running.is_alive() and len(recorded()) < 2:
+        time.sleep(0.2)
+    deployment.kill("superexec-server")
+    before = len(recorded())
+    deployment.restart("superexec-server")
+    running.join()
+    assert len(ended) == 1, "the run ended as if nothing had happened"
+    assert len(recorded()) == before < 5, "something still wrote after the kill"
+    deployment.flwr_run(ROOT, {**settings, "resume": True}, timeout_s=300)
+    summary = read_summary(out)
+    assert (summary["params_sha256"], summary["rounds"]) == (expected, 4)
