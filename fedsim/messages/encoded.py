@@ -19,6 +19,11 @@ def is_encoded(record: ArrayRecord) -> bool:
     return bool(_NAMES & set(record))
 
 
+def is_against_memory(encoded: Mapping[str, Tensor]) -> bool:
+    """Whether what was sent is written against what the strategy has of the client."""
+    return any(name.startswith(f"{MEMORY}.") for name in encoded)
+
+
 def encoded_tensors(
     layout: Layout, record: ArrayRecord, received: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 CAUSES = (
     "raised", "died", "hung", "late", "absent",
     "names", "shape", "dtype", "not finite", "num-examples", "metrics", "twice", "stranger",
+    "update norm", "buffers",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from fedsim.basics.json_files import taking, write_json_atomic
 from fedsim.basics.locks import one_at_a_time
 from fedsim.basics.threads import pinned_threads
 from fedsim.engine.grid import LocalGrid
+from fedsim.federation.bounds import Bounds
 from fedsim.federation.grids.absence import AbsenceGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid
@@ -189,7 +190,8 @@ def wrapped_grid(grid: Grid, world: World) -> Grid:
     engine, devices = world.scenario.engine, world.devices
     if devices is not None:
         grid = AbsenceGrid(grid, devices)
-    grid = AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout)
+    bounds = Bounds(world.data.sizes, world.scenario.admission)
+    grid = AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout, bounds)
     if engine.on_failure == "retry":
         grid = RetryGrid(grid, engine.retries)
     return grid if devices is None else DeviceGrid(grid, devices)

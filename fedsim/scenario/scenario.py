@@ -17,6 +17,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is_import_path
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
+from fedsim.federation.admission_table import Admission
 from fedsim.federation.device_table import Devices
 from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
 from fedsim.scenario.client_table import as_written
@@ -65,6 +66,7 @@ class Scenario:
         attack: `kind` and its keys; empty without attackers.
         topology: `kind` and its keys; empty for strategies that need no graph.
         devices: What happens to selected clients inside a round, or None.
+        admission: How far one reply may move the model, or None.
         engine: Where and how clients are computed.
         evaluation: What is measured, and how often.
         checkpoint: How often a run can be resumed from.
@@ -90,6 +92,7 @@ class Scenario:
     attack: dict[str, Any]
     topology: dict[str, Any]
     devices: Devices | None
+    admission: Admission | None
     engine: Engine
     evaluation: EvaluationTable
     checkpoint: CheckpointTable

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.kernels import Bits
+from fedsim.federation.admission_table import Admission
 from fedsim.federation.device_table import Devices
 
 FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
@@ -172,7 +173,8 @@ class Head(Table):
     modules: str = ""
 
 
-OPTIONAL_FIXED: dict[str, type[BaseModel]] = {"devices": Devices}  # a scenario may leave them out
+# a scenario may leave them out
+OPTIONAL_FIXED: dict[str, type[BaseModel]] = {"devices": Devices, "admission": Admission}
 FIXED_TABLES: dict[str, type[Table]] = {
     "engine": Engine,
     "evaluation": EvaluationTable,

@@ -14,7 +14,6 @@ from fedsim.basics.errors import (
     show,
     unknown,
 )
-from fedsim.federation.device_table import Devices
 from fedsim.scenario import signatures
 from fedsim.scenario.combinations import check_claims, check_combinations, check_metric
 from fedsim.scenario.expectations import Expectation
@@ -63,8 +62,9 @@ def validated(document: Mapping[str, Any], *, origin: str, folder: Path | None) 
         name: _fixed(problems, model, tables.get(name, {}), where=f"[{name}] ")
         for name, model in (FIXED_TABLES | OPTIONAL_FIXED).items()
     }
-    if fixed["devices"] == Devices():  # says nothing
-        fixed["devices"] = None
+    for name, model in OPTIONAL_FIXED.items():
+        if fixed[name] == model():  # says nothing
+            fixed[name] = None
     expect = _expectations(problems, tables.get("expect", {}))
     task, choices = factory_tables(problems, tables, folder)
     check_combinations(problems, choices, fixed)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedsim.federation.bounds import Bounds
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages.cohort import Cohort, MessagesError, why_no_cohort
 from fedsim.messages.layout import Layout
@@ -17,11 +18,12 @@ class AdmissionGrid(GridWrapper):
     Args:
         inner: The Grid around which this one stands.
         layout: The model's layout.
+        bounds: What one client may weigh and move; None bounds nothing.
     """
 
-    def __init__(self, inner: Grid, layout: Layout) -> None:
+    def __init__(self, inner: Grid, layout: Layout, bounds: Bounds | None = None) -> None:
         super().__init__(inner)
-        self._layout = layout
+        self._layout, self._bounds = layout, bounds or Bounds()
 
     @property
     def layout(self) -> Layout:
@@ -40,4 +42,5 @@ class AdmissionGrid(GridWrapper):
 
     def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
         """Return the admitted replies, with everybody else named."""
-        return self.passed_on(cohort, timeout).admit()
+        replies = self.passed_on(cohort, timeout).admit()
+        return self._bounds.held(replies, cohort.shared.buffers)
