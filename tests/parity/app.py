@@ -181,7 +181,8 @@ def run(engine: str) -> dict[str, dict]:
     if engine == "flower":
         from flwr.simulation import run_simulation
 
-        run_simulation(server_app, client_app, NODES, backend_config=one_cpu)
+        one_actor = {**one_cpu, "init_args": {"num_cpus": 1}}
+        run_simulation(server_app, client_app, NODES, backend_config=one_actor)
     else:
         import fedsim
 
