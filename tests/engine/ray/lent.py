@@ -78,10 +78,11 @@ class Lender:
 
     def take(self, variables):
         """Return a worker that was started with these variables; None if there is none."""
-        for place, one in enumerate(self._resting):
-            if one.variables == dict(variables):
-                return self._resting.pop(place).actor
-        return None
+        alike = [one for one in self._resting if one.variables == dict(variables)]
+        if not alike:
+            return None
+        self._resting.remove(alike[-1])  # the one that came back last
+        return alike[-1].actor
 
     def give_back(self, worker, variables):
         """Take a worker back whose line has ended; returns whether it is well."""
