@@ -20,6 +20,7 @@ from fedsim.basics.kernels_in_use import in_use
 from tests import optimisations
 
 ROOT = Path(__file__).resolve().parents[1]
+_ON_RAY = ("ray_cluster", "lender", "lent_workers")  # fixtures
 
 gc.disable()  # while tests are imported and collected, little is garbage
 
@@ -34,7 +35,8 @@ def _group(file):
     """What one of several processes runs together: a file, all that share Ray, all scenarios."""
     if file.endswith(".toml"):
         return "scenarios"
-    return "ray" if "ray_cluster" in (ROOT / file).read_text(encoding="utf-8") else file
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "ray" if any(fixture in text for fixture in _ON_RAY) else file
 
 
 class _Groups(LoadScopeScheduling):
@@ -167,6 +169,22 @@ def ray_cluster():
         yield ray
         with _leaks_of_ray():
             ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def lender(ray_cluster):
+    """Has workers for the grids of tests that end none: `lender.grid(...)` is a `RayGrid`."""
+    from tests.engine.ray.lent import Lender
+
+    with contextlib.closing(Lender()) as lender:
+        yield lender
+
+
+@pytest.fixture
+def lent_workers(lender):
+    """Let the grids that runs of a test begin have lent workers."""
+    with lender.lending():
+        yield
 
 
 @contextlib.contextmanager

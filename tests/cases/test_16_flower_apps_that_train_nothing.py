@@ -76,7 +76,8 @@ def test_a_reply_that_is_not_finite_is_named_in_its_round_and_the_model_then(cap
 
 
 @pytest.mark.slow
-def test_workers_replies_are_looked_at_too(caplog, ray_cluster):
+@pytest.mark.usefixtures("lent_workers")
+def test_workers_replies_are_looked_at_too(caplog):
     said = old("nan", caplog, backend="ray")
     assert any(s.startswith("client 2, round 1, train: reply is not finite") for s in said)
 

@@ -119,7 +119,7 @@ def test_executors_give_the_same_up_to_rounding(tmp_path, task):
             assert one[name] == pytest.approx(other[name], rel=1e-9, abs=1e-9), name
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("lent_workers")
 def test_workers_and_chunks_of_ray_have_the_bits_of_one_process(tmp_path):
     task = {"model": "mlp_dropout", "hidden": [7], "dtype": "float32"}
     batches = {"local_lr": 0.1, "batch_size": 16}

@@ -62,11 +62,9 @@ def test_a_sign_is_not_seen_where_its_path_is_somebody_elses(tmp_path):
             assert not sign._replace(arena=sign.arena._replace(path=path)).is_seen()
 
 
-def test_results_arrive_where_an_earlier_arena_was(ray_cluster):
-    from fedsim.engine.ray.grid import RayGrid
-
+def test_results_arrive_where_an_earlier_arena_was(lender):
     app, arrays = fed.make_app("logistic"), fed.initial_arrays("logistic")
-    with RayGrid(app, 8, workers=1) as grid, contextlib.ExitStack() as taken:
+    with lender.grid(app, 8, workers=1) as grid, contextlib.ExitStack() as taken:
         sent = fed.configure(fed.make_strategy("fedavg"), grid, arrays)
         expected = grid.send_and_receive(sent).params.numpy().copy()
         before = grid._memory.result_arenas[0].name

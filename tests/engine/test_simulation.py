@@ -171,11 +171,32 @@ def test_what_the_server_raises_is_raised_and_the_clients_failures_are_told(capl
     assert "client 1: ValueError: the battery is empty" in caplog.text
 
 
-def test_workers_take_what_client_resources_say(ray_cluster):
-    for resources, workers in (({"num_cpus": 0.5}, 4), ({}, 1)):  # Flower's default takes both CPUs
-        found = []
+class Asked:
+    """Stands for Ray's actors, none of which starts: notes what is asked for them."""
+
+    def __init__(self):
+        self.resources = []
+
+    def options(self, num_cpus, num_gpus, **others):
+        self.resources.append((num_cpus, num_gpus))
+        return self
+
+    def remote(self, *arguments):
+        return self
+
+    @property
+    def ready(self):
+        return self
+
+
+def test_workers_take_what_client_resources_say(ray_cluster, monkeypatch):
+    # Flower's default takes both CPUs
+    for resources, workers, cpus in (({"num_cpus": 0.5}, 4, 0.5), ({}, 1, 2.0)):
+        found, asked = [], Asked()
+        monkeypatch.setattr(ray_cluster, "remote", lambda kind, asked=asked: asked)
         run(found, backend="ray", backend_config={"client_resources": resources}, rounds=0)
         assert found[-2] == workers
+        assert asked.resources == [(cpus, 0.0)] * workers
 
 
 def test_resources_that_the_machine_lacks_are_refused_by_name(ray_cluster):

@@ -14,10 +14,8 @@ CLIENTS = 12
 
 
 @pytest.fixture(scope="module")
-def ray_grid(ray_cluster):
-    from fedsim.engine.ray.grid import RayGrid
-
-    with RayGrid(app, CLIENTS, workers=2) as grid:
+def ray_grid(lender):
+    with lender.grid(app, CLIENTS, workers=2) as grid:
         yield grid
 
 

@@ -89,16 +89,14 @@ def test_a_client_is_asked_again_as_often_as_the_scenario_says(trouble, tmp_path
 
 @pytest.mark.slow
 def test_a_client_that_raises_on_ray_and_then_succeeds_has_the_undisturbed_bits(
-    ray_cluster, trouble, tmp_path
+    lender, trouble, tmp_path
 ):
-    from fedsim.engine.ray.grid import RayGrid
-
     world = small_world(tmp_path, trouble=trouble, sets=RETRY)
     for name in ("inline", "ray"):
         (tmp_path / name).mkdir()
     undisturbed = finish(world, tmp_path / "inline", _inline(world))
     trouble.plan("raise", times=2)
-    with RayGrid(world.app, 24, workers=1) as grid:
+    with lender.grid(world.app, 24, workers=1) as grid:
         found = finish(world, tmp_path / "ray", grid)
     assert found.failed == [{}] * 3
     assert found.params == undisturbed.params

@@ -22,10 +22,11 @@ def undisturbed(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(ray_cluster, world):
-    from tests.engine.ray.mixed import MixedGrid
+def engine(lender, world):
+    from tests.engine.ray.mixed import MixedWorkers
 
-    with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
+    half = {"num_cpus": 0.5}
+    with lender.grid(world.app, 24, kind=MixedWorkers, workers=2, client_resources=half) as grid:
         yield grid
 
 

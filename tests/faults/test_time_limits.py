@@ -24,11 +24,8 @@ def world(tmp_path_factory, trouble):
 
 
 @pytest.fixture(scope="module")
-def engine(ray_cluster, world):
-    from fedsim.engine.ray.grid import RayGrid
-
-    resources = {"num_cpus": 0.5}
-    with RayGrid(world.app, 24, workers=2, client_resources=resources) as grid:
+def engine(lender, world):
+    with lender.grid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
         yield grid
 
 

@@ -436,11 +436,9 @@ def test_a_run_records_who_was_late_and_who_did_how_much(scenario, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_ray_workers_give_the_bits_of_this_process(scenario, tmp_path, ray_cluster, workers):
-    from fedsim.engine.ray.grid import RayGrid
-
+def test_ray_workers_give_the_bits_of_this_process(scenario, tmp_path, lender, workers):
     inline = run(scenario(), tmp_path / "inline")
-    ray = run(scenario(), tmp_path / "ray", lambda w: RayGrid(w.app, 24, workers=workers))
+    ray = run(scenario(), tmp_path / "ray", lambda w: lender.grid(w.app, 24, workers=workers))
     assert ray == inline
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fedsim.engine.ray.grid import RayGrid
 from tests import optimisations
 from tests.laws import federations as fed
 
@@ -12,9 +11,9 @@ pytestmark = pytest.mark.slow
 COHORTS = (tuple(range(8)), (0, 2, 3, 5, 7))
 
 
-def run(strategy, kind, procedure, *, shares):
+def run(lender, strategy, kind, procedure, *, shares):
     app = fed.make_app("mlp_dropout", procedure, fed.InMemoryData(), kind=kind)
-    with RayGrid(app, len(fed.SIZES), workers=2) as grid:
+    with lender.grid(app, len(fed.SIZES), workers=2) as grid:
         assert len(grid.worker_pids) == 2  # both have started
         assert [w.near and w.line is not None for w in grid._workers.pool] == [shares] * 2
         arrays, records = fed.run_rounds(
@@ -32,11 +31,11 @@ def run(strategy, kind, procedure, *, shares):
         ("gossip", "loop"),
     ],
 )
-def test_shared_memory_pipes_and_memories_on_the_disk_change_no_bit(ray_cluster, strategy, kind):
+def test_shared_memory_pipes_and_memories_on_the_disk_change_no_bit(lender, strategy, kind):
     procedure = fed.make_procedure(momentum=0.5, keep_optimizer=True)
     with optimisations.forced("on"):
-        fast = run(strategy, kind, procedure, shares=True)
+        fast = run(lender, strategy, kind, procedure, shares=True)
     with optimisations.forced("off"):
-        slow = run(strategy, kind, procedure, shares=False)
+        slow = run(lender, strategy, kind, procedure, shares=False)
     assert fast == slow
     assert fast[2]  # clients remember

@@ -93,6 +93,7 @@ def test_training_twice_gives_the_same_bits():
 # --- engines --------------------------------------------------------------------------------------
 
 
+@functools.cache
 def _everybody():
     return InMemoryData(fed.SIZES * len(CASES), test_sizes=(5, 1, 30, 7, 2, 110, 9, 3) * len(CASES))
 
@@ -107,14 +108,17 @@ class ManyFederations(CohortApp):
         super().__init__(
             lambda: make_executor(data=_everybody()), ExecutionPlan("vmap", "a test", 3)
         )
+        self._cases = {}
 
     def __reduce__(self):
         return ManyFederations, ()
 
-    @functools.cache  # noqa: B019 - lives as long as the process
     def case(self, number):
-        model, name, arguments = CASES[number]
-        return make_executor(model, make_procedure(name, **arguments), _everybody())
+        if number not in self._cases:
+            model, name, arguments = CASES[number]
+            procedure = make_procedure(name, **arguments)
+            self._cases[number] = make_executor(model, procedure, _everybody())
+        return self._cases[number]
 
     def run_chunk(self, job, out=None):
         executor = self.case(job.client_ids[0] // CLIENTS)
@@ -127,10 +131,8 @@ def inline():
 
 
 @pytest.fixture(scope="module")
-def two_workers(ray_cluster):
-    from fedsim.engine.ray.grid import RayGrid
-
-    with RayGrid(ManyFederations(), CLIENTS * len(CASES), workers=2) as grid:
+def two_workers(lender):
+    with lender.grid(ManyFederations(), CLIENTS * len(CASES), workers=2) as grid:
         assert len(grid.worker_pids) == 2  # both have started
         yield grid
 

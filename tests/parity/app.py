@@ -4,8 +4,9 @@ engine.
 Its clients remember a momentum and counters in `Context.state`, answer queries, evaluate, run in a
 lifespan and behind mods, and one of them raises in round 2.
 
-As a program: `python app.py flower|ray|inline OUT.json` runs three strategies after one another on
-ten nodes, all taking part in every round, and writes what came of it.
+As a program: `python app.py flower|ray|inline OUT.json [ADDRESS]` runs three strategies after one
+another on ten nodes, all taking part in every round, and writes what came of it. Flower's own
+simulation joins the Ray cluster at the address, where one is given.
 """
 
 import json
@@ -174,20 +175,21 @@ def main(grid: Grid, context: Context) -> None:
         }
 
 
-def run(engine: str) -> dict[str, dict]:
+def run(engine: str, address: str = "local") -> dict[str, dict]:
     """Run the app on "flower" (Flower's own simulation), "ray" or "inline" (fedsim's engines)."""
     FOUND.clear()
-    one_cpu = {"client_resources": {"num_cpus": 1}}
     if engine == "flower":
         from flwr.simulation import run_simulation
 
-        run_simulation(server_app, client_app, NODES, backend_config=one_cpu)
+        two_cpus = {"client_resources": {"num_cpus": 2}, "init_args": {"address": address}}
+        run_simulation(server_app, client_app, NODES, backend_config=two_cpus)
     else:
         import fedsim
 
+        one_cpu = {"client_resources": {"num_cpus": 1}}
         fedsim.run_simulation(server_app, client_app, NODES, engine, backend_config=one_cpu)
     return dict(FOUND)
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(run(sys.argv[1])))
+    Path(sys.argv[2]).write_text(json.dumps(run(sys.argv[1], *sys.argv[3:])))

@@ -16,15 +16,17 @@ ROUNDING = {"rtol": 1e-11, "atol": 1e-12}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, ray_cluster):
-    """What came of the app on each engine; Flower's, which ends Ray, in a process of its own."""
+def results(tmp_path_factory, ray_cluster, lender):
+    """What came of the app on each engine; Flower's, which leaves Ray, in a process of its own."""
+    address = ray_cluster.get_runtime_context().gcs_address
     out = tmp_path_factory.mktemp("parity") / "flower.json"
     done = subprocess.run(
-        [sys.executable, app.__file__, "flower", str(out)],
+        [sys.executable, app.__file__, "flower", str(out), address],
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    ours = {engine: app.run(engine) for engine in ("inline", "ray")}
+    with lender.lending():
+        ours = {engine: app.run(engine) for engine in ("inline", "ray")}
     return {**json.loads(json.dumps(ours)), "flower": json.loads(out.read_text())}
 
 

@@ -395,7 +395,7 @@ def test_a_node_needs_no_weights_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("lent_workers")
 def test_ray_workers_give_the_bits_of_this_process_with_everything_on(tmp_path):
     """Memories of statistics in training and evaluation, augmentation, frozen layers, areas."""
     tables = {

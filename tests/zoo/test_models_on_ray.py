@@ -18,10 +18,8 @@ def inline():
 
 
 @pytest.fixture(scope="module")
-def two_workers(ray_cluster):
-    from fedsim.engine.ray.grid import RayGrid
-
-    with RayGrid(whole.WholeZoo(), whole.CLIENTS * len(whole.NAMES), workers=2) as grid:
+def two_workers(lender):
+    with lender.grid(whole.WholeZoo(), whole.CLIENTS * len(whole.NAMES), workers=2) as grid:
         assert len(grid.worker_pids) == 2  # both have started
         yield grid
 

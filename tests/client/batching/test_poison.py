@@ -197,8 +197,9 @@ def test_flipped_labels_of_a_majority_lead_to_the_wrong_class(tmp_path):
     assert "test/attack_success" not in found
 
 
+@pytest.mark.usefixtures("lent_workers")
 @pytest.mark.parametrize("kind", [pytest.param("label_flip", marks=pytest.mark.slow), "backdoor"])
-def test_workers_poison_as_this_process_does(ray_cluster, tmp_path, kind):
+def test_workers_poison_as_this_process_does(tmp_path, kind):
     attack = {"kind": kind, "num_byzantine": 2, "schedule": "random"}
     summaries = [
         run.start(

@@ -266,7 +266,8 @@ def test_a_run_has_the_numbers_of_the_other_executors_and_its_plan_says_so(tmp_p
             torch.testing.assert_close(tensor, final[other][name], rtol=0, atol=1e-9)
 
 
-def test_ray_workers_have_the_bits_of_this_process(ray_cluster, tmp_path):
+@pytest.mark.usefixtures("lent_workers")
+def test_ray_workers_have_the_bits_of_this_process(tmp_path):
     hashes = set()
     for number, engine in enumerate(({"kind": "inline"}, {"workers": 2})):
         table = {**engine, "executor": "batched", "chunk_size": 2}

@@ -22,10 +22,11 @@ def undisturbed(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(ray_cluster, world):
-    from tests.engine.ray.mixed import MixedGrid
+def mixed(lender, world):
+    from tests.engine.ray.mixed import MixedWorkers
 
-    with MixedGrid(world.app, 24, workers=2, client_resources={"num_cpus": 0.5}) as grid:
+    half = {"num_cpus": 0.5}
+    with lender.grid(world.app, 24, kind=MixedWorkers, workers=2, client_resources=half) as grid:
         assert len(grid.worker_pids) == 2  # both have started
         assert [worker.near for worker in grid._workers.pool] == [True, False]
         yield grid

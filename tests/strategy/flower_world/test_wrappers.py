@@ -124,13 +124,11 @@ def test_a_node_and_the_engine_clip_to_the_same_bits():
     assert cohort.tobytes() == message.tobytes()
 
 
-def test_workers_clip_to_the_bits_of_the_engine_in_this_process(ray_cluster):
-    from fedsim.engine.ray.grid import RayGrid
-
+def test_workers_clip_to_the_bits_of_the_engine_in_this_process(lender):
     grids = []
 
     def on_ray(world):
-        grids.append(RayGrid(world.app, world.data.num_clients, workers=1))
+        grids.append(lender.grid(world.app, world.data.num_clients, workers=1))
         return grids[0]
 
     table = flower(CLIENT, strategy={"name": "fedau"})
