@@ -5,6 +5,7 @@ input, `{"arguments": [...], "folder": "...", "point": "...", "turn": n}`, and a
 child's wait status. So a run that is really killed costs no start of an interpreter.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -227,7 +228,10 @@ class Killer:
 
 
 def _serve() -> None:
+    gc.disable()
     _import_everything()
+    gc.freeze()  # no child looks for garbage among it, which would copy it too
+    gc.enable()
     answers = os.dup(1)
     for line in sys.stdin:
         order = json.loads(line)

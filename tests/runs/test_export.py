@@ -16,6 +16,7 @@ from fedsim.runs import start as run
 from fedsim.runs.export import export
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
+from tests.basics.processes import QUICKLY
 from tests.data.tables import png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,9 @@ def used(folder, raw):
     page = (folder / "README.md").read_text()
     [lines] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     # a network that is not written out needs the user's code, and never fedsim
-    (folder / "use.py").write_text(f"import sys\nsys.modules['fedsim'] = None\n{lines}{ENDING}")
+    (folder / "use.py").write_text(
+        f"{QUICKLY}import sys\nsys.modules['fedsim'] = None\n{lines}{ENDING}"
+    )
     done = subprocess.run(
         [sys.executable, "use.py"], cwd=folder, capture_output=True, text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=False,
