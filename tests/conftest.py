@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, no network, one Ray cluster."""
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -12,7 +13,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -28,6 +28,18 @@ settings.register_profile("fedsim", derandomize=True, deadline=None, max_example
 settings.register_profile("thorough", deadline=None, max_examples=500)  # `make test-slow`
 settings.register_profile("search", deadline=None, max_examples=60, database=None)  # `make zoo`
 settings.load_profile("fedsim")
+
+# Modules are no garbage: to look for it among all that tests import, meanwhile and at the end,
+# takes three seconds of each process. One that only hands tests out imports no torch either.
+gc.disable()
+atexit.register(gc.freeze)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    """Look for garbage from the first test on, and not among what is there already."""
+    gc.freeze()
+    gc.enable()
 
 
 @functools.cache
@@ -81,6 +93,8 @@ def _frozen_uncounted():
 @pytest.fixture(scope="session", autouse=True)
 def _few_loggers():
     """Let torch's forty loggers hand on to one: pytest attaches to every other, thrice a test."""
+    import torch  # noqa: F401
+
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch.") and isinstance(logger, logging.Logger):
             logger.propagate = True
@@ -88,6 +102,8 @@ def _few_loggers():
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
+    import torch
+
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
     torch.set_num_threads(1)
 

@@ -5,6 +5,7 @@ import gc
 from collections.abc import Iterator
 
 _loaded: set[str] = set()
+_spared = False
 
 
 @contextlib.contextmanager
@@ -25,3 +26,18 @@ def loads(what: str) -> Iterator[None]:
     finally:
         gc.enable()
         _loaded.add(what)
+
+
+def spare_what_is_loaded() -> None:
+    """Let collections pass over all that is there now, until this process ends.
+
+    For a process of many short tasks, once its modules are imported and before there is any data.
+    """
+    global _spared
+    gc.freeze()
+    _spared = True
+
+
+def is_spared() -> bool:
+    """Return whether collections pass over what was there at some time."""
+    return _spared or gc.get_freeze_count() > 0  # to count takes a twentieth of a second

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsim.basics.loading import loads
 from fedsim.cli.app import (
     CommandOutcome,
     JsonOption,
@@ -51,7 +52,8 @@ def resume(
         from fedsim.runs.left_behind import take_up
 
         loaded = take_up(folder, overrides or [])
-        from fedsim.runs.start import resume as go_on
+        with loads("a run"):
+            from fedsim.runs.start import resume as go_on
 
         with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:
             result = go_on(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim import __version__
+from fedsim.basics.loading import loads
 from fedsim.cli.app import (
     CommandOutcome,
     JsonOption,
@@ -74,7 +75,8 @@ def run(
 
         check_workers(workers)
         loaded = load(scenario, overrides or [])
-        from fedsim.runs.start import start
+        with loads("a run"):
+            from fedsim.runs.start import start
 
         profile = _new_profile(begun) if profiled else None
         with loaded.named_in_refusals(), Progress(loaded.rounds, quiet=quiet) as progress:

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
-from flwr.clientapp import ClientApp
+from fedsim.basics.loading import loads
+
+with loads("a worker"):
+    import torch
+    from flwr.clientapp import ClientApp
 
 from fedsim.basics.freed_memory import keep_freed_memory
 from fedsim.basics.kernels_in_use import in_use

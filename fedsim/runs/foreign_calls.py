@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.basics.errors import FedsimError, RunError
 from fedsim.basics.generators import seeded
+from fedsim.basics.loading import is_spared
 from fedsim.basics.rng import derived_seed
 from fedsim.federation.grids.waiting import RoundNodesGrid, unchosen_minima_met
 from fedsim.messages.adapting import stacked
@@ -171,7 +172,7 @@ def _quick_collections() -> Iterator[None]:
 
     Some of Flower's strategies make it run once per reply, 0.35 s each where torch is imported.
     """
-    if gc.get_freeze_count():  # the caller's own doing
+    if is_spared():  # the process's own doing
         yield
         return
     gc.freeze()

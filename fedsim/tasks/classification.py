@@ -61,7 +61,7 @@ class _Classes(Task):
             targets: `[..., batch]` classes.
             shares: `[..., batch]`, what each sample counts for in the sum.
         """
-        if getattr(self.sample_losses, "__func__", None) is not _Classes.sample_losses:
+        if self._has_other_losses():
             return None
         # with few classes, ten times as fast where samples lie side by side
         side = -1 if outputs.is_contiguous() else -2
@@ -72,6 +72,20 @@ class _Classes(Task):
         losses = -logs.gather(side, chosen).squeeze(side)
         return losses, slopes if side == -1 else slopes.mT
 
+    def _has_other_losses(self) -> bool:
+        """Whether a subclass has losses of its own."""
+        return getattr(self.sample_losses, "__func__", None) is not _Classes.sample_losses
+
+    def _measured(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the bits of `sample_losses`, without its gradient.
+
+        Torch's cross-entropy imports a library of symbols under vmap, for a third of a second.
+        """
+        if self._has_other_losses():
+            return self.sample_losses(outputs, targets)
+        logs = torch.log_softmax(outputs, -1)
+        return -logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
     def statistics(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return the sums of losses, correct answers and samples, and what is asked for by class.
 
@@ -81,7 +95,7 @@ class _Classes(Task):
         """
         counted = weights != 0
         # where, not a product: padding may hold what gives nan, and nan times zero is nan
-        losses = torch.where(counted, self.sample_losses(outputs, targets), 0)
+        losses = torch.where(counted, self._measured(outputs, targets), 0)
         predicted = outputs.argmax(dim=-1)
         correct = counted & (predicted == targets)
         sums = {

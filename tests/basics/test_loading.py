@@ -6,6 +6,7 @@ import pytest
 
 from fedsim.basics import loading
 from fedsim.basics.loading import loads
+from tests.basics.processes import run
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +37,21 @@ def test_who_has_turned_them_off_keeps_them_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+SPARED = """
+import gc, json
+from fedsim.basics.loading import is_spared, spare_what_is_loaded
+before, kept = is_spared(), []
+kept.append(kept)
+spare_what_is_loaded()
+held = any(each is kept for each in gc.get_objects())
+later = []
+later.append(later)
+del later
+print(json.dumps([before, is_spared(), held, gc.collect() > 0]))
+"""
+
+
+def test_what_is_loaded_is_passed_over_and_what_comes_later_is_not():
+    assert run(SPARED) == [False, True, False, True]

@@ -24,6 +24,7 @@ from benchmarks.workloads import (
     TARGETS,
     WORKLOADS,
 )
+from tests.basics.processes import QUICKLY
 
 times = st.lists(st.floats(0.001, 1000), min_size=1, max_size=12)
 
@@ -234,7 +235,7 @@ for table in {tables!r}:
 
 def test_every_algorithm_has_a_client_and_a_server_at_flower():
     tables = [dict(work.strategy) for work in ALGORITHMS.values()]
-    script = ASKED.format(folder=str(contest.SYSTEMS_FOLDER), tables=tables)
+    script = QUICKLY + ASKED.format(folder=str(contest.SYSTEMS_FOLDER), tables=tables)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -19,6 +19,7 @@ from fedsim.runs.folder import create
 from fedsim.runs.manifest import write_plan
 from fedsim.runs.start import make_grid
 from fedsim.runs.world import build
+from tests.basics.processes import QUICKLY
 from tests.cases.own_projects import NET, project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +152,7 @@ def test_workers_train_each_projects_own(tmp_path, engine):
         print(json.dumps(found))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", QUICKLY + textwrap.dedent(script)],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

@@ -29,6 +29,7 @@ from fedsim.data.federated import (
 from fedsim.data.partitions.statistics import draw_partition, label_counts, partition_statistics
 from fedsim.data.preparation import prepare, reopen
 from fedsim.data.sets.formats import DATASETS
+from tests.basics.processes import QUICKLY
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_DATA = Path(os.environ.get("FEDSIM_TEST_DATA") or ROOT.parent / "shared" / "data")
@@ -246,7 +247,7 @@ def test_the_array_hash_sees_dtype_shape_and_content():
 
 def _python(code, *arguments, stdin=b"", **environment):
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", QUICKLY + code, *map(str, arguments)],
         input=stdin,
         capture_output=True,
         cwd=ROOT,

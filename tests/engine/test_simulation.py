@@ -15,6 +15,7 @@ from flwr.simulation import run_simulation as flowers
 
 import fedsim
 from fedsim.basics.errors import RunError
+from tests.basics.processes import QUICKLY
 
 
 def client_app():
@@ -301,7 +302,8 @@ def main(grid, context):
     )
     print("weight", *result.arrays.to_numpy_ndarrays()[0])
 """,
-    "simulate.py": """
+    "simulate.py": QUICKLY
+    + """
 import tomllib
 
 import fedsim

@@ -1,8 +1,19 @@
-"""What the tests of faults share: trouble in a folder."""
+"""What the tests of faults share: trouble in a folder, and a process whose children are killed."""
+
+from pathlib import Path
 
 import pytest
 
+from tests.faults.killer import Killer
 from tests.faults.worlds import Trouble
+
+
+@pytest.fixture(scope="session")
+def killer():
+    """A process from which runs are forked; nothing of one is left for the next."""
+    process = Killer(Path(__file__).resolve().parents[2])
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="module")

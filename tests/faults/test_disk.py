@@ -68,13 +68,6 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     _check(disk / "run", undisturbed)
 
 
-@pytest.fixture(scope="module")
-def killer():
-    process = Killer(ROOT)
-    yield process
-    process.close()
-
-
 @pytest.mark.slow
 def test_data_that_became_unreadable_are_named_and_a_run_goes_on_when_they_are_back(
     killer, tmp_path

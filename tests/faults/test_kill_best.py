@@ -7,22 +7,13 @@ import pytest
 
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.runs.best_model import best_of
-from tests.faults.killer import Killer
 from tests.faults.test_kill_resume import SCENARIO
 
-ROOT = Path(__file__).resolve().parents[2]
 KEEPING = (
     "--set", "evaluation={every=1, keep_best='test/loss'}",
     "--set", "checkpoint.every=3",
 )  # fmt: skip
 RUN = ("run", "kill.toml", "--out", "run", "--quiet", *KEEPING)
-
-
-@pytest.fixture(scope="module")
-def killer():
-    process = Killer(ROOT)
-    yield process
-    process.close()
 
 
 def _outcome(run: Path) -> tuple[object, bytes, list[str]]:

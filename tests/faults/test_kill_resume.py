@@ -13,7 +13,7 @@ import pytest
 
 from fedsim.basics import rng
 from fedsim.basics.json_files import JsonLines, read_json
-from tests.faults.killer import COMMAND, Killer
+from tests.faults.killer import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 7
@@ -58,13 +58,6 @@ every = 2
 keep = 2
 """
 LONG = (f"rounds={20 * ROUNDS}", "checkpoint.every=1")
-
-
-@pytest.fixture(scope="module")
-def killer():
-    process = Killer(ROOT)
-    yield process
-    process.close()
 
 
 @pytest.fixture

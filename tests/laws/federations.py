@@ -201,8 +201,13 @@ def part_cases():
 def strategy_beside(arguments):
     """A strategy that needs the parts of a procedure's arguments; averaging where none does."""
     listed = {part["name"] for part in arguments.get("parts", ())}
-    needing = [name for name in strategies() if {p["name"] for p in parts_for(name)} & listed]
+    needing = [name for name in strategies() if _names_of_parts(name) & listed]
     return needing[0] if needing else "fedavg"
+
+
+@functools.cache
+def _names_of_parts(strategy):
+    return {part["name"] for part in parts_for(strategy)}
 
 
 def make_procedure(name="local_sgd", **arguments):

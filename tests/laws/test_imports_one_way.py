@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.basics.processes import QUICKLY
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("fedsim", "strategies", "clients")
 FILES = {
@@ -186,7 +188,7 @@ print("trained without", sorted({"flwr", "ray"} - set(sys.modules)))
 
 def test_a_chunk_trains_where_neither_flower_nor_ray_is_installed():
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FLOWER],
+        [sys.executable, "-c", QUICKLY + WITHOUT_FLOWER],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from fedsim.runs import start as run
 from fedsim.runs.export import export
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
+from tests.basics.processes import QUICKLY
 from tests.data.tables import png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,22 +45,57 @@ def exported(of, tmp_path, **options):
     return result
 
 
-def used(folder, raw):
-    """Run the page's Python on samples; return its x, outputs and predicted."""
-    if isinstance(raw, np.ndarray):
-        np.save(folder / "samples.npy", raw)
-    else:
-        (folder / "samples.json").write_text(json.dumps(raw))
-    page = (folder / "README.md").read_text()
-    [lines] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    # a network that is not written out needs the user's code, and never fedsim
-    (folder / "use.py").write_text(f"import sys\nsys.modules['fedsim'] = None\n{lines}{ENDING}")
-    done = subprocess.run(
-        [sys.executable, "use.py"], cwd=folder, capture_output=True, text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=False,
+# begins as `python use.py` does for every folder that it is told, but for the start of torch
+USING = """
+import os, runpy, sys, traceback
+
+sys.modules["fedsim"] = None  # a network that is not written out needs the user's code alone
+import numpy, safetensors.torch, torch
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.chdir(line.rstrip("\\n"))
+        said, code = os.open("said.txt", os.O_WRONLY | os.O_CREAT), 1
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        sys.path.insert(0, os.getcwd())
+        try:
+            runpy.run_path("use.py", run_name="__main__")
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def used():
+    """Run the page's Python on samples, in a process of its own; return x, outputs, predicted."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", QUICKLY + USING], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return np.load(folder / "out.npz")
+
+    def used(folder, raw):
+        if isinstance(raw, np.ndarray):
+            np.save(folder / "samples.npy", raw)
+        else:
+            (folder / "samples.json").write_text(json.dumps(raw))
+        page = (folder / "README.md").read_text()
+        [lines] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+        (folder / "use.py").write_text(f"import sys\n{lines}{ENDING}")
+        process.stdin.write(f"{folder}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "0\n", (folder / "said.txt").read_text()
+        return np.load(folder / "out.npz")
+
+    with process:
+        yield used
+        process.stdin.close()
 
 
 def cross_entropy(outputs, targets):
@@ -93,7 +129,7 @@ def holds(result, of, found, rows=slice(None)):
         ),
     ],
 )
-def test_networks_of_all_kinds_give_what_fedsim_measured(tmp_path, task, file):
+def test_networks_of_all_kinds_give_what_fedsim_measured(used, tmp_path, task, file):
     of = scenario(task, DIGITS)
     result = exported(of, tmp_path)
     raw = np.round(build(of).data.test.features * 16)
@@ -102,7 +138,9 @@ def test_networks_of_all_kinds_give_what_fedsim_measured(tmp_path, task, file):
     assert ({"network.py", "network.pt2"} & files) == ({file} if file else set())
 
 
-def test_standardised_columns_are_prepared_from_raw_ones_and_classes_have_their_names(tmp_path):
+def test_standardised_columns_are_prepared_from_raw_ones_and_classes_have_their_names(
+    used, tmp_path
+):
     from sklearn.datasets import load_breast_cancer
 
     of = scenario({"model": "logistic"}, {"name": "breast_cancer"})
@@ -117,7 +155,7 @@ def test_standardised_columns_are_prepared_from_raw_ones_and_classes_have_their_
     assert right == result.summary["final"]["test/accuracy"]
 
 
-def test_targets_that_were_standardised_come_back_in_their_own_unit(tmp_path):
+def test_targets_that_were_standardised_come_back_in_their_own_unit(used, tmp_path):
     from sklearn.datasets import load_diabetes
 
     of = scenario({"model": "linear"}, {"name": "diabetes"})
@@ -136,7 +174,7 @@ def test_targets_that_were_standardised_come_back_in_their_own_unit(tmp_path):
     assert not (tmp_path / "model" / "labels.json").exists()
 
 
-def test_images_are_prepared_from_their_pixels(tmp_path):
+def test_images_are_prepared_from_their_pixels(used, tmp_path):
     draw = np.random.default_rng(0)
     pixels = draw.integers(256, size=(40, 6, 5, 3), dtype=np.uint8)
     for number, image in enumerate(pixels):
@@ -159,7 +197,7 @@ def test_images_are_prepared_from_their_pixels(tmp_path):
 
 
 @pytest.mark.slow
-def test_text_is_prepared_from_characters(tmp_path):
+def test_text_is_prepared_from_characters(used, tmp_path):
     text = "It was the best of times, it was the worst of times~ " * 4
     rows = [{"x": text[i : i + 6], "y": text[i + 6]} for i in range(170)]
     (tmp_path / "text").mkdir()

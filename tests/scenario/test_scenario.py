@@ -25,6 +25,7 @@ from fedsim.scenario.expectations import Expectation, check_expectations
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.options import TaskOptions
+from tests.basics.processes import QUICKLY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -566,7 +567,7 @@ def test_nothing_but_an_integer_is_taken_for_one(value: Any) -> None:
 
 
 def run_python(code: str) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", QUICKLY + code], check=True, cwd=ROOT, timeout=60)
 
 
 def test_names_are_found_without_importing_torch() -> None:

@@ -402,6 +402,37 @@ def test_gradients_of_a_regression_are_those_of_its_equation():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_measured_has_the_bits_of_the_loss(dtype):
+    generator = torch.Generator().manual_seed(6)
+    outputs = 9 * torch.randn(3, 7, 10, dtype=dtype, generator=generator)
+    targets = torch.randint(10, (3, 7), generator=generator)
+    weights = torch.ones(3, 7, dtype=dtype)
+    task = task_of()
+    together = torch.func.vmap(task.statistics)(outputs, targets, weights)["loss"]
+    for slot in range(3):
+        losses = task.sample_losses(outputs[slot], targets[slot])
+        assert together[slot] == losses.sum(dtype=torch.float64)
+        alone = task.statistics(outputs[slot], targets[slot], weights[slot])["loss"]
+        assert alone == losses.sum(dtype=torch.float64)
+
+
+def test_a_subclass_is_measured_by_its_own_losses():
+    class Halved(Classification):
+        def sample_losses(self, outputs, targets):
+            return super().sample_losses(outputs, targets) / 2
+
+    outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    spec = SampleSpec((2,), 3)
+    whole, half = (
+        kind(lambda: nn.Linear(2, 3), spec, torch.float32).statistics(
+            outputs, targets, torch.ones(4)
+        )["loss"]
+        for kind in (Classification, Halved)
+    )
+    assert half.item() == pytest.approx(whole.item() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_slopes_have_the_bits_of_autograd(dtype):
     task = make_task({"model": "logistic"}, SampleSpec((4,), 7))
     draw = torch.Generator().manual_seed(3)

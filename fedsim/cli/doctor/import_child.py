@@ -5,6 +5,8 @@ memory or hangs takes only this one with it. Every line on standard output is on
 "begun", "ok" or "failed", and what there is to say of it.
 """
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -57,6 +59,8 @@ def _in_one_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    gc.disable()  # modules are no garbage: to look for it, now and at the end, takes a second
+    atexit.register(gc.freeze)
     # what libraries print goes elsewhere, so that standard output is the report alone
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
         os.dup2(2, 1)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.basics.errors import FedsimError, RunError, ScenarioError
+from fedsim.basics.loading import loads, spare_what_is_loaded
 from fedsim.runs.progress import Progress
 
 Say = Callable[[Mapping[str, Any]], None]
@@ -56,6 +57,9 @@ def main() -> None:
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     lock = threading.Lock()
+    with loads("a run"):
+        import fedsim.runs.start  # noqa: F401
+    spare_what_is_loaded()  # it would take longer than a short cell
 
     def say(document: Mapping[str, Any]) -> None:
         with lock:

@@ -14,6 +14,7 @@ import pytest
 
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.data.reading.characters import CHARACTERS, UNKNOWN
+from tests.basics.processes import QUICKLY
 from tests.data.tables import IID, load, pictures, png, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -263,7 +264,11 @@ def test_a_relative_path_means_the_same_folder_in_another_process(
     monkeypatch.chdir(tmp_path)
     data = _mnist("mnist", tmp_path / "cache")
     done = subprocess.run(
-        [sys.executable, "-c", "import pickle, sys; print(pickle.load(sys.stdin.buffer).test[1])"],
+        [
+            sys.executable,
+            "-c",
+            f"{QUICKLY}import pickle, sys; print(pickle.load(sys.stdin.buffer).test[1])",
+        ],
         input=pickle.dumps(data),
         capture_output=True,
         cwd=ROOT,

@@ -13,6 +13,7 @@ import pytest
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.scenario import discovery
 from fedsim.scenario.load import load as load_scenario
+from tests.basics.processes import QUICKLY
 from tests.data.tables import IID, load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -187,7 +188,7 @@ print(data.manifest_sha256, data.clients([3]).rows[0].tolist())
 
 def _elsewhere(data, **environment):
     return subprocess.run(
-        [sys.executable, "-c", READ_PICKLE],
+        [sys.executable, "-c", QUICKLY + READ_PICKLE],
         input=pickle.dumps(data),
         capture_output=True,
         env={"PYTHONPATH": str(ROOT), **environment},

@@ -59,7 +59,7 @@ class Killing:
         if cell.seed == 3 and server_round:
             me = os.getpid()
             for child in Path(f"/proc/self/task/{me}/children").read_text().split():
-                if b"studies.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"studies.cells.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
 
     def ended(self, cell, reason):

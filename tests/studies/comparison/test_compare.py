@@ -17,10 +17,11 @@ from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.cli import app
 from fedsim.runs import start as run
 from fedsim.scenario.load import load
+from tests.basics.processes import QUICKLY
 from tests.studies.worlds import write
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMAND = "from fedsim.cli import main; main()"
+COMMAND = f"{QUICKLY}from fedsim.cli import main; main()"
 ROUNDS = 60
 
 

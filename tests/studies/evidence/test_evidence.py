@@ -173,20 +173,22 @@ def test_verdicts_follow_the_interval():
         assert judged(Paired(10, (low + high) / 2, low, high, 1, 5), null=True) == expected
 
 
-def test_the_studies_that_come_with_fedsim_can_be_run():
-    known = shipped("claim")
+@pytest.fixture(scope="module")
+def known():
+    """The studies that come with fedsim, by name, each read as it is before it runs."""
+    return {name: read_study(path) for name, path in shipped("claim").items()}
+
+
+def test_the_studies_that_come_with_fedsim_can_be_run(known):
     assert len(known) == 16
-    for path in known.values():
-        read_study(path)
     with pytest.raises(ScenarioError, match="did you mean 'fedau'"):
         find("fedua")
 
 
-def test_the_page_is_of_the_studies_as_they_are(request):
+def test_the_page_is_of_the_studies_as_they_are(known, request):
     page = (request.config.rootpath / "docs/evidence.md").read_text(encoding="utf-8")
     stamps = dict(re.findall(r"<!-- (\w+) (\w+) -->", page))
-    found = {name: read_study(path).sha256[:16] for name, path in shipped("claim").items()}
-    assert stamps == found
+    assert stamps == {name: study.sha256[:16] for name, study in known.items()}
 
 
 def test_a_scenario_is_told_apart_from_a_study(study):

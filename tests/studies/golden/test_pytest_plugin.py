@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.basics.processes import QUICKLY
 from tests.studies.golden.test_verdict import SCENARIO, STRATEGY
 
 ROOT = Path(__file__).resolve().parents[3]
+PYTEST = f"{QUICKLY}import runpy; runpy.run_module('pytest', run_name='__main__', alter_sys=True)"
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def run(folder, *arguments):
     # the entry point may not be installed yet where tests run from a checkout
     given = [] if _installed() else ["-p", "fedsim.studies.golden.pytest_plugin"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *given, "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-c", PYTEST, *given, "-p", "no:cacheprovider", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
         capture_output=True,
