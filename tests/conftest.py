@@ -22,8 +22,6 @@ from tests import optimisations
 ROOT = Path(__file__).resolve().parents[1]
 _ON_RAY = ("ray_cluster", "lender", "lent_workers")  # fixtures
 
-gc.disable()  # while tests are imported and collected, little is garbage
-
 settings.register_profile("fedsim", derandomize=True, deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=500)  # `make test-slow`
 settings.register_profile("search", deadline=None, max_examples=60, database=None)  # `make zoo`
@@ -65,11 +63,6 @@ def pytest_collection_modifyitems(items):
     """Let the largest groups come first, so that no process is left with one in the end."""
     first = ("ray", "scenarios", "tests/laws/test_types.py")
     items.sort(key=lambda item: _group(item.nodeid.partition("::")[0]) not in first)
-
-
-def pytest_collection_finish():
-    """Collect garbage again from here on."""
-    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
