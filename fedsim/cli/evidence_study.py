@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from fedsim.basics.errors import ScenarioError, unknown
 from fedsim.basics.json_files import taking, write_json_atomic
+from fedsim.basics.versions import versions
 from fedsim.cli.compare_study import StudyAnswer
-from fedsim.runs.folder import versions
 from fedsim.studies.cells.cell import locked
 from fedsim.studies.cells.code import said_of_code
 from fedsim.studies.cells.pool import Pool

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
+from fedsim.deployment.node_software import recording, refusing
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.scenario.load import load
@@ -40,7 +41,14 @@ def main(grid: Grid, context: Context) -> None:
 
     world, folder = _taken_up(context) if _resumes(context) else _begun(context)
     wait_s = float(context.run_config.get("wait-s", 300.0))
-    nodes = PartitionGrid(grid, world.data.num_clients, timeout_s=wait_s)
+    promise = world.scenario.promise
+    nodes = PartitionGrid(
+        grid,
+        world.data.num_clients,
+        timeout_s=wait_s,
+        record=recording(folder.path, promise),
+        why_not=refusing(promise),
+    )
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
         progress = Progress(world.scenario.rounds)

@@ -1,5 +1,6 @@
 """The ClientApp made from a client procedure: one message on a node, a cohort in the engine."""
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
+from fedsim.basics.versions import versions
 from fedsim.client.clipping import bound_of, clip
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.job import ChunkJob, ChunkResult
@@ -33,6 +35,7 @@ from fedsim.messages.records import (
     PARTITION,
     PARTITION_ID,
     SERVER_ROUND,
+    SOFTWARE,
     array_record,
     model_record,
     model_tensors,
@@ -88,11 +91,12 @@ class CohortApp(ClientApp):
         return result if job.clipping_norm is None else clip(job, result)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer one message: train, evaluate, or say which partition and Flower this node has."""
+        """Answer one message: train, evaluate, or say what this node holds and runs."""
         client = int(context.node_config[PARTITION_ID])
         kind = message.metadata.message_type
         if kind.partition(".")[0] == MessageType.QUERY:
-            told = ConfigRecord({PARTITION_ID: client, FLOWER: version("flwr")})
+            software = json.dumps(versions())
+            told = ConfigRecord({PARTITION_ID: client, FLOWER: version("flwr"), SOFTWARE: software})
             return Message(RecordDict({PARTITION: told}), reply_to=message)
         if kind not in (MessageType.TRAIN, SETUP, MessageType.EVALUATE):
             raise ValueError(

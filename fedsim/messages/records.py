@@ -215,3 +215,6 @@ PARTITION_ID = "partition-id"
 
 
 FLOWER = "flwr"
+
+
+SOFTWARE = "software"

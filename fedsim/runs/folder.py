@@ -6,9 +6,7 @@ A run folder says which kind of processor computed; nothing in it names the mach
 """
 
 import contextlib
-import functools
 import logging
-import platform
 import secrets
 import shlex
 import shutil
@@ -16,14 +14,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import fedsim
 from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.basics.home import nameless
 from fedsim.basics.json_files import read_plain, sync_folder, taking, write_json_atomic
+from fedsim.basics.versions import versions
 from fedsim.runs.on_nodes import is_on_nodes, resuming_on_nodes
 
 if TYPE_CHECKING:
@@ -213,31 +210,6 @@ def open_existing(path: Path) -> RunFolder:
     if not (path / SCENARIO_FILE).is_file():
         raise ScenarioError(f"{path}: is not the folder of a run: it has no {SCENARIO_FILE}")
     return RunFolder(path)
-
-
-def versions() -> dict[str, Any]:
-    """Return what a run's bits depend on besides its scenario: versions and kernels in use.
-
-    The machine's kind is among it (`kernels_in_use.in_use`), its name is not.
-    """
-    from fedsim.basics.kernels_in_use import in_use
-
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "fedsim": fedsim.__version__,
-    }
-    found |= {package: _version(package) for package in ("flwr", "torch", "ray", "numpy")}
-    found["system"] = platform.system()
-    found["machine"] = platform.machine()
-    return found | in_use()
-
-
-@functools.cache
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _refuse_taken(out: Path) -> None:

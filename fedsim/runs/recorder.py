@@ -13,10 +13,10 @@ from torch import Tensor
 from fedsim.basics.errors import CheckpointError, FedsimError
 from fedsim.basics.json_files import JsonLines
 from fedsim.basics.kernels_in_use import decisive
+from fedsim.basics.versions import versions
 from fedsim.engine.grid import LocalGrid
 from fedsim.messages.records import array_record, named_tensors
 from fedsim.runs import checkpoint as checkpoints
-from fedsim.runs import folder as run_folder
 from fedsim.runs.best_model import BestModel
 from fedsim.runs.checkpoint import Checkpoint
 from fedsim.runs.folder import RunFolder
@@ -60,7 +60,7 @@ class Recorder:
         self._saved_round = -1
         self.best = BestModel(self._place, world.scenario.evaluation.keep_best)
         # what is portable may go on on another kind of processor
-        self._versions = decisive(run_folder.versions(), world.scenario.promise)
+        self._versions = decisive(versions(), world.scenario.promise)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 

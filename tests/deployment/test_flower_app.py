@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 import fedsim
-from fedsim.basics.errors import CheckpointError, ScenarioError
+from fedsim.basics.errors import CheckpointError, RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines
 from fedsim.deployment import flower_app
+from fedsim.deployment.node_software import refusing
+from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.runs.folder import resuming
 from tests.federation.grids.fleet import Fleet
 
@@ -150,3 +152,70 @@ def test_data_that_have_changed_on_the_server_are_named(undisturbed, tmp_path):
     (out / "manifest.json").write_text(json.dumps({**manifest, "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="data"):
         run(out, resume=True)
+
+
+# --- what runs on the nodes -----------------------------------------------------------------------
+
+
+class Unlike(Dying):
+    """Nodes of which one says that it computes with something else."""
+
+    def __init__(self, said, **given):
+        super().__init__(99, **given)
+        self.said = said
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            if not reply.has_error() and "partition" in reply.content.config_records:
+                told = reply.content.config_records["partition"]
+                if told["partition-id"] == 1:
+                    told["software"] = self.said(told["software"])
+        return replies
+
+
+def run_unlike(out, said, choices=""):
+    config = {"scenario": SCENARIO, "set": choices, "out": str(out), "wait-s": 5.0}
+    flower_app.main(Unlike(said, run_config=config), SimpleNamespace(run_config=config, run_id=7))
+    return (out / "log.txt").read_text()
+
+
+def with_torch(told):
+    return json.dumps(json.loads(told) | {"torch": "2.11.0", "ray": None})
+
+
+def test_the_folder_says_what_runs_on_each_node(undisturbed):
+    (nodes,) = json.loads((undisturbed / "nodes.json").read_text())
+    assert [each["partition"] for each in nodes] == [0, 1]
+    here = json.loads((undisturbed / "versions.json").read_text())
+    for node in nodes:
+        assert node["software"] == {name: str(value) for name, value in here.items()}
+    assert "than the server" not in (undisturbed / "log.txt").read_text()
+
+
+def test_a_node_with_other_software_is_named_with_what_differs(undisturbed, tmp_path):
+    out = tmp_path / "run"
+    log = run_unlike(out, with_torch)
+    assert "the node of partition 1 computes with others than the server (torch 2.11.0 and " in log
+    assert log.count("than the server") == 1
+    (nodes,) = json.loads((out / "nodes.json").read_text())
+    assert nodes[1]["software"]["torch"] == "2.11.0"
+
+
+@pytest.mark.parametrize(("said", "refused"), [(with_torch, True), (lambda told: told, False)])
+def test_under_portable_bits_it_is_refused_before_round_1(said, refused):
+    config = {"scenario": SCENARIO, "set": ""}
+    nodes = PartitionGrid(
+        Unlike(said, run_config=config), 2, timeout_s=5.0, why_not=refusing("portable")
+    )
+    if refused:
+        with pytest.raises(RunError, match=r"partition 1 computes with others .*torch 2\.11"):
+            nodes.nodes  # noqa: B018
+    else:
+        assert len(nodes.nodes) == 2
+
+
+@pytest.mark.parametrize("said", ["", "{", "[1]", "3", '{"torch": 3}'])
+def test_what_a_node_says_may_be_nonsense_and_ends_nothing(said, tmp_path):
+    run_unlike(tmp_path / "run", lambda _: said)
+    assert outcome(tmp_path / "run")[1] == ROUNDS

@@ -1,11 +1,12 @@
 """Nodes of a deployment: which client each of them is, and whether its Flower is the server's."""
 
+import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -16,11 +17,24 @@ from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID
+from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID, SOFTWARE
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
 _LATER_S = 60.0  # a round waits so long, once, for nodes that joined since to say what they hold
+
+
+class Node(NamedTuple):
+    """A node that holds a client's partition.
+
+    Attributes:
+        number: Flower's number of it.
+        software: Versions and kernels of what runs there, see `basics.versions`; empty where the
+            node tells none.
+    """
+
+    number: int
+    software: Mapping[str, Any]
 
 
 class PartitionGrid(GridWrapper):
@@ -36,12 +50,23 @@ class PartitionGrid(GridWrapper):
         num_clients: N, how many nodes to wait for.
         timeout_s: Seconds to wait for them.
         poll_s: Seconds between looks.
+        record: Is told of all nodes, by client id, whenever one has taken a client's place.
+        why_not: Says why a node with some software may take no part, or None.
     """
 
     def __init__(
-        self, inner: Grid, num_clients: int, *, timeout_s: float = 300.0, poll_s: float = 0.5
+        self,
+        inner: Grid,
+        num_clients: int,
+        *,
+        timeout_s: float = 300.0,
+        poll_s: float = 0.5,
+        record: Callable[[Sequence[Node]], None] | None = None,
+        why_not: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
         super().__init__(inner)
+        self._record, self._why_not = record, why_not
+        self._software: dict[int, Mapping[str, Any]] = {}  # of each of Flower's nodes that answered
         self._num_clients = num_clients
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
@@ -65,6 +90,7 @@ class PartitionGrid(GridWrapper):
             self._nodes = self._ask()
             nodes = self._nodes.tolist()
             self._stable = {node: internals.node_of(client) for client, node in enumerate(nodes)}
+            self._tell()
         return self._nodes
 
     def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
@@ -155,7 +181,13 @@ class PartitionGrid(GridWrapper):
             nodes[partition] = node
             self._stable[node] = internals.node_of(partition)
             self._nodes = np.array(nodes, dtype=np.uint64)
+            self._tell()
         self._spare = {n: p for n, p in self._spare.items() if n not in nodes}
+
+    def _tell(self) -> None:
+        if self._record is not None and self._nodes is not None:
+            nodes = self._nodes.tolist()
+            self._record([Node(node, self._software.get(node, {})) for node in nodes])
 
     def _partitions_of(self, nodes: Sequence[int], timeout_s: float) -> "_Answers":
         """Ask nodes which partition each holds; no node is asked twice."""
@@ -170,7 +202,10 @@ class PartitionGrid(GridWrapper):
             elif PARTITION in reply.content.config_records:
                 told = reply.content.config_records[PARTITION]
                 partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
+                self._software[node] = software = _read(told.get(SOFTWARE))
                 other = _other_flower(partition, str(told.get(FLOWER, "")))
+                if not other and self._why_not is not None and (why := self._why_not(software)):
+                    other = f"the node of partition {partition} {why}"
                 if other and self._nodes is None:
                     raise RunError(other)
                 if other:  # the run goes on without a node that joined later
@@ -190,6 +225,17 @@ class _Answers(NamedTuple):
 
     held: list[tuple[int, int]]
     reasons: list[str]
+
+
+def _read(told: object) -> Mapping[str, Any]:
+    """What a node says of its software; nothing where it cannot be read."""
+    try:
+        found = json.loads(told) if isinstance(told, str) else {}
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {printable(str(name)): printable(str(value)) for name, value in found.items()}
 
 
 def _other_flower(partition: int, theirs: str) -> str | None:

@@ -11,7 +11,8 @@ from fedsim.basics.json_files import read_json, taking
 from fedsim.basics.kernels import stand
 from fedsim.basics.kernels_in_use import PINNED, decisive
 from fedsim.basics.locks import one_at_a_time
-from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, VERSIONS_FILE, versions
+from fedsim.basics.versions import versions
+from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, VERSIONS_FILE
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.variants import Variant, fingerprint
 
