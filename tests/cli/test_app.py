@@ -550,6 +550,15 @@ def test_crash_before_there_is_a_run_folder_keeps_its_traceback_too(
     assert "Traceback" in log.read_text()
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Take interrupts as Python does, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupted_run_exits_with_130_and_the_resume_command(
     fedsim: Any, write: Any, runs: Runs
 ) -> None:
