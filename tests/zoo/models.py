@@ -893,7 +893,7 @@ class TransformerBatchFirst(Transformer):
 @inhabitant
 class Branching(Base):
     def inner(self, h):
-        return h * 2 if h.mean() > 0 else h
+        return h * 2 if h.square().mean() > 0.23 else h  # of two rows and their mean, h.mean() is 0
 
 
 @inhabitant

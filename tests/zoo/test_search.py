@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fedsim
@@ -51,6 +51,7 @@ def composed(parts, executor, client):
 
 @settings(max_examples=max(5, settings.default.max_examples // 2))
 @given(parts=SOME, executor=EXECUTORS, client=CLIENTS)
+@example(parts=["Pairs", "Centred", "Branching", "AlphaDrop"], executor="auto", client={})
 def test_whatever_models_are_put_together(parts, executor, client):
     composed(parts, executor, client)
 
