@@ -379,12 +379,15 @@ class OddNodes(GridWrapper):
     def get_node_ids(self):
         return {self._ODD - 7 * node for node in self.inner.get_node_ids()}
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def push_messages(self, messages):
         sent = [
             Message(m.content, (self._ODD - m.metadata.dst_node_id) // 7, m.metadata.message_type)
             for m in messages
         ]
-        replies = list(self.inner.send_and_receive(sent, timeout=timeout))
+        return self.inner.push_messages(sent)
+
+    def pull_messages(self, message_ids):
+        replies = list(self.inner.pull_messages(message_ids))
         for reply in replies:
             internals.set_source(reply, self._ODD - 7 * reply.metadata.src_node_id)
         return replies
