@@ -29,13 +29,13 @@ class Dying(Fleet):
         super().__init__(flower_app.client_app, 2, **given)
         self.left = rounds
 
-    def push_messages(self, messages):
+    def send_and_receive(self, messages, *, timeout=None):
         messages = list(messages)
         if any(each.metadata.message_type == "train" for each in messages):
             self.left -= 1
             if self.left < 0:
                 raise DiesInRound
-        return super().push_messages(messages)
+        return super().send_and_receive(messages, timeout=timeout)
 
 
 def run(out, *, rounds=99, number=7, **config):
@@ -164,8 +164,8 @@ class Unlike(Dying):
         super().__init__(99, **given)
         self.said = said
 
-    def answered_by(self, messages):
-        replies = super().answered_by(messages)
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(super().send_and_receive(messages, timeout=timeout))
         for reply in replies:
             if not reply.has_error() and "partition" in reply.content.config_records:
                 told = reply.content.config_records["partition"]

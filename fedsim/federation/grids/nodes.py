@@ -21,7 +21,6 @@ from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID, SOFTWARE
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
-_LEAST_PAUSE_S, _LARGEST_PAUSE_S = 0.1, 3.0  # between looks for replies
 _LATER_S = 60.0  # a round waits so long, once, for nodes that joined since to say what they hold
 
 
@@ -103,7 +102,7 @@ class PartitionGrid(GridWrapper):
         """
         self._look_again()
         sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
-        answers = self._exchange(sent, timeout) if sent else []
+        answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         replies = Replies.from_messages([self._back(each, asked) for each in answers], cohort)
@@ -185,35 +184,6 @@ class PartitionGrid(GridWrapper):
             self._tell()
         self._spare = {n: p for n, p in self._spare.items() if n not in nodes}
 
-    def _exchange(self, messages: Sequence[Message], timeout_s: float | None) -> list[Message]:
-        """Send instructions and return the replies that come in time.
-
-        Flower's own way looks for replies every three seconds, which is most of a short round. This
-        one looks after a twentieth of the time that it has waited.
-
-        Raises:
-            RunError: If the SuperLink takes none of the instructions.
-        """
-        begun = time.monotonic()
-        open_ids = {number for number in self.inner.push_messages(messages) if number}
-        if not open_ids:
-            raise RunError(
-                f"the SuperLink took none of {len(messages)} instructions; its log and the "
-                "ServerApp's say why (one that is too large is named there)"
-            )
-        replies: list[Message] = []
-        while True:
-            found = list(self.inner.pull_messages(open_ids))
-            replies += found
-            open_ids -= {reply.metadata.reply_to_message_id for reply in found}
-            waited = time.monotonic() - begun
-            if not open_ids or (timeout_s is not None and waited >= timeout_s):
-                return replies
-            pause = min(max(waited / 20, _LEAST_PAUSE_S), _LARGEST_PAUSE_S)
-            if timeout_s is not None:
-                pause = min(pause, max(timeout_s - waited, 0.0))
-            time.sleep(pause)
-
     def _tell(self) -> None:
         if self._record is not None and self._nodes is not None:
             nodes = self._nodes.tolist()
@@ -225,10 +195,8 @@ class PartitionGrid(GridWrapper):
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         held: list[tuple[int, int]] = []
         reasons: list[str] = []
-        silent = set(nodes)
-        for reply in self._exchange(queries, timeout_s):
+        for reply in self.inner.send_and_receive(queries, timeout=timeout_s):
             node = reply.metadata.src_node_id
-            silent.discard(node)
             if reply.has_error():
                 reasons.append(f"node {node}: {printable(str(reply.error.reason))}")
             elif PARTITION in reply.content.config_records:
@@ -249,7 +217,6 @@ class PartitionGrid(GridWrapper):
                     )
                     continue
                 held.append((partition, node))
-        reasons += [f"node {node}: no answer within {timeout_s:g} s" for node in sorted(silent)]
         return _Answers(held, reasons)
 
 

@@ -43,7 +43,7 @@ class Fleet(GridWrapper):
         self.nodes = {partition: 2**63 + 1000 + partition for partition in range(num_clients)}
         self.dead, self.silent, self.says, self.broken = set(), set(), {}, {}
         self.listed, self.asked, self.twins, self.other_flower = True, [], {}, set()
-        self._numbers, self._waiting = itertools.count(), {}
+        self._numbers = itertools.count()
         for name, value in options.items():
             setattr(self, name, value)
 
@@ -56,26 +56,11 @@ class Fleet(GridWrapper):
         gone = self.dead if self.listed else set()
         return [*self.nodes.values(), *self.twins, *gone]
 
-    def push_messages(self, messages):
-        numbers = []
-        for message in messages:
-            numbers.append(number := f"flower-{next(self._numbers)}")
-            internals.set_message_id(message, number)
-            self._waiting[number] = message
-        return numbers
-
-    def pull_messages(self, message_ids):
-        """What has been answered since; each node answers when it is looked for first."""
-        return self.answered_by([self._waiting.pop(n) for n in message_ids if n in self._waiting])
-
     def send_and_receive(self, messages, *, timeout=None):
-        raise AssertionError("Flower's way of waiting is not used")
-
-    def answered_by(self, messages):
-        """The replies of nodes to messages."""
         found = []
         for message in messages:
-            number = message.metadata.message_id
+            number = f"flower-{next(self._numbers)}"
+            internals.set_message_id(message, number)
             node, kind = message.metadata.dst_node_id, message.metadata.message_type
             self.asked.append((node, kind))
             if node in self.silent:

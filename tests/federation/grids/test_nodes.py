@@ -4,7 +4,6 @@ import logging
 from dataclasses import replace
 
 import pytest
-import torch
 
 from fedsim.basics.errors import RunError
 from fedsim.federation.grids.nodes import PartitionGrid
@@ -20,12 +19,12 @@ def fleet_of_four(**options):
     return Fleet(app, CLIENTS, **options)
 
 
-def round_of(nodes, *, absent=(), timeout=3.0):
+def round_of(nodes, *, absent=()):
     """One round of training; returns the replies."""
     strategy = fed.make_strategy("fedavg")
     sent = fed.configure(strategy, nodes, fed.initial_arrays())
     gone = [client in absent for client in sent.client_ids.tolist()]
-    return nodes.send_and_receive(replace(sent, absent=sent.is_absent | gone), timeout=timeout)
+    return nodes.send_and_receive(replace(sent, absent=sent.is_absent | gone), timeout=3.0)
 
 
 def causes(replies):
@@ -112,7 +111,7 @@ def test_a_node_that_joins_beside_a_living_one_changes_nothing():
 @pytest.mark.parametrize("how", ["raises", "silent", "other Flower"])
 def test_a_node_that_joins_and_cannot_take_part_is_asked_once_and_stops_nobody(how, caplog):
     fleet = fleet_of_four()
-    nodes = PartitionGrid(fleet, CLIENTS, timeout_s=0.5)
+    nodes = PartitionGrid(fleet, CLIENTS)
     round_of(nodes)
     fleet.twins[4711] = 2
     if how == "raises":
@@ -125,8 +124,8 @@ def test_a_node_that_joins_and_cannot_take_part_is_asked_once_and_stops_nobody(h
         for _ in range(3):
             assert causes(round_of(nodes)) == {}
     assert [node for node, kind in fleet.asked if kind == "query"].count(4711) == 1
-    (said,) = [r.getMessage() for r in caplog.records if "takes no part" in r.getMessage()]
-    assert said.startswith("node 4711: ")
+    said = [r.getMessage() for r in caplog.records if "takes no part" in r.getMessage()]
+    assert len(said) == (0 if how == "silent" else 1)
 
 
 def test_why_a_node_holds_no_partition_reaches_the_user():
@@ -142,57 +141,3 @@ def test_a_node_whose_partition_is_none_is_named_and_takes_no_part(caplog):
         assert len(PartitionGrid(fleet, 3).nodes) == 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == f"node {fleet.nodes[3]}: holds partition 3 of 3; it takes no part"
-
-
-class Slow(Fleet):
-    """Nodes whose replies come one at a look, and at every other look none."""
-
-    looks = 0
-
-    def pull_messages(self, message_ids):
-        self.looks += 1
-        return super().pull_messages(sorted(message_ids)[:1] if self.looks % 2 else [])
-
-
-def slow():
-    app = fed.make_app("logistic", fed.make_procedure(), fed.InMemoryData(fed.SIZES[:CLIENTS]))
-    return Slow(app, CLIENTS)
-
-
-def test_replies_that_come_one_by_one_are_waited_for():
-    replies, expected = (
-        round_of(PartitionGrid(slow(), CLIENTS)),
-        round_of(PartitionGrid(fleet_of_four(), CLIENTS)),
-    )
-    assert not replies.failures
-    assert torch.equal(replies.params, expected.params)
-
-
-def test_when_the_time_is_over_those_that_came_count_and_the_others_are_late():
-    fleet = slow()
-    nodes = PartitionGrid(fleet, CLIENTS)
-    nodes.nodes  # noqa: B018
-    fleet.looks = 0
-    replies = round_of(nodes, timeout=0.0)
-    assert replies.client_ids.tolist() == [0]
-    assert causes(replies) == dict.fromkeys((1, 2, 3), "late")
-
-
-@pytest.mark.parametrize("pushed", [[], [None] * CLIENTS])
-def test_instructions_that_the_superlink_does_not_take_end_the_run(pushed, monkeypatch):
-    fleet = fleet_of_four()
-    nodes = PartitionGrid(fleet, CLIENTS)
-    nodes.nodes  # noqa: B018
-    monkeypatch.setattr(fleet, "push_messages", lambda _: pushed)
-    with pytest.raises(RunError, match="the SuperLink took none of 4 instructions"):
-        round_of(nodes)
-
-
-def test_an_instruction_that_is_not_taken_is_late_and_the_others_count(monkeypatch):
-    fleet = fleet_of_four()
-    nodes = PartitionGrid(fleet, CLIENTS)
-    nodes.nodes  # noqa: B018
-    push = fleet.push_messages
-    monkeypatch.setattr(fleet, "push_messages", lambda sent: [*push(sent)[:-1], None])
-    replies = round_of(nodes, timeout=0.3)
-    assert causes(replies) == {3: "late"}

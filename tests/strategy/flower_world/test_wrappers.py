@@ -379,15 +379,12 @@ class OddNodes(GridWrapper):
     def get_node_ids(self):
         return {self._ODD - 7 * node for node in self.inner.get_node_ids()}
 
-    def push_messages(self, messages):
+    def send_and_receive(self, messages, *, timeout=None):
         sent = [
             Message(m.content, (self._ODD - m.metadata.dst_node_id) // 7, m.metadata.message_type)
             for m in messages
         ]
-        return self.inner.push_messages(sent)
-
-    def pull_messages(self, message_ids):
-        replies = list(self.inner.pull_messages(message_ids))
+        replies = list(self.inner.send_and_receive(sent, timeout=timeout))
         for reply in replies:
             internals.set_source(reply, self._ODD - 7 * reply.metadata.src_node_id)
         return replies
