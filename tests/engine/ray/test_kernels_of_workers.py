@@ -14,12 +14,14 @@ needs_avx2 = pytest.mark.skipif(
 RUNS = """
 import json, tempfile, pathlib, fedsim, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # before any scenario pins
-from fedsim.engine.ray import workers
-env = workers._runtime_env
+env = None
 def run(rounds, bits, kind, planted):
     scenario = fedsim.load_scenario("quickstart", [f"rounds={rounds}", "engine.workers=2",
         "expect={}", "partition.clients=8", "participation.cohort_size=4", f"engine.bits={bits}",
         f"engine.kind={kind}"])
+    global env
+    from fedsim.engine.ray import workers  # brings NumPy: a scenario pins before
+    env = env or workers._runtime_env
     started = []
     def runtime_env(variables):
         started.append(dict(variables))
