@@ -190,7 +190,9 @@ def wrapped_grid(grid: Grid, world: World) -> Grid:
     engine, devices = world.scenario.engine, world.devices
     if devices is not None:
         grid = AbsenceGrid(grid, devices)
-    bounds = Bounds(world.data.sizes, world.scenario.admission)
+    # the engine counts the samples itself; what a node says is held against its partition
+    sizes = None if isinstance(grid, LocalGrid) else world.data.sizes
+    bounds = Bounds(sizes, world.scenario.admission)
     grid = AdmissionGrid(_attacked(ByteCountingGrid(grid), world), world.layout, bounds)
     if engine.on_failure == "retry":
         grid = RetryGrid(grid, engine.retries)
