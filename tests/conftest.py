@@ -17,6 +17,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from fedsim.basics.kernels_in_use import in_use
+from fedsim.basics.loading import spare_what_is_loaded
 from tests import optimisations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ atexit.register(gc.freeze)
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop():
     """Look for garbage from the first test on, and not among what is there already."""
-    gc.freeze()
+    spare_what_is_loaded()
     gc.enable()
 
 
@@ -73,14 +74,6 @@ def _quick_collections():
     """
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _frozen_uncounted():
-    """Say that objects are frozen, as they are: counting them takes a twentieth of a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "get_freeze_count", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,27 +15,28 @@ NODES_FILE = "nodes.json"
 _log = logging.getLogger("fedsim")
 
 
-def unlike_server(software: Mapping[str, Any], promise: Bits) -> str:
+def unlike_server(software: Mapping[str, Any], promise: Bits, here: Mapping[str, Any]) -> str:
     """Say in what a node's software differs from this process's, as far as bits depend on it.
 
     Args:
         software: What the node tells of itself; a node that tells nothing differs in nothing.
         promise: The scenario's `[engine] bits`.
+        here: The server's own, as `versions` tells it.
     """
     if not software:
         return ""
-    here, there = (
+    ours, theirs = (
         {name: str(value) for name, value in decisive(found, promise).items() if name != "ray"}
-        for found in (versions(), software)  # nothing on a node is computed by Ray
-    )
-    return differences(there, here)
+        for found in (here, software)
+    )  # nothing on a node is computed by Ray
+    return differences(theirs, ours)
 
 
 def refusing(promise: Bits) -> Callable[[Mapping[str, Any]], str | None]:
     """Return what says why a node cannot keep a promise about bits; under fast bits all can."""
 
     def why_not(software: Mapping[str, Any]) -> str | None:
-        unlike = unlike_server(software, promise) if promise == "portable" else ""
+        unlike = unlike_server(software, promise, versions()) if promise == "portable" else ""
         if not unlike:
             return None
         return (
@@ -64,8 +65,9 @@ def recording(folder: Path, promise: Bits) -> Callable[[Sequence[Node]], None]:
         before = read_plain(file) if file.is_file() else []
         with taking(file):
             write_json_atomic(file, [*before, document])
+        here = versions()
         for client, node in enumerate(nodes):
-            unlike = unlike_server(node.software, promise)
+            unlike = unlike_server(node.software, promise, here)
             if unlike and unlike not in told:
                 told.add(unlike)
                 _log.warning(

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from functools import cached_property
-from importlib.metadata import version
 
 import torch
 from flwr.app import (
@@ -29,7 +28,6 @@ from fedsim.messages.records import (
     ARRAYS,
     CLIENT_STATE,
     EXTRA,
-    FLOWER,
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
@@ -96,7 +94,7 @@ class CohortApp(ClientApp):
         kind = message.metadata.message_type
         if kind.partition(".")[0] == MessageType.QUERY:
             software = json.dumps(versions())
-            told = ConfigRecord({PARTITION_ID: client, FLOWER: version("flwr"), SOFTWARE: software})
+            told = ConfigRecord({PARTITION_ID: client, SOFTWARE: software})
             return Message(RecordDict({PARTITION: told}), reply_to=message)
         if kind not in (MessageType.TRAIN, SETUP, MessageType.EVALUATE):
             raise ValueError(

@@ -214,7 +214,4 @@ PARTITION = "partition"
 PARTITION_ID = "partition-id"
 
 
-FLOWER = "flwr"
-
-
 SOFTWARE = "software"

@@ -17,7 +17,7 @@ from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.records import FLOWER, PARTITION, PARTITION_ID, SOFTWARE
+from fedsim.messages.records import PARTITION, PARTITION_ID, SOFTWARE
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
@@ -203,7 +203,7 @@ class PartitionGrid(GridWrapper):
                 told = reply.content.config_records[PARTITION]
                 partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
                 self._software[node] = software = _read(told.get(SOFTWARE))
-                other = _other_flower(partition, str(told.get(FLOWER, "")))
+                other = _other_flower(partition, str(software.get("flwr", "")))
                 if not other and self._why_not is not None and (why := self._why_not(software)):
                     other = f"the node of partition {partition} {why}"
                 if other and self._nodes is None:

@@ -1,6 +1,7 @@
 """SuperNodes as Flower's SuperLink shows them, in one process."""
 
 import itertools
+import json
 
 from flwr.app import Error, RecordDict
 
@@ -86,7 +87,8 @@ class Fleet(GridWrapper):
             )
             internals.set_source(reply, node)
             if node in self.other_flower:
-                reply.content.config_records["partition"]["flwr"] = "0.1.0"
+                told = reply.content.config_records["partition"]
+                told["software"] = json.dumps(json.loads(told["software"]) | {"flwr": "0.1.0"})
             found.append(reply)
         return found
 

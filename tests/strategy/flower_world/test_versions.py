@@ -1,5 +1,6 @@
 """Nodes and a server with Flower of two versions."""
 
+import json
 from importlib.metadata import version
 
 import pytest
@@ -25,9 +26,10 @@ class OtherFlower(ClientApp):
         reply = self.app(message, context)
         if context.node_config["partition-id"] == 1:
             record = reply.content.config_records["partition"]
-            assert record.pop("flwr") == version("flwr")
-            if self.told is not None:
-                record["flwr"] = self.told
+            software = json.loads(record["software"])
+            assert software.pop("flwr") == version("flwr")
+            told = {} if self.told is None else {"flwr": self.told}
+            record["software"] = json.dumps(software | told)
         return reply
 
 
