@@ -16,13 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import baton
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import fedsim  # isort: skip  # pins kernels, before NumPy comes with what follows
 
 import contextlib
 
-import fedsim
+import baton
+
 from benchmarks import pool
 from fedsim.runs import checkpoint
 from fedsim.runs.progress import Progress
