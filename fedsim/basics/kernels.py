@@ -14,6 +14,7 @@ Variables of the environment that a user has set win under `"fast"`, and are rec
 `"portable"` needs them all. Nothing heavy is imported here.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -113,6 +114,7 @@ def shown(bits: Bits) -> str:
     )
 
 
+@functools.cache
 def _numpy_features() -> str:
     """NumPy's names of what lies beyond AVX2; it warns of names that it does not know."""
     from importlib import metadata  # for its weight: every start comes by here

@@ -5,6 +5,7 @@ own, so promises are held to what is in use.
 """
 
 import ctypes
+import functools
 import importlib
 import os
 import platform
@@ -240,6 +241,12 @@ def _numpy_simd() -> list[str]:
 
 def _openblas() -> str:
     """The kernels of every OpenBLAS that is loaded."""
+    return _openblas_with(tuple(sys.modules))
+
+
+@functools.lru_cache(maxsize=1)
+def _openblas_with(modules: tuple[str, ...]) -> str:
+    """What `_openblas` says; libraries come with modules, and to ask takes a millisecond."""
     from threadpoolctl import threadpool_info
 
     found = {str(each.get("architecture")) for each in threadpool_info()

@@ -10,6 +10,7 @@ import importlib.resources
 import importlib.util
 import inspect
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,7 +224,7 @@ def strategy_factory(name: str) -> Callable[..., "Strategy"]:
             raise ScenarioError(f"{error}; or did you mean '{guess}'?") from error
         wraps = flower_strategies.inner_argument(cls) is not None
         return flower_strategies.adapted(cls, name) if wraps else cls
-    if name not in (found := names("strategies")):
+    if not _is_imported("strategies", name) and name not in (found := names("strategies")):
         raise ScenarioError(unknown(name, _NOUNS["strategies"], [*found, *flower_names()]))
     from fedsim.strategy.base import FederatedStrategy
 
@@ -243,7 +244,7 @@ def procedure_factory(name: str) -> "Callable[..., ClientProcedure]":
 
     if is_import_path(name):
         return _imported(name, base=ClientProcedure, table="client")
-    if name not in (found := names("clients")):
+    if not _is_imported("clients", name) and name not in (found := names("clients")):
         raise ScenarioError(unknown(name, _NOUNS["clients"], found))
     return _only_class(importlib.import_module(f"clients.{name}"), ClientProcedure)
 
@@ -261,9 +262,17 @@ def part_factory(name: str) -> "Callable[..., ClientPart]":
 
     if is_import_path(name):
         return _imported(name, base=ClientPart, table="client.parts")
-    if name not in (found := names("parts")):
+    if not _is_imported("parts", name) and name not in (found := names("parts")):
         raise ScenarioError(unknown(name, _NOUNS["parts"], found))
     return _only_class(importlib.import_module(f"clients.parts.{name}"), ClientPart)
+
+
+def _is_imported(kind: str, name: str) -> bool:
+    """Whether `names` lists it, if its module is there already: that is quicker to find out."""
+    module = f"{_FOLDERS[kind]}.{name}"
+    return (
+        name.isidentifier() and name[0] != "_" and module in sys.modules and module not in _INSIDE
+    )
 
 
 def _modules_in(folder: str) -> Iterator[str]:
@@ -320,8 +329,9 @@ def _only_class(module: ModuleType, base: type) -> type[Any]:
     """Return the one public class that a module defines of a kind."""
     found = [
         member
-        for name, member in inspect.getmembers(module, inspect.isclass)
-        if member.__module__ == module.__name__
+        for name, member in sorted(vars(module).items())
+        if isinstance(member, type)
+        and member.__module__ == module.__name__
         and not name.startswith("_")
         and issubclass(member, base)
     ]

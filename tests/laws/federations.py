@@ -122,6 +122,7 @@ def remembers(model, arguments):
     return bool(kept or MODELS[model].get("personal"))
 
 
+@functools.cache
 def message_layout(model):
     """The layout of messages: without the tensors that clients keep to themselves."""
     built = make_task(model).build_model(0)
@@ -216,6 +217,17 @@ def make_procedure(name="local_sgd", **arguments):
 
 def parts_for(strategy, **arguments):
     """The parts that a strategy with these arguments needs of its clients."""
+    if not arguments:
+        return [dict(table) for table in _parts_by_default(strategy)]
+    return _asked_for(strategy, arguments)
+
+
+@functools.cache
+def _parts_by_default(strategy):
+    return _asked_for(strategy, {})
+
+
+def _asked_for(strategy, arguments):
     table = {"name": strategy, **defaults_of(strategy), **arguments}
     asked = Choice("strategies", table).asked_of_client()
     return [{"name": part, **values} for part, values in asked.items()]
@@ -303,11 +315,16 @@ def starting_alike(name):
 
 def natural_kind(model, procedure=None):
     """What a plan chooses on a CPU."""
-    built = make_task(model).build_model(0)
-    chain = chain_of(built, SHAPE)
+    chain, otherwise = _kinds_of(model)
     if chain is not None and (chain.convolves or procedure is None or procedure.stacks):
         return "batched"
-    return "loop" if loop_reason(built) else "vmap"
+    return otherwise
+
+
+@functools.cache
+def _kinds_of(model):
+    built = make_task(model).build_model(0)
+    return chain_of(built, SHAPE), "loop" if loop_reason(built) else "vmap"
 
 
 def _kind(model, procedure):
@@ -340,9 +357,13 @@ def make_grid(*arguments, **options):
 
 
 def initial_arrays(model="logistic", *, dtype="float32") -> ArrayRecord:
-    built = make_task(model, dtype=dtype).build_model(SEED)
-    state = built.state_dict()
-    return array_record({name: state[name] for name in message_layout(model).names})
+    state = _initial_state(model, dtype)
+    return array_record({name: state[name].clone() for name in message_layout(model).names})
+
+
+@functools.cache
+def _initial_state(model, dtype):
+    return make_task(model, dtype=dtype).build_model(SEED).state_dict()
 
 
 def initial_payload(executor) -> Payload:
