@@ -1,7 +1,7 @@
 """What makes fedsim fast, forced: `FEDSIM_OPTIMISATIONS=off pytest tests/laws tests/parity`.
 
 on    passes written out where the model allows it, memory shared with workers and pipes to them,
-      checkpoints in the background, chunks even in samples, and the memories of all clients on the
+      checkpoints in the background, chunks even in samples, and the states of all clients on the
       disk
 off   a loop over clients, everything through Ray, checkpoints at once, chunks in client order where
       who shares one changes no bit, memories in main memory

@@ -153,7 +153,7 @@ def own_models(
     Args:
         procedure: What clients do, which has a model of its own.
         params: What each slot received, `[slots, ...]`.
-        state: What each remembers, likewise.
+        state: The state of each, likewise.
         together: Whether all are asked in one batched call, else one after another.
     """
     if together:

@@ -73,7 +73,7 @@ class CohortExecutor:
         evaluation_batch: Samples per forward pass in evaluation; part of the bits.
         augmentation: What happens to training samples; None leaves them as they are.
         buffers: What becomes of the model's statistics (its buffers that are no frozen parameters)
-            after training: "average" returns them; "local" keeps them in the client's memory, from
+            after training: "average" returns them; "local" keeps them in the client's state, from
             which it goes on in its next round and evaluates, and returns what was received;
             "reset" forgets them and returns what was received.
         personal: Parameters and buffers that a client keeps in its state and that no message
@@ -168,7 +168,7 @@ class CohortExecutor:
 
     @property
     def evaluates_with_memory(self) -> bool:
-        """Whether a client's own memory takes part when it evaluates."""
+        """Whether a client's own state takes part when it evaluates."""
         return bool(self.inputs.remembered or self.inputs.start or self.procedure.has_own_model)
 
     def train(self, job: ChunkJob, out: Rows | None = None) -> ChunkResult:

@@ -1,4 +1,4 @@
-"""The inputs of a chunk, laid out for its slots: received tensors, memories, samples, noise."""
+"""A chunk's inputs, laid out for its slots: received tensors, client states, samples, noise."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ from fedsim.client.surroundings import Surroundings
 from fedsim.messages.layout import Layout, Rows
 
 _POOLS_KEPT = 6  # features and targets of the train, local test and server test pools
-_STATISTICS = "buffers."  # what a client's own buffers are called in its memory
+_STATISTICS = "buffers."  # what a client's own buffers are called in its state
 
 
 class Inputs:
@@ -248,7 +248,7 @@ class Inputs:
         return self._noise_shapes
 
     def state(self, job: ChunkJob, slots: list[int], params: Named) -> Named:
-        """Return what each slot remembers; initial memories where a client has none.
+        """Return each slot's client state; the initial one where a client has none.
 
         Where all have one it may be the job's own, which nobody may change.
 

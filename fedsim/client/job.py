@@ -76,8 +76,8 @@ class ChunkJob:
         layout: Fingerprint of the layout that the payloads follow.
         shared: What all members receive.
         personal: What each receives, one row per member.
-        state: The members' memories, one row each; empty when none of them has any.
-        has_state: Which members have trained before (the others get their initial memory).
+        state: The members' states, one row each; empty when none of them has any.
+        has_state: Which members have trained before (the others get their initial state).
         work: The share of its local work that each member does, in (0, 1]; none given when all do
             the whole.
         clipping_norm: Bound on the Euclidean norm of each member's update; None does not clip.
@@ -106,7 +106,7 @@ class ChunkResult:
         params: `[C, dim]` after training, or its rows; None after evaluation.
         buffers: By name, `[C, ...]`, each in its own dtype.
         extra: What the procedure returns besides the model, `[C, ...]`.
-        state: The members' memories after the round.
+        state: The members' states after the round.
         num_examples: int64 `[C]`; 0 for a neutral slot.
         metrics: float64 `[C]` by name.
         samples: Over all steps of training, those of the members.

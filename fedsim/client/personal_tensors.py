@@ -9,7 +9,7 @@ import torch
 from fedsim.client.job import ChunkResult
 from fedsim.client.procedure import GUIDANCE, Named
 
-PERSONAL = "personal."  # what comes before their names in a client's memory
+PERSONAL = "personal."  # what comes before their names in a client's state
 
 
 def told(result: ChunkResult, personal: Collection[str]) -> ChunkResult:

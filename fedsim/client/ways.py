@@ -52,30 +52,30 @@ def train_together(
         params, buffers, sent = inputs.received(job, slots, reuse=descent is not None)
         sent |= batches.known
         if descent is not None:
-            memory = inputs.state(job, slots, params) if _remembers(descent) else {}
+            own_state = inputs.state(job, slots, params) if _remembers(descent) else {}
             carry: Carry = {}
             if _looks(descent):
                 received = inputs.received(job, slots, views=True)[0]
-                carry = over_clients(procedure.begin, received, {}, sent, memory)
+                carry = over_clients(procedure.begin, received, {}, sent, own_state)
             push = over_clients(procedure.push, carry) if descent.pushes else {}
             # moments go on in place, and what a client remembers may be the job's own
-            kept = owned({n: memory[n] for n in params}) if descent.keeps_moments else {}
+            kept = owned({n: own_state[n] for n in params}) if descent.keeps_moments else {}
             stepping = _stepping(descent, params, sent, kept, push)
             losses = training.descend_together(params, batches, stepping)
             if descent.companion is not None:
                 carry = _accompanied(descent.companion, procedure, carry, training, batches)
             extra: Named = {}
-            state = {**memory, **stepping.moments} if descent.keeps_moments else {}
+            state = {**own_state, **stepping.moments} if descent.keeps_moments else {}
             if descent.looks_back:
                 steps = torch.from_numpy(batches.schedule.steps)
                 carry = _ended(descent, carry, params, stepping.moments, steps)
-                extra, state = over_clients(procedure.finish, carry, memory)
+                extra, state = over_clients(procedure.finish, carry, own_state)
         else:
-            memory = inputs.state(job, slots, params)
-            carry = vmap(procedure.begin)(params, buffers, sent, memory)
+            own_state = inputs.state(job, slots, params)
+            carry = vmap(procedure.begin)(params, buffers, sent, own_state)
             carry = pytree.tree_map(Tensor.contiguous, carry)
             carry, losses = training.step_together(carry, batches, job.server_round)
-            extra, state = vmap(procedure.finish)(carry, memory)
+            extra, state = vmap(procedure.finish)(carry, own_state)
             # a client without steps hands back exactly what it received
             idle = torch.from_numpy(batches.schedule.steps == 0)
             params = select(idle, params, carry["params"])
@@ -188,25 +188,25 @@ def train_one_by_one(
     losses = torch.zeros(len(members), dtype=torch.float64)
     results: list[tuple[Named, Named, Named, Named]] = []
     for slot in members:
-        memory = row_of(state, slot)
+        own_state = row_of(state, slot)
         mine = {n: b.clone() for n, b in row_of(buffers, slot).items()}
         if training is not None and descent is not None:
             with torch.no_grad():
                 losses[slot], *found = _descended(
                     training, descent, procedure, batches, slot,
-                    (row_of(params, slot), row_of(extra, slot), memory),
+                    (row_of(params, slot), row_of(extra, slot), own_state),
                 )  # fmt: skip
             results.append((found[0], mine, found[1], found[2]))
             continue
         inputs.surroundings.begin(job.server_round, job.client_ids[slot])
-        carry = procedure.begin(row_of(params, slot), mine, row_of(extra, slot), memory)
+        carry = procedure.begin(row_of(params, slot), mine, row_of(extra, slot), own_state)
         for step in range(int(plan.steps[slot])):
             carry, loss = procedure.step(
                 carry, batches.single(slot, step), gradient, server_round=job.server_round
             )
             losses[slot] += float(loss) * int(plan.counts[slot, step])
-        reply_extra, memory = procedure.finish(carry, memory)
-        results.append((carry["params"], {**mine, **carry["buffers"]}, reply_extra, memory))
+        reply_extra, own_state = procedure.finish(carry, own_state)
+        results.append((carry["params"], {**mine, **carry["buffers"]}, reply_extra, own_state))
     stacked: list[Named] = [
         {n: torch.stack([r[part][n] for r in results]) for n in results[0][part]}
         for part in range(4)

@@ -1,4 +1,4 @@
-"""A cohort in chunks: dealt, cut into works, stacked again, memories kept.
+"""A cohort in chunks: dealt, cut into works, stacked again, client states kept.
 
 Which clients share a chunk is a function of the cohort and of the plan alone.
 """
@@ -91,7 +91,7 @@ def cut(
     Args:
         cohort: The clients, and what they receive.
         app: Whose plan and executor do it.
-        store: What the clients remember.
+        store: The clients' states.
         trains: Whether they train; else they evaluate.
         client_timeout_s: Seconds one client may take; None waits for ever.
 
@@ -235,7 +235,7 @@ def extra_of(
 
 
 def keep_memories(store: ClientStore, cohort: Cohort, done: Done, replies: Replies) -> None:
-    """Keep the memories of the clients whose replies are admitted, and of nobody else."""
+    """Keep the states of the clients whose replies are admitted, and of nobody else."""
     admitted = set(replies.admit().client_ids.tolist())
     for places, result in done.items():
         members = cohort.client_ids[list(places)].tolist()

@@ -131,7 +131,7 @@ class CohortApp(ClientApp):
 
 
 def _is_finite(result: ChunkResult) -> bool:
-    """Whether the reply will be admitted: one that is not leaves the client's memory as it was."""
+    """Whether the reply will be admitted: one that is not leaves the client's state as it was."""
     params = [] if result.params is None else [*result.params]
     named = (result.buffers, result.extra, result.encoded)
     stacks = [*params, *(stack for each in named for stack in each.values())]

@@ -1,7 +1,7 @@
-"""The memories of virtual clients; only clients that have trained take space.
+"""The states of virtual clients; only clients that have trained take space.
 
-A memory is a row of bytes, as long for every client. Rows lie in main memory, in the order in
-which clients first trained, up to a limit; those beyond it lie in a file without a name, which
+A client's state is a row of bytes, as long for every client. Rows lie in main memory, in the order
+in which clients first trained, up to a limit; those beyond it lie in a file without a name, which
 vanishes with the process. Where a row lies changes no bit of it. Rows in memory lie in blocks, so
 that none is moved when there are more of them.
 """
@@ -27,7 +27,7 @@ _MOVED = 1 << 24  # bytes that are moved together between disk and memory
 
 
 class _Field(NamedTuple):
-    """One tensor of every client's memory, and where its bytes lie in a row."""
+    """One tensor of every client's state, and where its bytes lie in a row."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class ClientStore:
     """Fixed-shape named tensors per client.
 
     Args:
-        limit_mb: Megabytes (2^20 bytes) of memories that are held in main memory; None holds all.
+        limit_mb: Megabytes (2^20 bytes) of client states held in main memory; None holds all.
     """
 
     def __init__(self, limit_mb: float | None = None) -> None:
@@ -61,7 +61,7 @@ class ClientStore:
 
     @property
     def spilled(self) -> int:
-        """How many clients' memories lie on the disk."""
+        """How many clients' states lie on the disk."""
         return max(0, len(self._slots) - self._room)
 
     @property
@@ -77,10 +77,10 @@ class ClientStore:
         return self._limit // self._size
 
     def rows(self, client_ids: Sequence[int]) -> tuple[dict[str, Tensor], tuple[bool, ...]]:
-        """Return (stacked memories `[K, ...]`, who has one); nothing is stacked when nobody has.
+        """Return (stacked states `[K, ...]`, who has one); nothing is stacked when nobody has.
 
-        They are copies, and may be views of one array. Rows of clients without a memory are zero
-        and to be replaced by their initial memory.
+        They are copies, and may be views of one array. Rows of clients without a state are zero
+        and to be replaced by their initial state.
         """
         has = tuple(client in self._slots for client in client_ids)
         if not any(has):
@@ -94,11 +94,11 @@ class ClientStore:
         return self._unpacked(rows), has
 
     def commit(self, client_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
-        """Replace the memories of these clients by the rows of `state`.
+        """Replace the states of these clients by the rows of `state`.
 
         Raises:
             RunError: If the disk does not take them.
-            ValueError: If `state` holds other tensors than the memories of other clients.
+            ValueError: If `state` holds other tensors than the states of other clients.
         """
         if not state or not len(client_ids):
             return
@@ -106,13 +106,13 @@ class ClientStore:
         if not self._fields:
             self._fields, self._size = fields, size
         elif fields != self._fields:
-            raise ValueError(f"a client's memory holds {fields}, those of others {self._fields}")
+            raise ValueError(f"a client's state holds {fields}, those of others {self._fields}")
         for client in client_ids:
             self._slots.setdefault(client, len(self._slots))
         self._write(client_ids, self._parts(state, len(client_ids)))
 
     def export(self) -> tuple[list[int], dict[str, Tensor]]:
-        """Return (clients in order, stacked memories) for a checkpoint: copies.
+        """Return (clients in order, stacked states) for a checkpoint: copies.
 
         What main memory may not hold lies in a file of its own, mapped.
 
@@ -132,7 +132,7 @@ class ClientStore:
         return clients, stacked
 
     def restore(self, client_ids: Sequence[int], state: Mapping[str, Tensor]) -> None:
-        """Hold exactly these memories."""
+        """Hold exactly these states."""
         self._forget()
         size = _layout(state)[1] if state else 1
         for span in _spans(len(client_ids), size):
@@ -209,7 +209,7 @@ class ClientStore:
                     self._file = tempfile.TemporaryFile(prefix="fedsim", buffering=0)  # noqa: SIM115
                     weakref.finalize(self, self._file.close)
                 if os.pwrite(self._file.fileno(), row, offset) != self._size:
-                    raise OSError("the disk took only a part of a memory")
+                    raise OSError("the disk took only a part of a client's state")
 
     def _slots_of(self, clients: Sequence[int]) -> np.ndarray:
         return np.array([self._slots[client] for client in clients], dtype=np.int64)
@@ -247,7 +247,7 @@ def _named() -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            "[engine] state_limit_mb: the memories of clients beyond it cannot be written to "
+            "[engine] state_limit_mb: client states beyond it cannot be written to "
             f"{tempfile.gettempdir()}: {error.strerror or error}; make room there, set TMPDIR to a "
             "folder with room, or raise the limit"
         ) from error

@@ -44,7 +44,7 @@ class LocalGrid(Grid, abc.ABC):
         num_supernodes: N, the clients registered; they cost nothing until they are asked.
         run_config: The run's configuration, for the clients' contexts.
         client_timeout_s: Seconds a client may take once its worker has begun; None waits for ever.
-        state_limit_mb: Megabytes of clients' memories held in main memory, the others on the disk;
+        state_limit_mb: Megabytes of client states held in main memory, the others on the disk;
             None holds all.
     """
 
@@ -151,7 +151,7 @@ class LocalGrid(Grid, abc.ABC):
         Args:
             messages: A Cohort, or any Flower messages.
             timeout: Seconds for the whole call, once a worker is up; what is unfinished then is
-                discarded, the clients' memories included.
+                discarded, client states included.
         """
         batch = batch_of(messages)
         self._asking.sent()

@@ -37,8 +37,8 @@ class Checkpoint:
         versions: Library versions under which the run computes.
         model: The model's tensors by name, in the model's order.
         strategy: The strategy's State by field (tensors and plain values), or None.
-        clients: The clients that have a memory, ascending.
-        client_state: Their memories, stacked by name.
+        clients: The clients that have a state, ascending.
+        client_state: Their states, stacked by name.
         participation: The participation's state, plain values.
         offsets: Lengths in bytes of the run's growing files, by name.
         elapsed_s: Seconds that the run has taken so far.
@@ -226,7 +226,7 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     f"{', '.join(str(dtype) for dtype in DTYPES)}"
                 )
             whole = tensor.detach().cpu().contiguous()
-            # a copy, for the run goes on; clients' memories are copies already, perhaps larger than
+            # a copy, for the run goes on; client states are copies already, perhaps larger than
             # main memory
             tensors[f"{section}/{name}"] = whole if section == "client" else whole.clone()
     values = {

@@ -182,7 +182,7 @@ class Recorder:
         if strategy is None:
             return  # said; the run goes on and can be resumed from before
         world = self._world
-        clients, memories = self._engine.store.export() if self._engine is not None else ([], {})
+        clients, states = self._engine.store.export() if self._engine is not None else ([], {})
         packed = checkpoints.pack(
             Checkpoint(
                 server_round=server_round,
@@ -192,7 +192,7 @@ class Recorder:
                 model=named_tensors(arrays),
                 strategy=strategy or None,
                 clients=clients,
-                client_state=memories,
+                client_state=states,
                 participation=world.participation.state(),
                 offsets={name: file.offset for name, file in self._files.items()},
                 elapsed_s=self.elapsed_s,

@@ -22,7 +22,7 @@ class TaskOptions:
             crop of the old size), `flip` (probability of a mirror image), `noise` (standard
             deviation of Gaussian noise).
         buffers: What becomes of statistics such as BatchNorm's after local training: "average" on
-            the server, with integers at their largest; "local", in the client's memory, never sent;
+            the server, with integers at their largest; "local", in the client's state, never sent;
             "reset", thrown away.
         personal: Parameters and buffers that each client keeps to itself: whole names, leading
             parts ("output") or patterns ("*norm*"). They are trained and evaluated with as all

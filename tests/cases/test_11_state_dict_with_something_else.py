@@ -79,7 +79,7 @@ def plain(project):
 
 @pytest.mark.parametrize("model", ["Empty", "Extra", "Kinds"])
 def test_it_trains_as_without(project, plain, model):
-    # kept moments go to clients' memories, empty ones too
+    # kept moments go to client states, empty ones too
     kept = ("client.momentum=0.9", "checkpoint.every=1")
     project.run(model, *kept, name=model)
     found = load_file(project.folder / model / "params.safetensors")

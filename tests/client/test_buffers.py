@@ -119,7 +119,7 @@ def test_a_client_evaluates_with_the_statistics_that_it_keeps():
 
 
 def test_a_frozen_parameter_is_no_statistic():
-    """It is a buffer of the layout, and the client's memory does not hold it."""
+    """It is a buffer of the layout, and the client's state does not hold it."""
 
     def build():
         model = Normalised()

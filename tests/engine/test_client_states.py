@@ -1,4 +1,4 @@
-"""The memories of clients: the same bits wherever they lie, within the memory allowed."""
+"""The states of clients: the same bits wherever they lie, within the memory allowed."""
 
 import os
 import resource

@@ -251,7 +251,7 @@ def test_a_run_that_is_interrupted_again_and_again_still_ends_as_it_should(undis
 
 
 def test_a_run_whose_client_state_is_lost_is_another_run(undisturbed, tmp_path):
-    """The control: were clients' memories not in the checkpoint, the tests above would notice."""
+    """The control: were client states not in the checkpoint, the tests above would notice."""
     from fedsim.runs import checkpoint
 
     name = "momentum that clients keep"

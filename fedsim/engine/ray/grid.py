@@ -49,7 +49,7 @@ class RayGrid(LocalGrid):
         num_supernodes: N, the clients registered.
         run_config: The run's configuration, for the clients' contexts.
         client_timeout_s: Seconds a client may take once its worker has begun; None waits for ever.
-        state_limit_mb: Megabytes of clients' memories held in main memory, the others on the disk.
+        state_limit_mb: Megabytes of client states held in main memory, the others on the disk.
         workers: At most so many workers; None takes what the resources allow.
         client_resources: What one worker takes of the cluster, as in Flower: `num_cpus` and
             `num_gpus` (fractions allowed); None takes one CPU.

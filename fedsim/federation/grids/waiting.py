@@ -2,8 +2,8 @@
 
 Flower's strategies wait, without an end, until so many nodes are there. Where the minimum is the
 one that Flower sets and nobody chose, a scenario's strategy goes on with those who take part, as
-with `flower:` names. Whoever asked for more is told so: before round 1 where it can be known, else
-at once.
+with `flower:` names. A user who asked for more is told so: before round 1 where it can be known,
+else at once.
 """
 
 import contextlib
