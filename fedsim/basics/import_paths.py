@@ -1,6 +1,8 @@
 """Objects of the user's own, named in a scenario by import path: `package.module:name`."""
 
 import ast
+import contextlib
+import contextvars
 import hashlib
 import importlib
 import importlib.util
@@ -8,7 +10,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from fedsim.basics.sources import Code, behind
 
 _WHERE = "is the folder that holds it on PYTHONPATH? `--set modules=FOLDER` says where it is"
 _NAME = r"[^\W\d]\w*"
+# says why what a module defines may not be used, or nothing; None belongs to no module
+WhyNot = Callable[[str | None], str | None]
+_why_not: contextvars.ContextVar[WhyNot | None] = contextvars.ContextVar("_why_not", default=None)
 _DOTTED = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}(\.{_NAME})*")
 
 
@@ -195,6 +200,21 @@ def names_in_source(module: str, variable: str) -> list[str] | None:
     return None
 
 
+@contextlib.contextmanager
+def permitting(why_not: WhyNot) -> Iterator[None]:
+    """Let `resolve` give only what is allowed, in this context, for a while.
+
+    Args:
+        why_not: Asked about the module that a path names before it is imported, and about the one
+            that defines what is found: a module shows what it has imported itself too.
+    """
+    token = _why_not.set(why_not)
+    try:
+        yield
+    finally:
+        _why_not.reset(token)
+
+
 def resolve(path: str, *, what: str) -> object:
     """Import the object that `path` names.
 
@@ -203,7 +223,8 @@ def resolve(path: str, *, what: str) -> object:
         what: The place that asks, as the message shall begin ("[task] model").
 
     Raises:
-        ScenarioError: If the path is malformed, the module cannot be imported or lacks the name.
+        ScenarioError: If the path is malformed, the module cannot be imported or lacks the name,
+            or may not be used here (`permitting`).
 
     Example:
         >>> resolve("collections:OrderedDict", what="[task] model").__name__
@@ -214,6 +235,7 @@ def resolve(path: str, *, what: str) -> object:
     parts = name.split(".")
     if not all(part.isidentifier() for part in (*module_name.split("."), *parts)):
         raise ScenarioError(f"{where}: an import path reads 'package.module:name'")
+    _require_permitted(where, module_name)
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -232,4 +254,11 @@ def resolve(path: str, *, what: str) -> object:
             hint = f"; did you mean '{guess}'?" if guess else ""
             raise ScenarioError(f"{where}: '{module_name}' has no '{part}'{hint}")
         found = getattr(found, part)
+    _require_permitted(where, getattr(found, "__module__", None))
     return found
+
+
+def _require_permitted(where: str, module: str | None) -> None:
+    why_not = _why_not.get()
+    if why_not is not None and (why := why_not(module)):
+        raise ScenarioError(f"{where}: {why}")

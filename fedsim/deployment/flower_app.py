@@ -12,6 +12,7 @@ The run-config holds one scenario's path; the same strategy, client procedure an
 
 import functools
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
 from fedsim.deployment.node_software import recording, refusing
+from fedsim.deployment.site import SitePolicy, at_site
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.scenario.load import load
@@ -113,12 +115,24 @@ def _taken_up(context: Context) -> "tuple[World, RunFolder]":
 
 
 class _ScenarioApp(ClientApp):
-    """Builds the scenario's ClientApp at the first message and hands every message to it."""
+    """Builds the scenario's ClientApp at the first message and hands every message to it.
+
+    What a scenario may do, and what the server is told of an error, is the site's to say
+    (`fedsim.deployment.site`).
+    """
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message."""
-        scenario = str(context.run_config.get("scenario", ""))
-        return _app(scenario, str(context.run_config.get("set", "")))(message, context)
+        return at_site(_answer, message, context)
+
+
+def _answer(
+    message: Message, context: Context, policy: SitePolicy, known: Callable[[str], None]
+) -> Message:
+    config = context.run_config
+    scenario, app = _app(str(config.get("scenario", "")), str(config.get("set", "")), policy)
+    known(scenario)
+    return app(message, context)
 
 
 client_app = _ScenarioApp()
@@ -136,7 +150,9 @@ def _load(path: str, overrides: str) -> Scenario:
 
 
 @functools.cache
-def _app(path: str, overrides: str) -> CohortApp:
+def _app(path: str, overrides: str, policy: SitePolicy) -> tuple[str, CohortApp]:
+    """The scenario's hash and its ClientApp, built once under a site's policy."""
     from fedsim.runs.world import build
 
-    return build(_load(path, overrides), on_node=True).app
+    scenario = _load(path, overrides)
+    return scenario.sha256, build(scenario, on_node=True).app

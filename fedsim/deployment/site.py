@@ -1,0 +1,277 @@
+"""What a site lets a scenario that others wrote do on its node, and what leaves it besides replies.
+
+A SuperNode names its site file in `--node-config "site='/etc/fedsim/site.toml'"`:
+
+    [site]
+    imports = ["hospital_models"]      # modules that a scenario may name by import path
+    overrides = ["client", "rounds"]   # what `set` in a run-config may change; none where empty
+    errors = "place"                   # or "text": what an error reply says
+    audit = "/var/log/fedsim.jsonl"    # a line for every instruction
+
+Without a file, and without a key, a scenario may name modules of the app's own folder, `set` may
+change everything but where modules lie, and an error reply says the error's type and place, never
+its text: that may quote rows of the site's data.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import time
+import tomllib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from fedsim.basics.errors import ScenarioError, show, unknown
+from fedsim.basics.import_paths import permitting
+from fedsim.basics.project import OURS, is_installed
+
+SITE = "site"  # the key of the node config, and the table of the file
+_APP = Path(__file__).resolve().parents[2]  # where this package lies: the app's folder, if bundled
+_ERRORS = ("place", "text")
+_log = logging.getLogger("fedsim")
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """What a site allows.
+
+    Attributes:
+        imports: Top-level modules that a scenario may name by import path, beside the app's own.
+        overrides: Tables, and keys outside of tables, that `set` may change; None allows all but
+            `modules`.
+        errors: What an error reply says: the "place" in the code, or the error's "text" too.
+        audit: A file that gets a line for every instruction; None for none.
+    """
+
+    imports: tuple[str, ...] = ()
+    overrides: tuple[str, ...] | None = None
+    errors: str = "place"
+    audit: Path | None = None
+
+    def why_not(self, module: str | None) -> str | None:
+        """Say why a scenario may not use what a module defines; None if it may."""
+        top = (module or "").partition(".")[0]
+        if top and (top in self.imports or _is_apps_own(top)):
+            return None
+        named = f"module '{top}'" if top else "what belongs to no module"
+        return (
+            f"{named} is none of the app's own, and this node's site file does not allow it: the "
+            "site can add it to [site] imports"
+        )
+
+    def require_overridable(self, overrides: Sequence[str]) -> None:
+        """Refuse what a run-config may not change.
+
+        Args:
+            overrides: `table.key=value`, each.
+
+        Raises:
+            ScenarioError: If one of them is not the run-config's to change here.
+        """
+        for override in overrides:
+            changed = override.partition("=")[0].strip()
+            if changed == "modules":
+                raise ScenarioError(
+                    f"set = {show(override)}: where modules lie on a node is not a run-config's "
+                    "to say; put them into the app"
+                )
+            if self.overrides is not None and changed.partition(".")[0] not in self.overrides:
+                allowed = ", ".join(self.overrides) or "nothing"
+                raise ScenarioError(
+                    f"set = {show(override)}: this node's site file does not allow it; allowed: "
+                    f"{allowed}"
+                )
+
+
+def read_policy(path: Path) -> SitePolicy:
+    """Read a site file.
+
+    Raises:
+        ScenarioError: If it cannot be read, or holds what it may not; the message names the file
+            and the nearest key.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"site file {path}: cannot be read: {error}") from error
+    keys = list(SitePolicy.__dataclass_fields__)
+    for name in tables:
+        if name != SITE:
+            raise ScenarioError(f"site file {path}: {unknown(name, 'a table', [SITE])}")
+    given = tables.get(SITE, {})
+    if not isinstance(given, dict):
+        raise ScenarioError(f"site file {path}: site = {show(given)}: must be a table")
+    for name in given:
+        if name not in keys:
+            raise ScenarioError(f"site file {path}: {unknown(name, 'a key of [site]', keys)}")
+    for name in ("imports", "overrides"):
+        if name in given and not _are_names(given[name]):
+            raise ScenarioError(
+                f"site file {path}: [site] {name} = {show(given[name])}: must be a list of names"
+            )
+    errors, audit = given.get("errors", _ERRORS[0]), given.get("audit")
+    if errors not in _ERRORS:
+        raise ScenarioError(
+            f"site file {path}: [site] errors: {unknown(str(errors), 'a choice', _ERRORS)}"
+        )
+    if audit is not None and not (isinstance(audit, str) and os.path.isabs(audit)):
+        raise ScenarioError(
+            f"site file {path}: [site] audit = {show(audit)}: must be an absolute path"
+        )
+    overrides = given.get("overrides")
+    return SitePolicy(
+        tuple(given.get("imports", ())),
+        None if overrides is None else tuple(overrides),
+        errors,
+        None if audit is None else Path(audit),
+    )
+
+
+@dataclass
+class _Instruction:
+    """What is noted of an instruction while it is answered.
+
+    Attributes:
+        refused: Why something that the scenario names may not be used here.
+        scenario_sha256: Of the scenario that was asked for, once it is known.
+    """
+
+    refused: list[str] = field(default_factory=list)
+    scenario_sha256: str | None = None
+
+
+# Answers an instruction under a policy; calls what it is given with the scenario's hash.
+Answer = Callable[[Message, Context, SitePolicy, Callable[[str], None]], Message]
+
+
+def at_site(answer: Answer, message: Message, context: Context) -> Message:
+    """Answer an instruction as far as the node's site allows.
+
+    Raises:
+        ScenarioError: If the site does not allow what the scenario or the run-config asks for.
+        SiteError: If answering fails in any other way, with the text in the node's log alone; or
+            if the site's record cannot be written.
+    """
+    policy, noted, failed = SitePolicy(), _Instruction(), None
+
+    def why_not(module: str | None) -> str | None:
+        why = policy.why_not(module)
+        if why is not None:
+            noted.refused.append(why)
+        return why
+
+    def known(sha256: str) -> None:
+        noted.scenario_sha256 = sha256
+
+    reply = None
+    try:
+        policy = _policy_of(context.node_config)
+        _require_overridable(policy, context, noted)
+        with permitting(why_not):
+            reply = answer(message, context, policy, known)
+        return reply
+    except Exception as error:
+        failed = uuid.uuid4().hex[:8]
+        _log.exception("error %s, which the server is told the place of", failed)
+        if noted.refused:
+            raise ScenarioError("; ".join(dict.fromkeys(noted.refused))) from None
+        if policy.errors == "text":
+            raise
+        raise SiteError(
+            f"{place_of(error)}; its text is in the node's log, error {failed}"
+        ) from None
+    finally:
+        if policy.audit is not None:
+            _note(policy.audit, message, context, noted, reply, failed)
+
+
+class SiteError(Exception):
+    """An error at a site, told without its text."""
+
+
+def place_of(error: BaseException) -> str:
+    """Return an error's type and where in the code it was raised, without anything of its text.
+
+    Example:
+        >>> try:
+        ...     json.loads("Jane Doe, born 1950")
+        ... except ValueError as error:
+        ...     print(place_of(error).rpartition(":")[0])
+        JSONDecodeError at json.decoder
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    kind = type(error).__name__
+    if trace is None:
+        return kind
+    return f"{kind} at {trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
+
+
+def _policy_of(node_config: Mapping[str, Any]) -> SitePolicy:
+    path = node_config.get(SITE)
+    return SitePolicy() if path is None else read_policy(Path(str(path)))
+
+
+def _require_overridable(policy: SitePolicy, context: Context, noted: _Instruction) -> None:
+    try:
+        policy.require_overridable(shlex.split(str(context.run_config.get("set", ""))))
+    except ScenarioError as error:
+        noted.refused.append(str(error))
+        raise
+
+
+def _is_apps_own(top: str) -> bool:
+    """Whether a module lies in the app's folder; of what is installed, and of fedsim, none does."""
+    if top in OURS or not top.isidentifier() or is_installed(str(_APP)):
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+    found = [Path(os.path.realpath(place)) for place in places if place and os.path.exists(place)]
+    return bool(found) and all(_APP in place.parents for place in found)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) and each for each in value)
+
+
+def _note(
+    file: Path,
+    message: Message,
+    context: Context,
+    noted: _Instruction,
+    reply: Message | None,
+    failed: str | None,
+) -> None:
+    """Add a line about an instruction to a site's own record."""
+    sent = 0
+    if reply is not None and reply.has_content():
+        records = reply.content.array_records.values()
+        sent = sum(len(array.data) for record in records for array in record.values())
+    line = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "run": str(context.run_id),
+        "instruction": message.metadata.message_type,
+        "round": message.metadata.group_id,
+        "scenario": context.run_config.get("scenario"),
+        "set": context.run_config.get("set"),
+        "scenario_sha256": noted.scenario_sha256,
+        "bytes_sent": sent,
+        "error": failed,
+    }
+    try:
+        with open(file, "a", encoding="utf-8") as record:
+            record.write(json.dumps(line) + "\n")
+    except OSError:
+        _log.exception("[site] audit = '%s': cannot be written, so nothing is answered", file)
+        raise SiteError("the site's record of instructions cannot be written") from None

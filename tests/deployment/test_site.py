@@ -1,0 +1,196 @@
+"""What a site lets others' scenarios do on its node, and what of its errors leaves it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedsim.basics.errors import RunError, ScenarioError
+from fedsim.basics.import_paths import permitting, resolve
+from fedsim.deployment import flower_app, site
+from fedsim.deployment.site import SitePolicy, read_policy
+from fedsim.federation.grids.nodes import PartitionGrid
+from tests.deployment.site_code import SECRET
+from tests.federation.grids.fleet import Fleet
+
+SCENARIO = "scenarios/deploy_two_clients.toml"
+OWN = "'task={model=\"tests.deployment.site_code:linear\"}'"
+
+
+def fleet(overrides, file=None):
+    """Two nodes of sites with that site file, asked for a scenario with these overrides."""
+
+    def app(message, context):
+        if file is not None:
+            context.node_config["site"] = str(file)
+        return flower_app.client_app(message, context)
+
+    return Fleet(app, 2, run_config={"scenario": SCENARIO, "set": overrides})
+
+
+def asked(overrides, file=None):
+    """Ask the nodes for their partitions, as every run does first."""
+    grid = PartitionGrid(fleet(overrides, file), 2, timeout_s=0.2)
+    return len(grid.nodes)
+
+
+@pytest.fixture
+def site_file(tmp_path):
+    def write(**keys):
+        file = tmp_path / "site.toml"
+        lines = [f"{name} = {json.dumps(value)}" for name, value in keys.items()]
+        file.write_text("\n".join(["[site]", *lines]))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system",
+        "subprocess:getoutput",
+        "tests.deployment.site_code:os.system",  # what a module of the app's own has imported
+        "tests.deployment.site_code:__loader__.load_module",
+        "fedsim.basics.import_paths:importlib.import_module",
+        "runpy:run_path",
+    ],
+)
+def test_a_run_config_runs_nothing_on_a_node_that_is_not_the_app_s_own(name, tmp_path):
+    mark = tmp_path / "ran"
+    table = f'data={{name="{name}",command="touch {mark}"}}'
+    with pytest.raises(RunError, match=r"none of the app's own|belongs to no module"):
+        asked(f"'{table}'")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("path", ["posixpath:os.system", "tests.deployment.site_code:linear"])
+def test_outside_of_nodes_import_paths_are_what_they_were(path):
+    assert callable(resolve(path, what="here"))
+
+
+def test_what_is_refused_in_a_context_is_refused_there_alone():
+    with permitting(SitePolicy().why_not), pytest.raises(ScenarioError, match="add it to"):
+        resolve("collections:OrderedDict", what="here")
+    with permitting(SitePolicy(imports=("collections",)).why_not):
+        assert resolve("collections:OrderedDict", what="here")
+    assert resolve("collections:OrderedDict", what="here")
+
+
+def test_what_an_allowed_module_has_imported_is_not_allowed_with_it():
+    with (
+        permitting(SitePolicy(imports=("posixpath",)).why_not),
+        pytest.raises(ScenarioError, match="'posix'"),
+    ):
+        resolve("posixpath:os.system", what="here")
+
+
+def test_nothing_of_an_app_that_is_installed_is_its_own(monkeypatch):
+    assert SitePolicy().why_not("tests.deployment.site_code") is None
+    monkeypatch.setattr(site, "_APP", Path("/usr/lib/python3/site-packages"))
+    assert SitePolicy().why_not("tests.deployment.site_code")
+    assert SitePolicy(imports=("tests",)).why_not("tests.deployment.site_code") is None
+
+
+def test_an_app_s_own_model_and_plain_overrides_need_no_site_file():
+    assert asked(f"{OWN} rounds=2") == 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "overrides", "refused"),
+    [
+        ([], "rounds=2", "rounds=2"),
+        (["client"], "rounds=2", "rounds=2"),
+        (["client"], "client.local_lr=0.1 data.name=iris", "data.name=iris"),
+        (None, "modules=/tmp/evil", "modules=/tmp/evil"),
+        (["modules"], "modules=/tmp/evil", "modules=/tmp/evil"),
+    ],
+)
+def test_what_set_may_not_change_is_refused(allowed, overrides, refused, site_file):
+    file = site_file() if allowed is None else site_file(overrides=allowed)
+    with pytest.raises(RunError) as error:
+        asked(overrides, file)
+    assert refused in str(error.value)
+
+
+def test_what_set_may_change_is_taken(site_file):
+    assert asked("client.local_lr=0.1 rounds=2", site_file(overrides=["client", "rounds"])) == 2
+
+
+@pytest.mark.parametrize(("errors", "quoted"), [(None, False), ("place", False), ("text", True)])
+def test_an_error_tells_its_place_and_its_text_only_where_the_site_says_so(
+    errors, quoted, site_file, monkeypatch, caplog
+):
+    monkeypatch.setenv("FEDSIM_TEST_QUOTES", "1")
+    with pytest.raises(RunError) as error:
+        asked(OWN, None if errors is None else site_file(errors=errors))
+    assert (SECRET in str(error.value)) is quoted
+    assert quoted or "ScenarioError at fedsim.tasks.task:" in str(error.value)
+    assert SECRET in caplog.text  # the site's own log has it
+
+
+def test_an_error_that_comes_of_another_leaves_no_text_of_either_behind(caplog):
+    def answer(message, context, policy, known):
+        try:
+            raise KeyError(SECRET)
+        except KeyError as error:
+            raise RuntimeError(f"no {error}") from error
+
+    instruction = SimpleNamespace(metadata=SimpleNamespace(message_type="train", group_id="1"))
+    context = SimpleNamespace(node_config={}, run_config={}, run_id=1)
+    with pytest.raises(site.SiteError) as error:
+        site.at_site(answer, instruction, context)
+    assert SECRET not in str(error.value)
+    assert "RuntimeError at tests.deployment.test_site:" in str(error.value)
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
+    number = str(error.value).rpartition(" ")[2]
+    assert f"error {number}" in caplog.text
+    assert SECRET in caplog.text
+
+
+def test_a_site_notes_every_instruction(site_file, tmp_path):
+    record = tmp_path / "audit.jsonl"
+    file = site_file(audit=str(record))
+    asked("rounds=2", file)
+    with pytest.raises(RunError):
+        asked('\'data={name="os:system",command="true"}\'', file)
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["error"] is None for line in lines] == [True, True, False, False]
+    assert {line["instruction"] for line in lines} == {"query"}
+    assert all(line["scenario"] == SCENARIO for line in lines)
+    assert len(lines[0]["scenario_sha256"]) == 64
+    assert lines[2]["scenario_sha256"] is None
+    assert "os:system" in lines[2]["set"]
+
+
+def test_a_site_whose_record_cannot_be_written_answers_nothing(site_file, tmp_path):
+    with pytest.raises(RunError, match="record of instructions cannot be written"):
+        asked("rounds=2", site_file(audit=str(tmp_path / "missing" / "audit.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sites]", "did you mean 'site'"),
+        ("[site]\nimport = []", "did you mean 'imports'"),
+        ("[site]\nimports = 'torch'", "must be a list of names"),
+        ("[site]\noverrides = [1]", "must be a list of names"),
+        ("[site]\nerrors = 'texts'", "did you mean 'text'"),
+        ("[site]\naudit = 'log.jsonl'", "must be an absolute path"),
+        ("site = 1", "must be a table"),
+        ("[site", "cannot be read"),
+    ],
+)
+def test_a_wrong_site_file_is_named_with_the_key(text, said, tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_text(text)
+    with pytest.raises(ScenarioError, match=said) as error:
+        read_policy(file)
+    assert str(file) in str(error.value)
+
+
+def test_under_a_wrong_site_file_nothing_is_answered(tmp_path):
+    with pytest.raises(RunError, match=r"ScenarioError at fedsim\.deployment\.site"):
+        asked("rounds=2", tmp_path / "missing.toml")
