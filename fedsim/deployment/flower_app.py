@@ -22,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
 from fedsim.deployment.node_software import recording, refusing
-from fedsim.deployment.site import SitePolicy, at_site
+from fedsim.deployment.site import SitePolicy, at_server, at_site
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.scenario.load import load
@@ -38,6 +38,11 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario over the SuperNodes, into a run folder on this machine."""
+    with at_server(context):
+        _serve(grid, context)
+
+
+def _serve(grid: Grid, context: Context) -> None:
     from fedsim.runs.execute import execute
     from fedsim.runs.progress import Progress
 

@@ -1,6 +1,7 @@
 """What a site lets a scenario that others wrote do on its node, and what leaves it besides replies.
 
-A SuperNode names its site file in `--node-config "site='/etc/fedsim/site.toml'"`:
+A SuperNode names its site file in `--node-config "site='/etc/fedsim/site.toml'"`; where it does
+not, and on the server, the variable FEDSIM_SITE of the SuperExec does:
 
     [site]
     imports = ["hospital_models"]      # modules that a scenario may name by import path
@@ -13,6 +14,7 @@ change everything but where modules lie, and an error reply says the error's typ
 its text: that may quote rows of the site's data.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -21,7 +23,7 @@ import shlex
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ from fedsim.basics.import_paths import permitting
 from fedsim.basics.project import OURS, is_installed
 
 SITE = "site"  # the key of the node config, and the table of the file
+VARIABLE = "FEDSIM_SITE"
 _APP = Path(__file__).resolve().parents[2]  # where this package lies: the app's folder, if bundled
 _ERRORS = ("place", "text")
+_OF_SOFTWARE = "fedsim.basics.kernels_in_use"  # whose errors say nothing of data
 _log = logging.getLogger("fedsim")
 
 
@@ -172,7 +176,7 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
 
     reply = None
     try:
-        policy = _policy_of(context.node_config)
+        policy = policy_of(context.node_config)
         _require_overridable(policy, context, noted)
         with permitting(why_not):
             reply = answer(message, context, policy, known)
@@ -182,11 +186,10 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
         _log.exception("error %s, which the server is told the place of", failed)
         if noted.refused:
             raise ScenarioError("; ".join(dict.fromkeys(noted.refused))) from None
-        if policy.errors == "text":
+        place = place_of(error)
+        if policy.errors == "text" or f" at {_OF_SOFTWARE}:" in place:
             raise
-        raise SiteError(
-            f"{place_of(error)}; its text is in the node's log, error {failed}"
-        ) from None
+        raise SiteError(f"{place}; its text is in the node's log, error {failed}") from None
     finally:
         if policy.audit is not None:
             _note(policy.audit, message, context, noted, reply, failed)
@@ -215,14 +218,33 @@ def place_of(error: BaseException) -> str:
     return f"{kind} at {trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"
 
 
-def _policy_of(node_config: Mapping[str, Any]) -> SitePolicy:
-    path = node_config.get(SITE)
-    return SitePolicy() if path is None else read_policy(Path(str(path)))
+def policy_of(node_config: Mapping[str, Any]) -> SitePolicy:
+    """Return the policy of the site whose node this is, or of the machine; see `read_policy`."""
+    path = node_config.get(SITE) or os.environ.get(VARIABLE)
+    return SitePolicy() if not path else read_policy(Path(str(path)))
+
+
+@contextlib.contextmanager
+def at_server(context: Context) -> Iterator[None]:
+    """Hold the server's side of a scenario to the policy of its machine, for a while.
+
+    Raises:
+        ScenarioError: If the run-config changes what it may not.
+    """
+    policy = policy_of({})
+    policy.require_overridable(overrides_of(context))
+    with permitting(policy.why_not):
+        yield
+
+
+def overrides_of(context: Context) -> list[str]:
+    """Return the overrides of a run-config, `table.key=value` each."""
+    return shlex.split(str(context.run_config.get("set", "")))
 
 
 def _require_overridable(policy: SitePolicy, context: Context, noted: _Instruction) -> None:
     try:
-        policy.require_overridable(shlex.split(str(context.run_config.get("set", ""))))
+        policy.require_overridable(overrides_of(context))
     except ScenarioError as error:
         noted.refused.append(str(error))
         raise

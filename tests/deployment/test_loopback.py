@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fedsim
 from fedsim.basics.errors import RunError
@@ -271,3 +272,36 @@ def test_a_server_app_that_is_killed_goes_on_to_the_undisturbed_bits(deployment,
     deployment.flwr_run(ROOT, {**settings, "resume": True}, timeout_s=300)
     summary = read_summary(out)
     assert (summary["params_sha256"], summary["rounds"]) == (expected, 4)
+
+
+def with_site_files(folder, file):
+    """An overlay whose SuperNodes name that site file."""
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = {}
+    for name in ("supernode-1", "supernode-2"):
+        *command, config = document["services"][name]["command"]
+        services[name] = {"command": [*command, f"{config} site='{file}'"]}
+    overlay = folder / "sites.yml"
+    overlay.write_text(yaml.safe_dump({"services": services}))
+    return overlay
+
+
+def test_a_site_is_asked_for_nothing_that_its_file_does_not_allow(tmp_path):
+    record, file = tmp_path / "audit.jsonl", tmp_path / "site.toml"
+    file.write_text(f'[site]\nimports = []\noverrides = ["rounds", "expect"]\naudit = "{record}"\n')
+    with Deployment(
+        ROOT / "docker-compose.yml",
+        overlays=[with_site_files(tmp_path, file)],
+        folder=tmp_path / "nodes",
+    ) as nodes:
+        out = tmp_path / "allowed"
+        settings = {"scenario": SCENARIO, "set": "rounds=1 expect={}", "out": str(out)}
+        nodes.flwr_run(ROOT, settings, timeout_s=400)
+        assert read_summary(out)["rounds"] == 1
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        assert [line["instruction"] for line in lines].count("train") == 2
+        assert all(line["error"] is None for line in lines)
+        assert all(line["bytes_sent"] > 0 for line in lines if line["instruction"] == "train")
+        settings |= {"set": "client.local_lr=0.3", "out": str(tmp_path / "refused")}
+        with pytest.raises(RunError, match="allowed: rounds, expect"):
+            nodes.flwr_run(ROOT, settings, timeout_s=400)

@@ -194,3 +194,30 @@ def test_a_wrong_site_file_is_named_with_the_key(text, said, tmp_path):
 def test_under_a_wrong_site_file_nothing_is_answered(tmp_path):
     with pytest.raises(RunError, match=r"ScenarioError at fedsim\.deployment\.site"):
         asked("rounds=2", tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize("name", ["os:system", "tests.deployment.site_code:os.system"])
+def test_nor_does_it_on_the_server(name, tmp_path):
+    mark = tmp_path / "ran"
+    overrides = f'\'data={{name="{name}",command="touch {mark}"}}\''
+    context = SimpleNamespace(
+        run_config={"scenario": SCENARIO, "set": overrides, "out": str(tmp_path / "run")}, run_id=1
+    )
+    with pytest.raises(ScenarioError, match="none of the app's own"):
+        flower_app.main(fleet(overrides), context)
+    assert not mark.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_machine_of_a_superexec_may_name_the_file_instead(site_file, monkeypatch):
+    monkeypatch.setenv("FEDSIM_SITE", str(site_file(overrides=[])))
+    with pytest.raises(RunError, match="allowed: nothing"):
+        asked("rounds=2")
+    context = SimpleNamespace(run_config={"scenario": SCENARIO, "set": "rounds=2"}, run_id=1)
+    with pytest.raises(ScenarioError, match="allowed: nothing"):
+        flower_app.main(fleet("rounds=2"), context)
+
+
+def test_what_another_processor_would_be_needed_for_is_said_in_words():
+    with pytest.raises(RunError, match="this process computes with other kernels"):
+        asked("engine.bits=portable")
