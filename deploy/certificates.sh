@@ -2,32 +2,109 @@
 # Make the certificates that deploy/tls.yml mounts: one authority, and one key pair per service that
 # listens, so that a node's key cannot pass for the SuperLink.
 #
-#   deploy/certificates.sh [FOLDER [NAME ...]]
+#   deploy/certificates.sh [OPTION ...] [FOLDER [NAME ...]]
 #
-# FOLDER  where they go; deploy/certificates by default. An existing authority is never replaced.
+# FOLDER  where they go; deploy/certificates by default. What is there stays.
 # NAME    further DNS names or IP addresses under which the SuperLink is reached.
+#
+# --nodes N           SuperNodes: supernode-1 to supernode-N; 2 by default.
+# --days D            how long a service's certificate is valid; 365 by default.
+# --renew SERVICE     a new key and certificate for this service, in place of those it has.
+# --authority FOLDER  where the authority's key lies, apart from all that is copied to nodes or built
+#                     into an image; $XDG_DATA_HOME/fedsim/authority, or that of ~/.local/share.
+#
+# An authority that is there is used, never replaced. With FEDSIM_AUTHORITY_PASSPHRASE its key is
+# encrypted with that passphrase.
 set -eu
 
+refuse() {
+    echo "$1" >&2
+    exit 2
+}
+
+# quietly COMMAND ...: what it says is shown only if it fails.
+quietly() {
+    said=$("$@" 2>&1) || {
+        echo "$said" >&2
+        exit 1
+    }
+}
+
+positive() {
+    case $2 in
+        '' | *[!0-9]* | 0*) refuse "$1 $2: must be a whole number above 0" ;;
+    esac
+}
+
+nodes=2 days=365 renewed='' authority=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --nodes | --days | --renew | --authority)
+            [ $# -gt 1 ] || refuse "$1: needs a value"
+            case $1 in
+                --nodes) positive "$1" "$2" && nodes=$2 ;;
+                --days) positive "$1" "$2" && days=$2 ;;
+                --renew) renewed=$2 ;;
+                --authority) authority=$2 ;;
+            esac
+            shift 2
+            ;;
+        -*) refuse "$1: is no option; choose from --nodes, --days, --renew, --authority" ;;
+        *) break ;;
+    esac
+done
 folder=${1:-$(dirname "$0")/certificates}
 [ $# -eq 0 ] || shift
-days=365
 
-if [ -e "$folder/authority.key" ]; then
-    echo "$folder already holds an authority: remove the folder to make new certificates" >&2
-    exit 1
+services=superlink node=1
+while [ "$node" -le "$nodes" ]; do
+    services="$services supernode-$node"
+    node=$((node + 1))
+done
+case " $services " in
+    *" ${renewed:-superlink} "*) ;;
+    *) refuse "--renew $renewed: is none of $services" ;;
+esac
+if [ -z "$authority" ]; then
+    [ -n "${XDG_DATA_HOME:-}${HOME:-}" ] || refuse "there is no HOME: say --authority FOLDER"
+    authority=${XDG_DATA_HOME:-$HOME/.local/share}/fedsim/authority
 fi
+
 # Only the owner can enter, so the keys below may be readable: the user of a container, who is
 # somebody else, reads them through the folder that is mounted.
-mkdir -p "$folder/public"
-chmod 700 "$folder"
+mkdir -p "$folder/public" "$authority"
+chmod 700 "$folder" "$authority"
+inside=$(cd "$authority" && pwd -P)/
+case $inside in
+    "$(cd "$folder" && pwd -P)"/*) refuse "--authority $authority: lies in $folder, which is copied" ;;
+esac
 
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days "$days" \
-    -subj "/CN=fedsim authority" -keyout "$folder/authority.key" -out "$folder/public/ca.crt" \
-    -addext "keyUsage=critical,keyCertSign,cRLSign" 2>/dev/null
+FEDSIM_AUTHORITY_PASSPHRASE=${FEDSIM_AUTHORITY_PASSPHRASE:-}
+export FEDSIM_AUTHORITY_PASSPHRASE
+if [ -n "$FEDSIM_AUTHORITY_PASSPHRASE" ]; then
+    encrypted='-aes256 -pass env:FEDSIM_AUTHORITY_PASSPHRASE'
+else
+    encrypted=''
+fi
+if [ ! -e "$authority/authority.key" ]; then
+    # shellcheck disable=SC2086  # words of an option
+    (umask 077 && quietly openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 \
+        $encrypted -out "$authority/new.key")
+    quietly openssl req -x509 -new -sha256 -days 3650 -subj "/CN=fedsim authority" \
+        -key "$authority/new.key" -passin env:FEDSIM_AUTHORITY_PASSPHRASE \
+        -out "$authority/ca.crt" -addext "keyUsage=critical,keyCertSign,cRLSign"
+    mv "$authority/new.key" "$authority/authority.key"
+fi
+cp "$authority/ca.crt" "$folder/public/ca.crt"
+
+trap 'rm -rf "$folder"/.making-*' EXIT
 
 # certificate SERVICE NAME ...: a key pair for SERVICE, valid for these names.
 certificate() {
     service=$1
+    if [ -e "$folder/$service/server.pem" ] && [ "$service" != "$renewed" ]; then
+        return
+    fi
     names="DNS:$service,DNS:localhost,IP:127.0.0.1"
     shift
     for name in "$@"; do
@@ -36,13 +113,14 @@ certificate() {
             *) names="$names,DNS:$name" ;;
         esac
     done
-    mkdir -p "$folder/$service"
-    cp "$folder/public/ca.crt" "$folder/$service/ca.crt"
-    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 \
-        -subj "/CN=$service" -keyout "$folder/$service/server.key" \
-        -out "$folder/$service/request.csr" 2>/dev/null
+    # made beside, so that a service has both of a pair or keeps both of the former one
+    making=$folder/.making-$service
+    rm -rf "$making"
+    mkdir -p "$making" "$folder/$service"
+    quietly openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 \
+        -subj "/CN=$service" -keyout "$making/server.key" -out "$making/request.csr"
     # Python 3.13 refuses a certificate that lacks the key identifiers.
-    cat > "$folder/$service/extensions.cnf" <<EXTENSIONS
+    cat > "$making/extensions.cnf" <<EXTENSIONS
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
 extendedKeyUsage = serverAuth
@@ -50,15 +128,19 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 subjectAltName = $names
 EXTENSIONS
-    openssl x509 -req -sha256 -days "$days" -in "$folder/$service/request.csr" \
-        -CA "$folder/public/ca.crt" -CAkey "$folder/authority.key" -CAcreateserial \
-        -extfile "$folder/$service/extensions.cnf" -out "$folder/$service/server.pem" 2>/dev/null
-    rm "$folder/$service/request.csr" "$folder/$service/extensions.cnf"
+    quietly openssl x509 -req -sha256 -days "$days" -in "$making/request.csr" \
+        -CA "$authority/ca.crt" -CAkey "$authority/authority.key" \
+        -passin env:FEDSIM_AUTHORITY_PASSPHRASE -CAcreateserial \
+        -extfile "$making/extensions.cnf" -out "$making/server.pem"
     chmod 755 "$folder/$service"
-    chmod 644 "$folder/$service/server.key" "$folder/$service/server.pem"
+    chmod 644 "$making/server.key" "$making/server.pem"
+    mv "$making/server.key" "$making/server.pem" "$folder/$service"
+    cp "$authority/ca.crt" "$folder/$service/ca.crt"
+    rm -r "$making"
+    echo "$service: a new key and certificate in $folder/$service, valid $days days"
 }
 
-certificate superlink "$@"
-certificate supernode-1
-certificate supernode-2
-echo "certificates for superlink, supernode-1 and supernode-2 are in $folder, valid $days days"
+for each in $services; do
+    if [ "$each" = superlink ]; then certificate superlink "$@"; else certificate "$each"; fi
+done
+echo "the authority's key is $authority/authority.key: keep it off the nodes"

@@ -1,6 +1,7 @@
 """The compose files themselves: what can be said about them without starting anything."""
 
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -197,13 +198,27 @@ def test_tls_changes_a_command_only_where_it_says_how_to_trust():
         ), name
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
+def make_certificates(folder, *words, authority, passphrase=None, check=True):
+    """Run the script; the authority's key goes to a folder of the test's own."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here: certificates cannot be made")
-    folder = tmp_path_factory.mktemp("certificates") / "made"
     script = ROOT / "deploy" / "certificates.sh"
-    subprocess.run([script, folder, "192.0.2.7", "fed.example.org"], check=True)
+    given = {} if passphrase is None else {"FEDSIM_AUTHORITY_PASSPHRASE": passphrase}
+    return subprocess.run(
+        [script, "--authority", authority, *words[:-1], folder, *(words[-1] if words else ())],
+        capture_output=True, text=True, check=check, env={**os.environ, **given},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return tmp_path_factory.mktemp("authority")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory, authority):
+    folder = tmp_path_factory.mktemp("certificates") / "made"
+    make_certificates(folder, ["192.0.2.7", "fed.example.org"], authority=authority)
     return folder
 
 
@@ -224,17 +239,96 @@ def test_a_certificate_names_its_service_and_comes_from_the_authority(certificat
     held.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
 
 
-def test_no_key_is_shared_and_nobody_else_can_enter_the_folder(certificates):
+def test_no_key_is_shared_and_nobody_else_can_enter_the_folders(certificates, authority):
     keys = {path.read_bytes() for path in certificates.rglob("*.key")}
-    assert len(keys) == 4
-    assert certificates.stat().st_mode & 0o777 == 0o700
+    assert len(keys) == 3
+    assert (authority / "authority.key").read_bytes() not in keys
+    assert {f.stat().st_mode & 0o777 for f in (certificates, authority)} == {0o700}
+    assert (authority / "authority.key").stat().st_mode & 0o777 == 0o600
     assert not [path.name for path in (certificates / "public").glob("*.key")]
 
 
-def test_an_existing_authority_is_never_replaced(certificates):
-    before = (certificates / "authority.key").read_bytes()
-    script = ROOT / "deploy" / "certificates.sh"
-    again = subprocess.run([script, certificates], capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "already holds an authority" in again.stderr
-    assert (certificates / "authority.key").read_bytes() == before
+def held(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+def test_what_is_there_is_never_replaced_and_a_node_is_added(certificates, authority, tmp_path):
+    folder = tmp_path / "more"
+    shutil.copytree(certificates, folder)
+    before, key = held(folder), (authority / "authority.key").read_bytes()
+    make_certificates(folder, "--nodes", "3", [], authority=authority)
+    after = held(folder)
+    assert (authority / "authority.key").read_bytes() == key
+    assert {path: after[path] for path in before} == before
+    assert {str(path) for path in after.keys() - before.keys()} == {
+        "supernode-3/ca.crt", "supernode-3/server.key", "supernode-3/server.pem",
+    }  # fmt: skip
+
+
+def test_one_service_is_renewed_for_as_long_as_is_said(certificates, authority, tmp_path):
+    from cryptography import x509
+
+    folder = tmp_path / "renewed"
+    shutil.copytree(certificates, folder)
+    before = held(folder)
+    make_certificates(folder, "--renew", "supernode-1", "--days", "30", [], authority=authority)
+    after = held(folder)
+    changed = {str(path) for path in before if after[path] != before[path]}
+    assert changed == {"supernode-1/server.key", "supernode-1/server.pem"}
+    new = x509.load_pem_x509_certificate((folder / "supernode-1/server.pem").read_bytes())
+    assert (new.not_valid_after_utc - new.not_valid_before_utc).days == 30
+
+
+def test_a_key_under_a_passphrase_is_of_no_use_without_it(tmp_path):
+    folder, authority = tmp_path / "made", tmp_path / "authority"
+    make_certificates(folder, [], authority=authority, passphrase="right")
+    assert "ENCRYPTED" in (authority / "authority.key").read_text()
+    before = held(folder)
+    wrong = make_certificates(
+        folder, "--renew", "superlink", [], authority=authority, passphrase="wrong", check=False
+    )
+    assert wrong.returncode == 1
+    assert "authority.key" in wrong.stderr
+    # neither half of the pair is another
+    assert {path: held(folder)[path] for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--node", "3"], "choose from --nodes"),
+        (["--nodes", "0"], "--nodes 0: must be a whole number above 0"),
+        (["--days", "ten"], "--days ten: must be a whole number above 0"),
+        (["--renew", "supernode-7"], "is none of superlink supernode-1 supernode-2"),
+    ],
+)
+def test_wrong_words_make_nothing(words, said, tmp_path):
+    folder = tmp_path / "made"
+    found = make_certificates(folder, *words, [], authority=tmp_path / "a", check=False)
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert not folder.exists()
+
+
+def test_an_authority_in_the_folder_that_is_copied_is_refused(tmp_path):
+    found = make_certificates(tmp_path, [], authority=tmp_path / "a", check=False)
+    assert found.returncode == 2
+    assert "which is copied" in found.stderr
+    assert not list(tmp_path.rglob("*.key"))
+
+
+def test_an_image_is_built_from_what_it_copies_and_nothing_else():
+    """No key, no data and no run goes to the machine that builds."""
+    ignored = (ROOT / ".dockerignore").read_text().split("\n")
+    patterns = [line for line in ignored if line and not line.startswith("#")]
+    copied = [
+        word
+        for line in (ROOT / "Dockerfile").read_text().split("\n")
+        if line.startswith("COPY ")
+        for word in line.split()[1:-1]
+        if not word.startswith("--")
+    ]
+    assert copied
+    assert patterns[0] == "*"
+    assert {p[1:] for p in patterns if p.startswith("!")} == set(copied)
+    assert {"**/*.key", "**/*.pem"} <= set(patterns)

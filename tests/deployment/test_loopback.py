@@ -96,7 +96,9 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
     for name in ("docker-compose.yml", "deploy/tls.yml", "deploy/certificates.sh"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    subprocess.run([tmp_path / "deploy" / "certificates.sh"], check=True)
+    subprocess.run(
+        [tmp_path / "deploy" / "certificates.sh", "--authority", tmp_path / "authority"], check=True
+    )
     with Deployment(
         tmp_path / "docker-compose.yml",
         overlays=[tmp_path / "deploy" / "tls.yml"],
