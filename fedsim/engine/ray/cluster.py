@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import ipaddress
+import logging
 import math
 import os
 import shutil
@@ -15,6 +17,8 @@ from typing import Any
 from fedsim.basics.errors import RunError
 from fedsim.engine.ray.installed import ray
 from fedsim.engine.ray.place import in_words, make_folder, place
+
+_log = logging.getLogger("fedsim")
 
 
 class RaySession:
@@ -131,6 +135,12 @@ def _start_ray(
     if named or standing:
         try:
             ray.init(**{**quiet, "address": named or standing, **extra})
+            if named and is_open_to_all(named):
+                _log.warning(
+                    "the Ray cluster at %s runs what anybody sends who reaches its ports: start "
+                    "Ray and fedsim with RAY_AUTH_MODE=token on every machine, or keep to a "
+                    "private network", named,
+                )  # fmt: skip
             return True, None
         except Exception as error:
             if named:
@@ -166,6 +176,24 @@ def _standing_cluster() -> str | None:
     read = getattr(ray._private.utils, "read_ray_address", None)
     found = str((read() if read is not None else None) or "")
     return found if found and _answers(found) else None
+
+
+def is_open_to_all(address: str) -> bool:
+    """Tell whether a cluster is on a network and asks nobody for a token, as far as is known here.
+
+    Example:
+        >>> is_open_to_all("127.0.0.1:6379")
+        False
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return False
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    if host in ("", "localhost"):
+        return False  # "auto", "local": a cluster of this machine
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return True  # a name
 
 
 def _answers(address: str) -> bool:
