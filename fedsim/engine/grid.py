@@ -67,7 +67,7 @@ class LocalGrid(Grid, abc.ABC):
         self.incidents, self.chunk_log = journal.incidents, journal.chunks
         self._faults = ChunkFaults(journal)
         self._plain = PlainClients(self._numbering, journal)
-        self._asking = simulation_patience()
+        self.patience = simulation_patience()
         # looks at the replies of plain Flower apps
         self.reply_watch: ReplyWatch | None = None
         # told how long a cohort's chunks took that were done in one go, and how each ended
@@ -104,7 +104,7 @@ class LocalGrid(Grid, abc.ABC):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all node ids, as a range."""
-        self._asking.asked(self.num_clients, sys._getframe(1))
+        self.patience.asked(self.num_clients, sys._getframe(1))
         return self._numbering.nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -114,7 +114,7 @@ class LocalGrid(Grid, abc.ABC):
 
     def _push(self, messages: Iterable[Message]) -> list[str]:
         batch = batch_of(messages)
-        self._asking.sent()
+        self.patience.sent()
         ids = []
         for message in batch:
             self._numbering.check(message)
@@ -154,7 +154,7 @@ class LocalGrid(Grid, abc.ABC):
                 discarded, client states included.
         """
         batch = batch_of(messages)
-        self._asking.sent()
+        self.patience.sent()
         with self._lock:
             return self._answer(batch, timeout)
 

@@ -131,7 +131,7 @@ def _served(
     internals.ensure_identity()
     watch = grid.reply_watch = ReplyWatch(lambda line: _log.warning("%s", line))
     try:
-        with internals.no_endless_waiting(num_supernodes, _WAITS):
+        with internals.no_endless_waiting(num_supernodes, _WAITS, grid.patience.asked):
             server_app(grid, context)
     finally:
         watch.flush()

@@ -5,8 +5,9 @@ test fails with the name of what has moved when another version lacks it.
 """
 
 import contextlib
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import FrameType
 from typing import Any, get_args
@@ -73,16 +74,20 @@ def nodes_waited_for(caller: FrameType) -> int | None:
 
 
 _FOR_EVER_S = 86400  # for so long Flower's old client manager waits unless it is told otherwise
+_COUNTING = ("num_available", "all", "__len__")  # by which one may wait for nodes oneself
 _patched = threading.Lock()
 
 
 @contextlib.contextmanager
-def no_endless_waiting(num_nodes: int, waits: str) -> Iterator[None]:
+def no_endless_waiting(
+    num_nodes: int, waits: str, asked: Callable[[int, FrameType], None]
+) -> Iterator[None]:
     """Let Flower's old client manager refuse to wait for more nodes than there are.
 
     Args:
         num_nodes: How many there are.
         waits: What to say, with the places `wanted` and `present`.
+        asked: Told whenever somebody asks how many there are: (nodes, where); may refuse.
 
     Raises:
         RuntimeError: In the app that waits.
@@ -91,22 +96,38 @@ def no_endless_waiting(num_nodes: int, waits: str) -> Iterator[None]:
 
     from fedsim.basics.errors import RunError
 
-    before = SimpleClientManager.wait_for
+    before = {name: vars(SimpleClientManager)[name] for name in ("wait_for", *_COUNTING)}
 
     def wait_for(self: Any, num_clients: int, timeout: int = _FOR_EVER_S) -> bool:
         if num_clients > num_nodes and timeout >= _FOR_EVER_S:
             raise RunError(waits.format(wanted=num_clients, present=num_nodes))
-        return before(self, num_clients, timeout)
+        return bool(before["wait_for"](self, num_clients, timeout))
+
+    def counting(name: str) -> Callable[[Any], Any]:
+        def count(self: Any) -> Any:
+            asked(num_nodes, _beyond_wrapper(sys._getframe(1)))
+            return before[name](self)
+
+        return count
 
     if not _patched.acquire(blocking=False):
         yield  # another simulation of this process goes on
         return
-    SimpleClientManager.wait_for = wait_for  # type: ignore[method-assign]
+    for name in before:
+        setattr(SimpleClientManager, name, wait_for if name == "wait_for" else counting(name))
     try:
         yield
     finally:
-        SimpleClientManager.wait_for = before  # type: ignore[method-assign]
+        for name, function in before.items():
+            setattr(SimpleClientManager, name, function)
         _patched.release()
+
+
+def _beyond_wrapper(caller: FrameType) -> FrameType:
+    """The frame that calls the client manager: Flower wraps its methods."""
+    while caller.f_back is not None and caller.f_code.co_name == "wrapped_method":
+        caller = caller.f_back
+    return caller
 
 
 _OLD = {"fitins": "fitres", "evaluateins": "evaluateres"}  # what Flower's old servers ask and read

@@ -3,7 +3,8 @@
 import contextlib
 import gc
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -38,6 +39,12 @@ class ForeignCalls:
         self._strategy, self._seed = strategy, seed
         self._name = type(strategy).__name__
         self._calls = StrategyCalls(strategy)
+        if not _is_flowers(own := type(strategy).start):
+            _log.warning(
+                "[strategy] %s: %s is never called: the rounds are fedsim's, and settings of "
+                "clients belong into [client] or into what configure_train sends",
+                self._name, own.__qualname__,
+            )  # fmt: skip
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, grid: Grid
@@ -57,7 +64,7 @@ class ForeignCalls:
                 sent = self._strategy.configure_train(
                     server_round, arrays, ConfigRecord({}), offered
                 )
-            messages = listed(sent)
+            messages = self._readable(server_round, sent)
             _number(messages, server_round)
             return messages
 
@@ -102,11 +109,36 @@ class ForeignCalls:
             sent = self._strategy.configure_evaluate(
                 server_round, arrays, ConfigRecord({}), offered
             )
-        return listed(sent)
+        return self._readable(server_round, sent)
 
     def sends(self, server_round: int) -> contextlib.AbstractContextManager[None]:
         """Say in which round the strategy sends what cannot be answered."""
         return self._calls.sends(server_round)
+
+    def _readable(self, server_round: int, sent: Any) -> Sequence[Message]:
+        """What the strategy sends, each message with all of its settings where clients look.
+
+        Raises:
+            RunError: If it sends nothing that could be messages, or settings that nobody reads.
+        """
+        if not isinstance(sent, Iterable):
+            raise RunError(
+                f"round {server_round}: {self._name} returned {type(sent).__name__} where it "
+                "configured the round, expected messages: is a `return` missing?"
+            )
+        messages = listed(sent)
+        for message in messages:
+            content = message.content
+            settings = list(content.config_records)
+            read, others = (settings or [CONFIG])[0], [*settings[1:], *content.metric_records]
+            unread = next((name for name in others if content[name]), None)
+            if unread is not None:
+                raise RunError(
+                    f"round {server_round}: {self._name} sends a record '{unread}' that no client "
+                    f"reads: settings are read from the first ConfigRecord alone ('{read}'); put "
+                    "them there"
+                )
+        return messages
 
     @contextlib.contextmanager
     def _offered(self, server_round: int, grid: Grid) -> Iterator[Grid]:
@@ -180,6 +212,10 @@ def _quick_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _is_flowers(function: Callable[..., Any]) -> bool:
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "flwr"
 
 
 def _any(replies: Iterable[Message]) -> bool:

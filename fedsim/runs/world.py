@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.basics import kernels_in_use
 from fedsim.basics.errors import ScenarioError, is_too_large, largest_number
 from fedsim.basics.generators import seeded as seeded_draws
+from fedsim.basics.import_paths import is_import_path
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.sources import NO_CODE, Code
 from fedsim.client.plan import ExecutionPlan
@@ -140,6 +141,8 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     )
     strategy = make_strategy()
     model = task.build_model(scenario.seed)
+    if is_import_path(str(scenario.task.get("model", ""))):
+        task.require_repeatable(scenario.seed, model)
     left_out = check_last_batches(scenario, data, task, model, procedure)
     start = with_weights(model, scenario.task, on_node=on_node)
     check_tensors(scenario, procedure, start.known())

@@ -6,17 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fedsim.basics import rng
 from fedsim.basics.errors import FedsimError, ScenarioError, is_too_large
+from fedsim.basics.generators import seeded
 from fedsim.basics.kept_state import KeptState
 from fedsim.basics.samples import SampleSpec
 from fedsim.basics.tensors import tensors_of
-
-NUMPY_DTYPES = (
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)  # fmt: skip
+from fedsim.tasks.models.holding import fingerprint, require_complete, require_kept
 
 
 class Task(abc.ABC):
@@ -91,26 +88,46 @@ class Task(abc.ABC):
     def build_model(self, seed: int) -> nn.Module:
         """Return a freshly initialised model on the CPU, in training mode.
 
-        Equal seeds give equal bits, whatever was drawn before; torch's global generator is left
-        as it was.
+        Equal seeds give equal bits, whatever was drawn before: `random` and `numpy.random` are
+        seeded as torch is, and all of them are left as they were.
 
         Raises:
             ScenarioError: If the factory raises, or does not give a trainable module with finite
                 numbers and outputs that fit.
         """
-        # only the CPU generator is forked and seeded: forking CUDA's would start CUDA
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(rng.derived_seed(seed, "model"))
+        # of torch's only the CPU generator: forking CUDA's would start CUDA
+        with seeded(rng.derived_seed(seed, "model")):
             model = self._called()
             if not isinstance(model, nn.Module):
                 raise ScenarioError(
                     f"[task] model: the factory gave a {type(model).__name__}, "
                     "expected a torch.nn.Module"
                 )
-            _require_kept(model)
+            require_kept(model)
             model = model.to(self.dtype)
             self._check(model)
         return model.train()
+
+    def require_repeatable(self, seed: int, model: nn.Module) -> None:
+        """Refuse a model that begins otherwise when it is built anew from the same seed.
+
+        Args:
+            seed: What it was built from.
+            model: What was built, as it was given.
+
+        Raises:
+            ScenarioError: Naming the tensor: the factory draws from a generator that cannot be
+                seeded from here.
+        """
+        first, again = fingerprint(model), fingerprint(self.build_model(seed))
+        for name in first.keys() | again.keys():
+            if first.get(name) != again.get(name):
+                raise ScenarioError(
+                    f"[task] model: built twice from one seed, '{name}' begins otherwise: the "
+                    "factory draws from a generator that fedsim cannot seed, such as "
+                    "numpy.random.default_rng() without a seed; give it one, or draw from torch, "
+                    "random or numpy.random"
+                )
 
     def _called(self) -> nn.Module:
         """What the factory gives; its own errors are told as the model's."""
@@ -130,6 +147,7 @@ class Task(abc.ABC):
         kept = KeptState([model], model.state_dict().keys())
         outputs = self._outputs(model)  # lazy layers get their tensors by it
         kept.put_back()
+        require_complete(model)
         for name, tensor in tensors_of(model).items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ScenarioError(
@@ -161,19 +179,3 @@ class Task(abc.ABC):
                 f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}: "
                 f"{error}"
             ) from error
-
-
-def _require_kept(model: nn.Module) -> None:
-    """Refuse tensors that neither a message nor a file can hold."""
-    for name, tensor in tensors_of(model).items():
-        if is_lazy(tensor):
-            continue
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            kind = f"{kind}, {'quantized' if tensor.is_quantized else tensor.layout}"
-        elif tensor.dtype in NUMPY_DTYPES or tensor.is_floating_point():
-            continue  # floating-point numbers get the dtype of the task
-        raise ScenarioError(
-            f"[task] model: '{name}' is {kind}, which cannot be sent or kept; allowed are dense "
-            "tensors of floating-point numbers, integers and truth values"
-        )

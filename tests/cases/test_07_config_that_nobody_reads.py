@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 from safetensors.torch import load_file
 
@@ -106,6 +106,41 @@ class Silent(FedAvg):
     def configure_train(self, server_round, arrays, config, grid):
         content = RecordDict({"arrays": arrays})
         return [Message(content, node, "train") for node in grid.get_node_ids()]
+
+
+class Beside(FedAvg):
+    """Sends settings in a record beside the one that clients read."""
+
+    record: ClassVar = ConfigRecord({"local_lr": 0.0})
+
+    def configure_train(self, server_round, arrays, config, grid):
+        for message in super().configure_train(server_round, arrays, config, grid):
+            content = RecordDict({**message.content, "hyper": self.record})
+            yield Message(content, message.metadata.dst_node_id, "train")
+
+
+class Measured(Beside):
+    record: ClassVar = MetricRecord({"local_lr": 0.0})
+
+
+class Nothing(Beside):
+    record: ClassVar = ConfigRecord({})
+
+
+class Forgetful(FedAvg):
+    """Forgets to return what it made."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        super().configure_train(server_round, arrays, config, grid)
+
+
+class Starting(FedAvg):
+    """Means to give settings where Flower's own loop begins."""
+
+    def start(self, grid, initial_arrays, num_rounds=3, timeout=3600, train_config=None, **rest):
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, ConfigRecord({"local_lr": 0.0}), **rest
+        )
 
 
 def run(name, folder, **tables):
@@ -261,3 +296,28 @@ def test_two_messages_to_one_client_get_a_sentence(tmp_path):
 def test_a_strategy_that_does_not_say_the_round_trains_in_it(tmp_path):
     found = run("Silent", tmp_path / "silent").summary["params_sha256"]
     assert found == run("Telling", tmp_path / "telling").summary["params_sha256"]
+
+
+@pytest.mark.parametrize("name", ["Beside", "Measured"])
+def test_settings_in_a_record_that_no_client_reads_are_refused_before_anything_is_trained(
+    name, tmp_path
+):
+    with pytest.raises(RunError, match=rf"round 1: {name} sends a record 'hyper'.*\('config'\)"):
+        run(name, tmp_path / "run")
+
+
+def test_an_empty_record_beside_says_nothing_and_is_taken(tmp_path):
+    assert run("Nothing", tmp_path / "run").summary["rounds"] == 2
+
+
+def test_a_forgotten_return_is_named_with_round_and_strategy(tmp_path):
+    with pytest.raises(RunError, match=r"round 1: Forgetful returned NoneType .*`return` missing"):
+        run("Forgetful", tmp_path / "run")
+
+
+def test_a_start_of_ones_own_is_named_for_it_is_never_called(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        run("Starting", tmp_path / "run")
+        run("Telling", tmp_path / "plain")
+    lines = [r.getMessage() for r in caplog.records if "never called" in r.getMessage()]
+    assert [line.partition(":")[0] for line in lines] == ["[strategy] Starting"]

@@ -198,3 +198,52 @@ def test_an_old_server_that_asks_for_more_clients_than_there_are_ends_at_once():
     app = ClientApp(client_fn=lambda context: Old().to_client())
     with pytest.raises(RunError, match=r"waits for 5 clients .*num_supernodes = 3"):
         fedsim.run_simulation(OldServerApp(server_fn=components), app, 3, "inline")
+
+
+class Counting(OldFedAvg):
+    """Waits for clients by itself."""
+
+    def configure_fit(self, server_round, parameters, client_manager):
+        while client_manager.num_available() < 5:
+            time.sleep(0.3)
+        return super().configure_fit(server_round, parameters, client_manager)
+
+
+class Listing(OldFedAvg):
+    def configure_fit(self, server_round, parameters, client_manager):
+        while len(client_manager.all()) < 5:
+            time.sleep(0.3)
+        return super().configure_fit(server_round, parameters, client_manager)
+
+
+class Looking(OldFedAvg):
+    """Asks how many there are, and waits for none."""
+
+    def configure_fit(self, server_round, parameters, client_manager):
+        assert client_manager.num_available() == len(client_manager) == 3
+        assert len(client_manager.all()) == 3
+        return super().configure_fit(server_round, parameters, client_manager)
+
+
+def old(strategy):
+    """Run an old server with such a strategy."""
+
+    def components(context):
+        start = ndarrays_to_parameters([np.zeros(2)])
+        made = strategy(initial_parameters=start, fraction_evaluate=0.0)
+        return ServerAppComponents(strategy=made, config=ServerConfig(num_rounds=2))
+
+    app = ClientApp(client_fn=lambda context: Old().to_client())
+    return fedsim.run_simulation(OldServerApp(server_fn=components), app, 3, "inline")
+
+
+@pytest.mark.parametrize("strategy", [Counting, Listing])
+def test_an_old_strategy_that_counts_clients_until_more_are_there_is_ended(strategy):
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=rf"{strategy.__name__}\.configure_fit.* waits for nodes"):
+        old(strategy)
+    assert time.monotonic() - begun < 30
+
+
+def test_one_that_only_looks_is_not():
+    old(Looking)

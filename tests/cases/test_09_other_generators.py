@@ -1,7 +1,10 @@
 """Whatever generator a model draws from is a function of seed, round and client."""
 
 import json
+import random
+import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +75,43 @@ CODE = """
         def number(self):
             return time.perf_counter_ns() % 1000 / 1000
 
+    class BornOfPython(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.scale = 0.5 + random.random()
+
+        def number(self):
+            return self.scale
+
+    class BornOfNumPy(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            drawn = np.random.normal(scale=0.1, size=(8, feature_shape[0]))
+            self.a.weight = nn.Parameter(torch.from_numpy(drawn).float())
+
+    class BornUnseeded(BornOfNumPy):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            drawn = np.random.default_rng().normal(scale=0.1, size=8)
+            self.a.bias = nn.Parameter(torch.from_numpy(drawn).float())
+
+    class Permuting(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            order = np.random.default_rng().permutation(1000)
+            self.register_buffer("order", torch.from_numpy(order), persistent=False)
+
+    class Projecting(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.directions = np.random.default_rng().normal(size=feature_shape[0])
+
+    def drawn(*, seed: int = -1):
+        from fedsim.data import DataSet
+        draw = np.random if seed < 0 else np.random.default_rng(seed)
+        targets = [random.randrange(3) for _ in range(60)]
+        return DataSet(draw.normal(size=(60, 4)) + torch.rand(60, 1).numpy(), targets)
+
     class Noisy(LocalSGD):
         def step(self, carry, batch, gradient, *, server_round):
             noise = np.random.normal(size=tuple(batch.features.shape))
@@ -123,6 +163,55 @@ def test_each_round_and_client_has_another_draw(project):
 def test_what_cannot_be_seeded_is_refused_before_round_1(project, model):
     with pytest.raises(fedsim.ScenarioError, match=r"trained twice from one start.* differs in"):
         project.world(model)
+
+
+def stir():
+    """Whatever was drawn before makes no difference, and what is drawn afterwards is as it was."""
+    random.seed(time.time_ns())
+    np.random.seed(time.time_ns() % 2**32)  # noqa: NPY002  # the process's own, which users draw from
+    torch.manual_seed(time.time_ns())
+    return states()
+
+
+def states():
+    """Where the process's generators stand."""
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    return random.getstate()[1][:9], of_numpy[1][:9].tolist(), torch.get_rng_state()[:99].tolist()
+
+
+@pytest.mark.parametrize("model", ["BornOfPython", "BornOfNumPy"])
+def test_a_model_that_draws_when_it_is_made_begins_as_the_seed_says(project, model):
+    found = []
+    for size in (2, 6):
+        before = stir()
+        built = project.world(model, f"engine.chunk_size={size}").app.executor.task
+        model_of_seed = built.build_model(5)
+        assert states() == before
+        found.append((model_of_seed.a.weight.detach(), getattr(model_of_seed, "scale", None)))
+        run = project.run(model, f"engine.chunk_size={size}", rounds=2, name=f"{model}-{size}")
+        found[-1] += (run["params_sha256"],)
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("BornUnseeded", "a.bias"), ("Permuting", "order"), ("Projecting", "directions")],
+)
+def test_a_model_that_begins_otherwise_each_time_is_refused_by_name(project, model, named):
+    with pytest.raises(fedsim.ScenarioError, match=rf"built twice from one seed, '{named}'"):
+        project.world(model)
+
+
+@pytest.mark.parametrize("seed", [-1, 3])
+def test_a_loader_that_draws_gives_the_same_data_each_time(project, seed):
+    data = f"data={{name='{project.module}:drawn',seed={seed}}}"
+    found = []
+    for _ in range(2):
+        before = stir()
+        found.append(project.world("Net", data.replace("'", '"')).data.manifest_sha256)
+        assert states() == before
+    assert found[0] == found[1]
 
 
 def test_a_procedure_that_draws_is_seeded_too(project):

@@ -7,6 +7,8 @@ import fedsim
 from tests.cases.own_code import Project
 
 CODE = """
+    import warnings
+
     import torch
     from torch import nn
 
@@ -53,6 +55,65 @@ CODE = """
 
         def forward(self, x):
             return super().forward(x) * self.scale
+
+    class Masked(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.b.weight.register_hook(lambda gradient: gradient * 0)
+
+    class MaskedAfter(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.b.weight.register_post_accumulate_grad_hook(lambda p: p.grad.zero_())
+
+    class AuxiliaryHead(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.auxiliary = nn.LazyLinear(num_classes)
+
+        def forward(self, x):
+            return super().forward(x) + (self.auxiliary(x) if self.training else 0)
+
+    class Unused(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.unused = nn.LazyBatchNorm1d()
+
+    class Adapter(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.a = nn.Linear(feature_shape[0], feature_shape[0])
+
+        def forward(self, x):
+            return super().forward(torch.tanh(self.a(x)))
+
+        def state_dict(self, *arguments, **options):
+            state = super().state_dict(*arguments, **options)
+            return type(state)((n, v) for n, v in state.items() if n.startswith("b"))
+
+    class FrozenBelow(Adapter):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.a.requires_grad_(False)
+
+    class Renamed(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self._register_state_dict_hook(
+                lambda module, state, prefix, local: {f"model.{n}": v for n, v in state.items()}
+            )
+
+    class Nowhere(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.register_buffer("table", torch.ones(3, device="meta"))
+
+    class Scripted(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.b = torch.jit.script(self.b)
 
     class Complex(Net):
         def __init__(self, feature_shape, num_classes):
@@ -110,3 +171,26 @@ def test_what_cannot_be_kept_is_refused_by_name(project, model, named):
     with pytest.raises(fedsim.ScenarioError, match=named):
         project.run(model, name=f"never-{model}")
     assert not (project.folder / f"never-{model}").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Masked", "'b.weight' has a hook on its gradient, which would never run"),
+        ("MaskedAfter", "'b.weight' has a hook on its gradient, which would never run"),
+        ("AuxiliaryHead", "'auxiliary.weight' has no shape yet"),
+        ("Unused", "'unused.weight' has no shape yet"),
+        ("Adapter", "'a.weight' is trained, and the model's state_dict"),
+        ("Renamed", "'b.weight' is trained, and the model's state_dict"),
+        ("Nowhere", "'table' lies on the device 'meta'"),
+        ("Scripted", "'b' is compiled by torch.jit"),
+    ],
+)
+def test_what_would_go_wrong_later_or_unseen_is_refused_by_name(project, model, said):
+    with pytest.raises(fedsim.ScenarioError) as error:
+        project.world(model)
+    assert said in str(error.value)
+
+
+def test_what_is_left_out_and_never_trained_is_no_matter(project):
+    assert project.run("FrozenBelow", rounds=1, name="frozen_below")["rounds"] == 1

@@ -39,6 +39,8 @@ from fedsim.data.reading.mapping import is_nameless
 
 Some = TypeVar("Some", Features, Targets)
 
+_LOADERS_SEED = 0  # a data set is the same whatever the scenario's seed
+
 
 class DataSet(NamedTuple):
     """What a loader of the user's own returns: arrays, torch tensors or nested lists.
@@ -91,7 +93,7 @@ def user_factory(path: str) -> Callable[..., PooledSource]:
             test_fraction=0.0,
             identity=None,
             description={"name": path, "loader_sha256": _module_sha256(loader)},
-            load=lambda: checked(_called(loader, arguments, where), where),
+            load=lambda: checked(_drawn_alike(loader, arguments, where), where),
             test_origin="given by the loader",
         )
 
@@ -271,6 +273,14 @@ def _whole(value: Any, least: int, allowed: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise Unfit(f"is {value!r}, expected {allowed}")
     return int(value)
+
+
+def _drawn_alike(loader: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
+    """What a loader returns; the generators of the process that it draws from begin alike."""
+    from fedsim.basics.generators import seeded  # needs torch, and a scenario is read without
+
+    with seeded(_LOADERS_SEED):
+        return _called(loader, arguments, where)
 
 
 def _called(loader: Callable[..., Any], arguments: dict[str, Any], where: str) -> Any:
