@@ -3,18 +3,24 @@
 The app's own arithmetic stays its own: nothing is changed or left out here.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from fedsim.messages import flower_internals as internals
+from fedsim.messages.admission import MAX_EXAMPLES
 from fedsim.messages.records import NUM_EXAMPLES, SERVER_ROUND
 
 _LINES = 5  # of one kind of message in a round; the others are counted
 _OWN = "; the app is given it as it is: have the client raise, or the strategy leave it out"
+_NPY = "numpy.ndarray"  # Flower's name of arrays as NumPy writes them
+_HEADER = 10_000  # bytes in which an array's header lies
+_NUMBERS = "biuf"
+_KINDS = {"c": "complex numbers", "U": "text", "S": "text", "O": "objects"}
 Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -103,7 +109,8 @@ class ReplyWatch:
         not_finite = None
         if problem is None:
             not_finite = _not_finite(content, trains)
-        if problem is None and trains and _examples(content) == 0:
+        examples = _examples(content)
+        if problem is None and trains and examples == 0:
             tally.first = tally.first or f"client {client} trained on 0 examples"
         elif problem is None and not_finite is None:
             tally.counted += 1
@@ -113,6 +120,8 @@ class ReplyWatch:
                 self._say(client, f"reply is not finite: {not_finite}{_OWN}")
         elif problem is not None:
             self._say(client, problem)
+        elif trains and isinstance(examples, int) and not 0 <= examples <= MAX_EXAMPLES:
+            self._say(client, f"{examples} examples: must be in 0..{MAX_EXAMPLES}{_OWN}")
 
     def _sent_finite(self, sent: RecordDict) -> bool:
         """Whether what a client was sent is finite; said once where it is not."""
@@ -132,11 +141,16 @@ class ReplyWatch:
         """What is wrong with the arrays of a reply to training, or None."""
         if sent.array_records and not content.array_records:
             return "the reply holds no arrays, and the instruction did"
-        mine = tuple(
-            (f"{record}/{name}", tuple(array.shape))
-            for record, arrays in content.array_records.items()
-            for name, array in arrays.items()
-        )
+        found, odd = list[tuple[str, tuple[int, ...]]](), ""
+        for record, arrays in content.array_records.items():
+            for name, array in arrays.items():
+                shape, kind = _described(array)
+                found.append((f"{record}/{name}", shape))
+                if kind not in _NUMBERS:
+                    odd = odd or f"'{record}' '{name}' holds {_KINDS.get(kind, 'no numbers')}"
+        if odd:
+            return f"{odd}; return real numbers"
+        mine = tuple(found)
         if self._tally.usual is None:
             self._tally.usual = client, mine
         first, usual = self._tally.usual
@@ -144,7 +158,7 @@ class ReplyWatch:
             return None
         return (
             f"its {len(mine)} arrays differ in name or shape from the {len(usual)} of client "
-            f"{first}; return the same from every client"
+            f"{first}{_first_difference(mine, usual)}; return the same from every client"
         )
 
     def _say(self, client: int, what: str, *, error: bool = False) -> None:
@@ -173,6 +187,36 @@ def _round(asked: Message) -> str:
 
 def _where(kind: str, number: str) -> str:
     return f"round {number}, {kind}" if number else kind
+
+
+def _described(array: Array) -> tuple[tuple[int, ...], str]:
+    """An array's shape and kind of numbers; Flower's old interface has both in the bytes alone."""
+    if array.shape or array.stype != _NPY:
+        return tuple(array.shape), _kind(array.dtype)
+    file = io.BytesIO(array.data[:_HEADER])
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError:
+        return tuple(array.shape), _kind(array.dtype)
+    return shape, dtype.kind
+
+
+def _kind(dtype: str) -> str:
+    try:
+        return np.dtype(dtype).kind
+    except TypeError:
+        return "f"  # one of torch's that NumPy does not know
+
+
+def _first_difference(mine: Signature, usual: Signature) -> str:
+    for (name, shape), (other, expected) in zip(mine, usual, strict=False):
+        if name == other and shape != expected:
+            return f" ('{name}' is {list(shape)}, not {list(expected)})"
+    return ""
 
 
 def _examples(content: RecordDict) -> object:

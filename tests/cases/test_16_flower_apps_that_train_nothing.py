@@ -19,6 +19,16 @@ import fedsim
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the apps' own arithmetic
 
 
+ODD = {
+    "one for all": np.full(1, 5.0),  # NumPy would stretch it
+    "a number": np.array(5.0),
+    "longer": np.zeros(4),
+    "complex": np.zeros(3) + 1j,
+    "text": np.array(["1", "2", "3"]),
+}
+COUNTS = {"no examples": 0, "negative": -10, "too many": 10**30}
+
+
 class Client(NumPyClient):
     def __init__(self, number, fault):
         self.number, self.fault = number, fault
@@ -32,7 +42,9 @@ class Client(NumPyClient):
             raise ValueError("the battery is empty")
         if self.fault == "more arrays" and mine:
             after = after * 2
-        count = 0 if self.fault == "no examples" else 10
+        if self.fault in ODD and mine:
+            after = [ODD[self.fault]]
+        count = COUNTS.get(self.fault, 10) if mine or self.fault == "no examples" else 10
         return after, count, {"deltas": [0.5, 1.5]} if self.fault == "list" else {}
 
     def evaluate(self, parameters, config):
@@ -98,6 +110,13 @@ OTHERS = {
     "nan loss": "client 1, round 1, evaluate: reply is not finite: metric 'loss' = nan",
     "no examples": "round 1, train: nobody's training counted, of 3 clients asked (the first cause:"
     " client ",
+    "one for all": "'fitres.parameters/0' is [",
+    "a number": "'fitres.parameters/0' is [",
+    "longer": "'fitres.parameters/0' is [",
+    "complex": "client 2, round 1, train: 'fitres.parameters' '0' holds complex numbers",
+    "text": "client 2, round 1, train: 'fitres.parameters' '0' holds text",
+    "negative": "client 2, round 1, train: -10 examples: must be in 0..",
+    "too many": f"client 2, round 1, train: {10**30} examples: must be in 0..",
 }
 
 
