@@ -18,12 +18,22 @@ from fedsim.basics import project
 _AT_RUN_TIME = {
     "__import__": "imports what its arguments say",
     "import_module": "imports what its arguments say",
+    "resolve_name": "imports what its arguments say",
+    "run_module": "runs a module that its arguments name",
     "exec": "runs code that it makes",
+    "eval": "runs code that it makes",
+    "compile": "makes code",
     "spec_from_file_location": "imports a file by its path",
+    "SourceFileLoader": "imports a file by its path",
+    "SourcelessFileLoader": "imports a file by its path",
+    "ExtensionFileLoader": "imports a file by its path",
+    "load_source": "imports a file by its path",
+    "zipimporter": "imports from an archive",
     "run_path": "runs a file by its path",
     "load_inline": "compiles code that it makes",
 }
 _BY_NAME = ("__import__", "import_module")
+_BUILT_IN = ("exec", "eval", "compile")  # not `model.eval` or `re.compile`
 
 
 class Code(NamedTuple):
@@ -159,19 +169,30 @@ def _read(file: str, *_: int) -> _Read:
         return _Read(digest)
     imports: list[tuple[int, str, tuple[str, ...]]] = []
     unfollowed: list[str] = []
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    called_otherwise = {
+        alias.asname: alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    for node in nodes:
         if isinstance(node, ast.Import):
             imports += [(0, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = tuple(alias.name for alias in node.names)
             imports.append((node.level, node.module or "", names))
         elif isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            said = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = called_otherwise.get(said, said)
             literal = _literal(node) if name in _BY_NAME else None
             if literal:
                 level = len(literal) - len(literal.lstrip("."))
                 imports.append((level, literal.lstrip("."), ()))
-            elif name in _AT_RUN_TIME and (name != "exec" or isinstance(node.func, ast.Name)):
+            elif name in _AT_RUN_TIME and (
+                name not in _BUILT_IN or isinstance(node.func, ast.Name)
+            ):
                 unfollowed.append(f", line {node.lineno}: {name} {_AT_RUN_TIME[name]}")
     return _Read(digest, tuple(imports), tuple(sorted(unfollowed)))
 

@@ -144,6 +144,17 @@ def test_what_is_installed_or_fedsims_own_does_not_count(tmp_path):
         ("exec('x = 1')", "line 1: exec runs code that it makes"),
         ("import importlib; importlib.import_module('js' + 'on')", "line 1: import_module imports"),
         ("import runpy\ndef f(p): runpy.run_path(p)", "line 2: run_path runs a file"),
+        (
+            "from importlib import import_module as load\nload('js' + 'on')",
+            "line 2: import_module imports",
+        ),
+        (
+            "from importlib.machinery import SourceFileLoader as L\ndef f(p): L('x', p)",
+            "line 2: SourceFileLoader imports a file",
+        ),
+        ("import pkgutil\npkgutil.resolve_name('json:' + 'dumps')", "line 2: resolve_name imports"),
+        ("x = eval('1 + 1')", "line 1: eval runs code that it makes"),
+        ("def f(p): return compile(open(p).read(), p, 'exec')", "line 1: compile makes code"),
     ],
 )
 def test_what_cannot_be_followed_is_said(tmp_path, line, why):
@@ -152,6 +163,22 @@ def test_what_cannot_be_followed_is_said(tmp_path, line, why):
     assert f"model.py, {why}" in said
     result = fedsim.start(fedsim.load_scenario(file), out=tmp_path / "run")
     assert f"cannot be followed: model.py, {why}" in (result.folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import re\nP = re.compile('a')", "from torch import nn\nnn.Identity().eval()",
+     "from importlib import import_module as load\nload('json')"],
+)  # fmt: skip
+def test_nothing_is_said_of_what_only_looks_like_it(tmp_path, line):
+    file = project(tmp_path / "p", model=f"{line}\n{LAYERS}")
+    assert not fedsim.load_scenario(file).code.unfollowed
+
+
+def test_a_module_that_is_imported_by_a_function_of_another_name_counts(tmp_path):
+    load = "from importlib import import_module as load\nload('layers')\n"
+    file = project(tmp_path / "p", model=f"{load}{LAYERS}", layers=LAYERS)
+    assert "layers.py" in fedsim.load_scenario(file).code.files
 
 
 def test_a_compiled_module_counts_by_its_bytes_and_is_said(tmp_path):
