@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ _open: tuple[str, ...] = ()
 _managed: set[str] = set()  # every folder that was ever open
 _added: list[str] = []  # what of them stands on sys.path
 _aside: dict[str, dict[str, ModuleType]] = {}  # by folder
+_paths_aside: dict[str, list[str]] = {}  # what a project's modules put on sys.path, by folder
 _no_projects: dict[str, ModuleType] = {}  # thousands, which no scenario need look at again
 _loaded: dict[str, str] = {}  # the hash of each file as it was imported
 _unchanged: dict[str, tuple[ModuleType, tuple[int, ...]]] = {}  # by module, what `_stamp` said
@@ -55,6 +56,7 @@ def enter(folders: Sequence[str]) -> None:
             for folder in wanted:
                 for name, module in _aside.pop(folder, {}).items():
                     sys.modules.setdefault(name, module)
+                sys.path[:0] = [e for e in _paths_aside.pop(folder, ()) if e not in sys.path]
         _forget_changed(wanted)
 
 
@@ -189,12 +191,30 @@ def _put_aside(wanted: Sequence[str]) -> None:
     """Take out of `sys.modules` what a process that had opened these folders alone would lack."""
     plain = {os.path.realpath(entry or os.curdir) for entry in plain_path()}
     for name, _, root in list(_modules()):
-        if root in wanted:
+        owner = _owner(root, {*_managed, *wanted})
+        if owner in wanted:
             continue
         top = name.partition(".")[0]
-        left = root in _managed and root not in plain
+        left = owner in _managed and owner not in plain
         if left or (not is_installed(root) and _shadowed(wanted, top)):
-            _aside.setdefault(root, {})[name] = sys.modules.pop(name)
+            _aside.setdefault(owner, {})[name] = sys.modules.pop(name)
+    for entry in plain_path():  # a project's modules may have put folders below it there
+        root = os.path.realpath(entry or os.curdir)
+        owner = _owner(root, _managed)
+        if owner != root and owner in _managed and owner not in plain and owner not in wanted:
+            _paths_aside.setdefault(owner, []).append(entry)
+            sys.path.remove(entry)
+
+
+def _owner(root: str, folders: Collection[str]) -> str:
+    """The project's folder in which a folder lies, the innermost; the folder itself if in none."""
+    above = root
+    while above not in folders:
+        up = os.path.dirname(above)
+        if up == above or is_installed(root):
+            return root
+        above = up
+    return above
 
 
 def _shadowed(folders: Sequence[str], top: str) -> bool:
@@ -209,7 +229,7 @@ def _forget_changed(folders: Sequence[str]) -> None:
     """Import a project's modules anew, all of them, when the file of one is another by now."""
     if not folders:
         return
-    mine = [(name, module) for name, module, root in _modules() if root in folders]
+    mine = [(name, each) for name, each, root in _modules() if _owner(root, folders) in folders]
     changed = [name for name, module in mine if _differs_by_now(name, module)]  # looks at all
     if changed:
         for name, _ in mine:

@@ -158,3 +158,37 @@ def test_workers_train_each_projects_own(tmp_path, engine):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [4, 7, 4]
+
+
+OF_LIB = """
+import os, sys
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from layers import net
+"""
+
+
+def with_lib(folder, units):
+    """A project whose model puts a folder of its own on `sys.path` and imports from there."""
+    file = project(folder, model=OF_LIB)
+    (folder / "lib").mkdir()
+    (folder / "lib" / "layers.py").write_text(textwrap.dedent(NET).format(units=units))
+    return file
+
+
+def test_a_folder_that_a_project_puts_on_the_path_is_left_with_it(tmp_path):
+    before = list(sys.path)
+    first = fedsim.load_scenario(with_lib(tmp_path / "first", 4))
+    second = fedsim.load_scenario(with_lib(tmp_path / "second", 7))
+    found = [trained(s, tmp_path / str(n)) for n, s in enumerate((first, second, first, second))]
+    assert found == [4, 7, 4, 7]
+    enter([])
+    assert [entry for entry in sys.path if entry not in before] == []
+    assert "layers" not in sys.modules
+
+
+def test_an_edit_below_a_project_is_trained_in_the_same_session(tmp_path):
+    file = with_lib(tmp_path / "p", 4)
+    assert trained(fedsim.load_scenario(file), tmp_path / "a") == 4
+    layers = tmp_path / "p" / "lib" / "layers.py"
+    layers.write_text(textwrap.dedent(NET).format(units=9))
+    assert trained(fedsim.load_scenario(file), tmp_path / "b") == 9
