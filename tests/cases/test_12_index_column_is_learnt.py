@@ -232,3 +232,51 @@ def test_a_file_of_several_images_is_refused(tmp_path):
     )
     with pytest.raises(ScenarioError, match=r"9.tif: the file holds 3 images, expected one"):
         read(tmp_path / "mine")
+
+
+# --- rows that are counted part by part, as where sites' files are put together -----------------
+
+
+def parts(lengths, first=0):
+    return [first + n for length in lengths for n in range(length)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (parts([30, 50]), "0 to 49, begun 2 times"),
+        (parts([20, 20, 200], first=1), "1 to 200, begun 3 times"),
+        (parts([100]), "0 to 99, no value twice"),
+    ],
+)
+def test_a_column_that_counts_the_rows_of_each_part_is_named(numbers, said, tmp_path):
+    draw = np.random.default_rng(1)
+    table = pd.DataFrame(
+        {"id": numbers, "a": draw.normal(size=len(numbers)), "label": np.arange(len(numbers)) % 2}
+    )
+    table.to_csv(tmp_path / "x.csv", index=False)
+    lines = [line for line in read(tmp_path / "x.csv").said if "numbers the rows" in line]
+    assert len(lines) == 1
+    assert f"column 'id' numbers the rows ({said})" in lines[0]
+    features = table[["id", "a"]]
+    data = DataSet(features, table["label"], test_features=features, test_targets=table["label"])
+    assert f"column 'id' numbers the rows ({said})" in checked(data, "here").said[0]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        parts([12] * 40, first=1),  # months
+        parts([24] * 300),  # hours
+        parts([7] * 50),
+        [n % 3 for n in range(200)],
+        list(np.random.default_rng(0).integers(0, 90, 200)),
+        [*parts([30]), *parts([30], first=5)],
+    ],
+)
+def test_numbers_that_begin_again_for_other_reasons_are_features_without_a_word(numbers, tmp_path):
+    draw = np.random.default_rng(1)
+    table = pd.DataFrame({"n": numbers, "a": draw.normal(size=len(numbers))})
+    table["label"] = np.arange(len(numbers)) % 2
+    table.to_csv(tmp_path / "x.csv", index=False)
+    assert not [line for line in read(tmp_path / "x.csv").said if "numbers the rows" in line]

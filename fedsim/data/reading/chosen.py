@@ -16,6 +16,8 @@ from fedsim.data.reading.values import is_float, is_whole, to_float64
 
 _LISTED = 20  # columns or classes that a line names
 _FEWEST_ROWS = 5  # fewer rise by chance
+_FEWEST_OF_PART = 20  # hours of days and months of years begin again sooner
+_MOST_PARTS = 100
 _BATCH = 10_000  # rows that are held at a time
 _SCREENED = 64  # rows that rule most columns out
 
@@ -95,7 +97,8 @@ def look_alikes(what: str, names: Iterable[str]) -> list[str]:
 def row_numbers(split: Split, names: Sequence[str]) -> list[str]:
     """Return a line for each of these columns that seems to say where a row stands.
 
-    Its values are whole numbers, all different, that rise from row to row or leave no number out.
+    Its values are whole numbers, all different, that rise from row to row or leave no number out;
+    or they count the rows of each of several parts, as where files of sites were put together.
     """
     types = split.rows.features
     alive: dict[str, list[npt.NDArray[np.float64]]] = {
@@ -105,14 +108,17 @@ def row_numbers(split: Split, names: Sequence[str]) -> list[str]:
     for batch in () if rows is None else rows.iter(batch_size=_BATCH):
         for name in [*alive]:
             values = to_float64(batch.column(name).combine_chunks())
-            if _all_differ(values[:_SCREENED]) and _all_differ(values):
+            if _may_count(values[:_SCREENED]) and _may_count(values):
                 alive[name].append(values)
             else:
                 del alive[name]
         if not alive:
             break
-    spans = {name: _span(np.concatenate(parts)) for name, parts in alive.items()}
-    return [_numbering(f"column '{name}'", span) for name, span in spans.items() if span]
+    return [
+        _numbering(f"column '{name}'", found)
+        for name, parts in alive.items()
+        if (found := _counted(np.concatenate(parts)))
+    ]
 
 
 def row_numbers_of(features: npt.NDArray[Any], names: Sequence[str] | None) -> list[str]:
@@ -124,22 +130,46 @@ def row_numbers_of(features: npt.NDArray[Any], names: Sequence[str] | None) -> l
     """
     if features.ndim != 2:
         return []
-    head = np.sort(features[:_SCREENED], axis=0)
-    whole, differ = head == np.floor(head), np.diff(head, axis=0) > 0
-    likely = np.flatnonzero(whole.all(axis=0) & differ.all(axis=0))
-    spans = {int(n): _span(features[:, n].astype(np.float64)) for n in likely}
+    head = features[:_SCREENED]
+    whole, rises = head == np.floor(head), np.diff(head, axis=0) > 0
+    differ = (np.diff(np.sort(head, axis=0), axis=0) > 0).all(axis=0)
+    few = (~rises).sum(axis=0) * _FEWEST_OF_PART <= len(head)
+    likely = np.flatnonzero(whole.all(axis=0) & (differ | few))
     return [
-        _numbering(f"column '{names[n]}'" if names else f"column {n} of the loader", span)
-        for n, span in spans.items()
-        if span
+        _numbering(f"column '{names[n]}'" if names else f"column {n} of the loader", found)
+        for n in likely.tolist()
+        if (found := _counted(features[:, n].astype(np.float64)))
     ]
 
 
-def _numbering(column: str, span: tuple[int, int]) -> str:
+def _numbering(column: str, counted: str) -> str:
     return (
-        f"[data] features: {column} numbers the rows ({span[0]} to {span[1]}, no value twice) and "
-        "is learnt from; name the features without it, unless it is one"
+        f"[data] features: {column} numbers the rows ({counted}) and is learnt from; name the "
+        "features without it, unless it is one"
     )
+
+
+def _counted(values: npt.NDArray[np.float64]) -> str:
+    """Say from where to where a column counts the rows; nothing if it does not."""
+    if span := _span(values):
+        return f"{span[0]} to {span[1]}, no value twice"
+    if len(values) < 2 * _FEWEST_OF_PART or not (values == np.floor(values)).all():
+        return ""
+    begins = np.flatnonzero(np.diff(values, prepend=values[0] - 2) != 1)
+    lengths = np.diff(begins, append=len(values))
+    if len(begins) > _MOST_PARTS or lengths.min() < _FEWEST_OF_PART:
+        return ""
+    if (values[begins] != values[0]).any():
+        return ""
+    return f"{int(values[0])} to {int(values.max())}, begun {len(begins)} times"
+
+
+def _may_count(values: npt.NDArray[np.float64]) -> bool:
+    """Tell whether these may be a part of a column that counts rows, once or part by part."""
+    if not (values == np.floor(values)).all():
+        return False
+    falls = int(np.count_nonzero(np.diff(values) <= 0))
+    return falls * _FEWEST_OF_PART <= len(values) or _all_differ(values)
 
 
 def _span(values: npt.NDArray[np.float64]) -> tuple[int, int] | None:
