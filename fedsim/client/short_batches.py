@@ -34,6 +34,46 @@ def ends_with_one(sizes: np.ndarray, work: Work) -> np.ndarray:
     return ends
 
 
+def odd_sizes(sizes: np.ndarray, work: Work) -> np.ndarray:
+    """Return the size of the one batch of a client's pass that is not full, int64 `[N]`; 0 if none.
+
+    Args:
+        sizes: Samples of each client, int64 `[N]`.
+        work: What a client does in a round.
+
+    Example:
+        >>> sizes = np.array([30, 13, 4, 0])
+        >>> odd_sizes(sizes, Work(10, epochs=1, steps=None)).tolist()
+        [0, 3, 4, 0]
+        >>> odd_sizes(sizes, Work(10, epochs=1, steps=None, last_batch="merge")).tolist()
+        [0, 13, 4, 0]
+    """
+    different, places = np.unique(sizes, return_inverse=True)
+    last = np.zeros(len(different), dtype=np.int64)
+    for place, held in enumerate(different.tolist()):
+        passes, samples = work.batches(held)
+        if samples != work.batch_size and (work.steps is None or work.steps >= passes):
+            last[place] = samples
+    return last[places]
+
+
+def why_not(
+    size: int, model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]
+) -> str | None:
+    """Say which layer cannot train on a batch of another size than the full one, or None.
+
+    Args:
+        size: The other size.
+        model: The model; it is left as it was.
+        features: A full batch, which it must be able to train on for anything to be said.
+        loss: Gives the samples' losses `[n]` from the outputs.
+    """
+    if _trouble(model, features, loss) is not None:
+        return None
+    times = -(-size // len(features))
+    return _trouble(model, torch.cat([features] * times)[:size], loss)
+
+
 def why_not_one(model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]) -> str | None:
     """Say which layer cannot train on a batch of one sample, and why, or None.
 

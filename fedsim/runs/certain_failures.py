@@ -2,17 +2,18 @@
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.text import names_of
 from fedsim.client.batching.schedule import num_held_out
 from fedsim.client.procedure import ClientProcedure
-from fedsim.client.short_batches import ends_with_one, why_not_one
+from fedsim.client.short_batches import ends_with_one, odd_sizes, why_not, why_not_one
 from fedsim.data.federated import FederatedData
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.task import Task
 
+_SIZES = 16  # of batches that are not full, that are tried
 _LOOKED_AT = 256  # clients among which one that holds samples is looked for
 
 
@@ -22,8 +23,13 @@ def check_last_batches(
     task: Task,
     model: nn.Module,
     procedure: ClientProcedure,
+    *,
+    alone: bool = False,
 ) -> str | None:
     """Refuse epochs that end with a batch of one sample where the model cannot train on it.
+
+    A user's own model that trains client by client may fail on batches of other sizes too, as one
+    that has the size of a full batch written down.
 
     Args:
         scenario: The scenario.
@@ -31,6 +37,7 @@ def check_last_batches(
         task: Its task.
         model: The task's model; it is left as it is.
         procedure: The client procedure.
+        alone: Whether clients train one by one: batches of those that train together are filled up.
 
     Returns:
         Who does not train for having one sample, in a line, or None.
@@ -39,18 +46,31 @@ def check_last_batches(
         ScenarioError: Naming clients, layer and remedy.
     """
     work = procedure.work
-    if work.last_batch != "keep":
-        return _left_out(data, procedure)
     own = any(each.startswith("[task]") for each in scenario.own_code)
-    if not own and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules()):
-        return None
+    if work.last_batch == "keep" and (own or _normalises(model)):
+        _check_lone(scenario, data, task, model, procedure)
+    if own and alone:
+        _check_sizes(data, task, model, procedure)
+    return _left_out(data, procedure) if work.last_batch != "keep" else None
+
+
+def _normalises(model: nn.Module) -> bool:
+    return any(isinstance(each, nn.modules.batchnorm._NormBase) for each in model.modules())
+
+
+def _check_lone(
+    scenario: Scenario, data: FederatedData, task: Task, model: nn.Module,
+    procedure: ClientProcedure,
+) -> None:  # fmt: skip
+    """Refuse a batch of one sample where the model cannot train on it."""
+    work = procedure.work
     layer = _why_not_one(data, task, model)
     if layer is None:
-        return None  # whatever clients hold: of a million nobody is counted
+        return  # whatever clients hold: of a million nobody is counted
     sizes = _trained_on(data, procedure)
     short = np.flatnonzero(ends_with_one(sizes, work)).tolist()
     if not short:
-        return None
+        return
     if work.batch_size == 1:
         raise ScenarioError(f"[client] batch_size = 1: {layer} cannot train on one sample")
     has_key = "last_batch" in scenario.choices["client"].keys
@@ -60,6 +80,44 @@ def check_last_batches(
         f"an epoch with a batch of one sample, which {layer} cannot train on: [client] {remedy}"
         "another batch_size"
     )
+
+
+def _check_sizes(
+    data: FederatedData, task: Task, model: nn.Module, procedure: ClientProcedure
+) -> None:
+    """Refuse batches that are not full where the model cannot train on them.
+
+    Raises:
+        ScenarioError: Naming clients, layer and remedy.
+    """
+    work, held = procedure.work, _trained_on(data, procedure)
+    odd = odd_sizes(held, work)
+    full = work.batch_size
+    if not odd.any() or held.max() < full:
+        return
+    features, targets = _samples(data, task, int(held.argmax()), full)
+    for size in np.unique(odd[odd > 0])[:_SIZES].tolist():
+        many = -(-size // full)
+        layer = why_not(
+            size, model, features,
+            lambda o: task.sample_losses(o, torch.cat([targets] * many)[: len(o)]),  # noqa: B023
+        )  # fmt: skip
+        if layer is not None:
+            who = names_of(np.flatnonzero(odd == size).tolist(), data.num_clients)
+            raise ScenarioError(
+                f"[client] batch_size = {full}: {who} would train on a batch of {size}, "
+                f"which {layer} cannot, though it can on {full}: let the model take batches of any "
+                "size, or choose a batch_size or a last_batch by which there is none"
+            )
+
+
+def _samples(data: FederatedData, task: Task, client: int, count: int) -> tuple[Tensor, Tensor]:
+    """The first samples of a client."""
+    drawn = data.clients([client])
+    rows = np.asarray(drawn.rows[0])[:count]
+    features = torch.from_numpy(np.asarray(drawn.features[rows]))
+    features = features.to(task.dtype) if features.is_floating_point() else features
+    return features, torch.from_numpy(np.asarray(drawn.targets[rows]))
 
 
 def _trained_on(data: FederatedData, procedure: ClientProcedure) -> np.ndarray:

@@ -143,7 +143,9 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     model = task.build_model(scenario.seed)
     if is_import_path(str(scenario.task.get("model", ""))):
         task.require_repeatable(scenario.seed, model)
-    left_out = check_last_batches(scenario, data, task, model, procedure)
+    left_out = check_last_batches(
+        scenario, data, task, model, procedure, alone=plan.executor == "loop"
+    )
     start = with_weights(model, scenario.task, on_node=on_node)
     check_tensors(scenario, procedure, start.known())
     check_watched(scenario, task, model, attack)

@@ -23,11 +23,11 @@ CODE = """
 
     SIZES = (30, 11, 21, 1)
 
-    def patients():
+    def patients(*, sizes: list[int] = SIZES):
         random = np.random.default_rng(0)
-        x = random.standard_normal((sum(SIZES), 5)).astype("float32")
+        x = random.standard_normal((sum(sizes), 5)).astype("float32")
         return DataSet(
-            x, (x[:, 0] > 0).astype(int), groups=np.repeat(np.arange(4), SIZES),
+            x, (x[:, 0] > 0).astype(int), groups=np.repeat(np.arange(len(sizes)), sizes),
             test_features=x, test_targets=(x[:, 0] > 0).astype(int),
         )
 
@@ -51,6 +51,15 @@ CODE = """
 
         def forward(self, x):
             return self.b(x) / (1 + x.std(0).mean()) if self.training else self.b(x)
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.b = nn.GRUCell(5, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            start = torch.zeros(10 if self.training else len(x), 4)
+            return self.b(self.cell(x, start))
 
     class Plain(nn.Module):
         def __init__(self):
@@ -186,3 +195,39 @@ def test_a_data_set_of_whole_batches_needs_no_key(project, monkeypatch):
     )
     monkeypatch.setattr(module, "patients", lambda: whole)
     assert project.run("Net", name="whole")["final"]["clients/failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["client.batch_size=10"], "clients 1, 2, 3 would train on a batch of 1, which"),
+        (
+            ["client.batch_size=10", "client.last_batch=merge"],
+            "clients 1, 2 would train on a batch of 11",
+        ),
+    ],
+)
+def test_a_model_that_takes_full_batches_alone_is_refused_with_the_clients(
+    project, overrides, said
+):
+    with pytest.raises(fedsim.ScenarioError, match=said):
+        project.world("Fixed", *overrides)
+
+
+def test_and_of_sizes_above_one_too(project):
+    with pytest.raises(
+        fedsim.ScenarioError,
+        match=r"batch_size = 10: client 1 would train on a batch of 3, which GRUCell "
+        r"'cell' cannot, though it can on 10",
+    ):
+        project.world("Fixed", "client.batch_size=10", "data.sizes=[30, 13]")
+
+
+def test_where_no_batch_is_short_it_trains(project):
+    run = project.run("Fixed", "client.batch_size=10", "data.sizes=[30, 20]", name="fixed")
+    assert run["final"]["clients/failed"] == 0
+
+
+def test_of_a_model_that_takes_any_size_nothing_is_said(project):
+    run = project.run("Plain", "client.batch_size=7", name="any")
+    assert run["final"]["clients/failed"] == 0
