@@ -10,8 +10,11 @@ import copy
 import inspect
 import sys
 import types
+import warnings
+import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +23,14 @@ from torch import Tensor, nn
 
 from fedsim.basics.generators import OWN
 
-_LARGEST = 2**24  # bytes of an array that is copied to be put back
+_LARGEST = 2**27  # bytes of an array that is copied to be put back
 _ITEMS = 1000  # of a container that are looked at
-_DEPTH = 4
+_DEPTH = 8
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(nn.Module().__dict__) | {"_parameters", "_buffers", "_modules"}
+_DEFAULTS = ("__defaults__", "__kwdefaults__")
+_CELL = "cell_contents"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KNOWN = ("torch", "numpy", "fedsim", "clients", "strategies", "flwr", "builtins", "abc", "typing")
 
 
@@ -48,10 +54,15 @@ class KeptPlace(NamedTuple):
 
     def get(self) -> Any:
         """What is there, or `_NOTHING`."""
+        if self.name in (*_DEFAULTS, _CELL):
+            return getattr(self.owner, self.name, _NOTHING)
         return vars(self.owner).get(self.name, _NOTHING)
 
     def put(self, value: Any) -> None:
         """Put a value there, or take away what is there."""
+        if self.name in (*_DEFAULTS, _CELL):
+            setattr(self.owner, self.name, value)
+            return
         into = vars(self.owner)
         if value is _NOTHING:
             into.pop(self.name, None)
@@ -76,7 +87,8 @@ class KeptState:
         parts = [part for root in roots for part in _parts(root)]
         self._owners = [each for each in parts if _kinds(each)]
         kinds = dict.fromkeys(kind for each in self._owners for kind in _kinds(each))
-        places = [*self._attributes(), *_of_classes(kinds), *_of_modules(kinds)]
+        hooks = [hook for part in parts for hook in _hooks(part)]
+        places = [*self._attributes(), *_of_classes(kinds), *_of_modules(kinds, hooks)]
         self._places = {place.key: place for place in places}
         first = {key: place.get() for key, place in self._places.items()}
         self.generators = _generators(first.values())
@@ -187,9 +199,21 @@ def _of_classes(kinds: Iterable[type]) -> Iterator[KeptPlace]:
                 yield KeptPlace(kind, name, f"'{name}' of the class {kind.__name__}")
 
 
-def _of_modules(kinds: Iterable[type]) -> Iterator[KeptPlace]:
-    """Variables of modules that the methods of classes use, and what their functions use."""
-    functions = [_function(value) for kind in kinds for value in vars(kind).values()]
+def _hooks(part: Any) -> list[Any]:
+    tables = [vars(part).get(name) or {} for name in _HOOKS] if isinstance(part, nn.Module) else []
+    return [hook for table in tables for hook in table.values()]
+
+
+def _of_modules(kinds: Iterable[type], hooks: Iterable[Any]) -> Iterator[KeptPlace]:
+    """Variables of modules that the methods of classes use, and what their functions use.
+
+    Of each of these functions its own attributes and its defaults too.
+    """
+    values = [*(value for kind in kinds for value in vars(kind).values()), *hooks]
+    functions = [_function(value) for value in values]
+    for function in functions:
+        if function is not None and not _is_known(function.__module__ or ""):
+            yield from _of_function(function)
     codes = [(f.__code__, f.__globals__) for f in functions if f is not None]
     seen: set[types.CodeType] = set()
     named: set[tuple[str, str]] = set()
@@ -201,14 +225,54 @@ def _of_modules(kinds: Iterable[type]) -> Iterator[KeptPlace]:
             continue
         seen.add(code)
         codes += [(c, variables) for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in code.co_names:
-            value = variables.get(name, _NOTHING)
+        for home, name, value in _used(code, module):
             function = _function(value)
             if function is not None:
+                if function.__code__ not in seen and not _is_known(function.__module__ or ""):
+                    yield from _of_function(function)
                 codes.append((function.__code__, function.__globals__))
-            elif value is not _NOTHING and _is_data(value) and (module.__name__, name) not in named:
-                named.add((module.__name__, name))
-                yield KeptPlace(module, name, f"the variable '{name}' of {module.__name__}")
+            elif _is_data(value) and (home.__name__, name) not in named:
+                named.add((home.__name__, name))
+                yield KeptPlace(home, name, f"the variable '{name}' of {home.__name__}")
+
+
+def _used(
+    code: types.CodeType, module: types.ModuleType
+) -> Iterator[tuple[types.ModuleType, str, Any]]:
+    """What a code may use of its module, and of modules of the user's that it names."""
+    homes = [module]
+    for name in code.co_names:
+        value = vars(module).get(name)
+        if isinstance(value, types.ModuleType) and not _is_known(value.__name__):
+            homes.append(value)
+    for home in homes:
+        if home is module or _is_users(home):
+            yield from ((home, n, vars(home)[n]) for n in code.co_names if n in vars(home))
+
+
+def _is_users(module: types.ModuleType) -> bool:
+    """Whether a module is neither Python's own nor installed."""
+    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
+
+
+def _of_function(function: types.FunctionType) -> Iterator[KeptPlace]:
+    """What a function keeps from call to call."""
+    called = function.__qualname__
+    for name, value in vars(function).items():
+        if not name.startswith("__") and _is_data(value):
+            yield KeptPlace(function, name, f"'{name}' of the function {called}")
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        place = KeptPlace(cell, _CELL, f"'{name}' around {called}")
+        if place.get() is not _NOTHING and _is_data(place.get()):
+            yield place
+    for name in _DEFAULTS:
+        values = getattr(function, name) or ()
+        given = values.values() if isinstance(values, dict) else values
+        if not all(isinstance(each, _ATOMS) or callable(each) for each in given):
+            yield KeptPlace(function, name, f"a default argument of {called}")
 
 
 def _generators(values: Iterable[Any]) -> list[Any]:
@@ -287,7 +351,9 @@ def _mark(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Tensor):
         return id(value), None if value.is_inference() else value._version
     if isinstance(value, np.ndarray):
-        return id(value), value.tobytes() if value.nbytes <= _LARGEST else None
+        if value.dtype.hasobject:
+            return id(value), value.tobytes()
+        return id(value), zlib.crc32(np.ascontiguousarray(value).data)
     if depth == _DEPTH or isinstance(value, OWN):
         return id(value)
     if isinstance(value, Mapping):
@@ -299,6 +365,28 @@ def _mark(value: Any, depth: int = 0) -> Any:
         return id(value), sorted(map(repr, value))[:_ITEMS]
     if isinstance(value, nn.Module | type) or callable(value):
         return id(value)
-    if hasattr(value, "__dict__"):
-        return id(value), _mark(vars(value), depth + 1)
-    return id(value), repr(value) if type(value).__module__ == "itertools" else None
+    slots = _slots(value)
+    if slots or hasattr(value, "__dict__"):
+        return id(value), _mark({**slots, **getattr(value, "__dict__", {})}, depth + 1)
+    return id(value), _where_it_stands(value)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """What an object keeps under names that its class lists."""
+    names: list[str] = []
+    for kind in type(value).__mro__:
+        listed = vars(kind).get("__slots__", ())
+        names += [listed] if isinstance(listed, str) else [*listed]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _where_it_stands(value: Any) -> str | None:
+    """What tells how far an iterator of Python's has come."""
+    if type(value).__module__ not in ("builtins", "itertools") or not hasattr(value, "__next__"):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a later Python copies no iterators of itertools
+            return repr(value.__reduce__()[1:])
+    except Exception:  # a generator
+        return repr(value)

@@ -92,6 +92,72 @@ CODE = """
         def factor(self, x):
             return 0.2 + 0.1 * self.seen
 
+    class Counter:
+        __slots__ = ("steps",)
+
+        def __init__(self):
+            self.steps = 0
+
+    class Slotted(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.mine = Counter()
+
+        def count(self, x):
+            self.mine.steps += 1
+
+        def factor(self, x):
+            return 1 + 0.1 * self.mine.steps
+
+    class ByDefault(Net):
+        def count(self, x, memory=[0]):
+            memory[0] += 1
+
+        def factor(self, x):
+            return 1 + 0.1 * self.count.__func__.__defaults__[0][0]
+
+    def warming():
+        warming.steps += 1
+        return 1 + 0.1 * warming.steps
+
+    warming.steps = 0
+
+    class OfAFunction(Net):
+        def count(self, x):
+            pass
+
+        def factor(self, x):
+            return warming()
+
+    class Iterating(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.factors = iter([1.0, 1.0, *(1 + 0.1 * n for n in range(1000))])
+
+        def count(self, x):
+            pass
+
+        def factor(self, x):
+            return next(self.factors)
+
+    class Hooked(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            steps = 0
+
+            def warmed(module, inputs, outputs):
+                nonlocal steps
+                steps += module.training
+                return outputs * (1 + 0.1 * steps)
+
+            self.register_forward_hook(warmed)
+
+        def count(self, x):
+            pass
+
+        def factor(self, x):
+            return 1.0
+
     class Still(Net):
         def count(self, x):
             pass
@@ -126,6 +192,11 @@ MOVING = {
     "OfTheModule": "the variable 'CALLS' of",
     "Unsaved": "the unsaved buffer 'seen' of Unsaved",
     "Tensor": "'seen' of Tensor",
+    "Slotted": "'mine' of Slotted",
+    "ByDefault": "a default argument of ByDefault.count",
+    "OfAFunction": "'steps' of the function warming",
+    "Iterating": "'factors' of Iterating",
+    "Hooked": "'steps' around Hooked.__init__.<locals>.warmed",
 }
 
 
