@@ -243,6 +243,7 @@ class Inputs:
             self._noise_shapes = {}
             if self.dropouts:
                 with self.surroundings.generators_put_back():
+                    self.surroundings.begin()  # a model may draw which layers it uses
                     found = noise_shapes(self._model, self.dropouts, features)
                 self._noise_shapes = found
         return self._noise_shapes

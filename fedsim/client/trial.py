@@ -58,6 +58,7 @@ class _Trial(NamedTuple):
         data: The clients' samples.
         owned: What of the scenario is the user's, for messages.
         members: The two clients.
+        batch: The most samples that a step of training has.
     """
 
     make: Callable[..., CohortExecutor]
@@ -65,6 +66,7 @@ class _Trial(NamedTuple):
     data: Any
     owned: str
     members: tuple[int, ...]
+    batch: int
 
     def made(
         self, kind: ExecutorKind, *, seeds_dropout: bool, small: bool = True, wide: bool = False
@@ -95,7 +97,7 @@ class _Trial(NamedTuple):
         failed: Exception | None = None
         for small in (True, False):  # some models need more than a few samples
             loop = self.made("loop", seeds_dropout=True, small=small)
-            irregular = _irregular(loop)
+            irregular = self._irregular(loop)
             if irregular is not None:
                 loop = self.made("loop", seeds_dropout=False, small=small)
             try:
@@ -110,6 +112,23 @@ class _Trial(NamedTuple):
             f"{self.owned}: training fails before round 1, tried on samples of clients "
             f"{', '.join(map(str, self.members))}: {type(failed).__name__}: {words}"
         ) from failed
+
+    def _irregular(self, loop: WatchedExecutor) -> str | None:
+        """Why masks of dropout cannot be drawn before a pass, or None."""
+        executor, inputs = loop.executor, loop.executor.inputs
+        if not inputs.dropouts:
+            return None
+        drawn = self.data.clients(self.members[:1])
+        # again and again where there are few
+        rows = np.resize(np.asarray(drawn.rows[0]), self.batch)
+        with loop.watch.generators_put_back():
+            loop.watch.begin()  # as where the shapes of masks are found
+            try:
+                features = inputs.cast(torch.from_numpy(np.asarray(drawn.features[rows])))
+                features = features.to(executor.device)
+                return why_not_seeded(executor.model, inputs.dropouts, features)
+            except Exception:  # training will say what is wrong
+                return None
 
     def require_alike(self, loop: WatchedExecutor, result: ChunkResult) -> None:
         """Refuse what trains otherwise when it trains again after another client."""
@@ -223,7 +242,7 @@ def try_out(
         members = members[:1]  # nothing to hold beside what they do in turn
     if not members:
         return Findings("loop", "no client has two samples on which to try the user's code")
-    trial = _Trial(make, procedure, data, owned, members)
+    trial = _Trial(make, procedure, data, owned, members, _largest_batch(procedure, data))
     try:
         loop, beside, irregular = trial.in_turn()
     except ScenarioError:
@@ -255,21 +274,10 @@ def _who_is_tried(data: Any) -> tuple[int, ...]:
     return tuple(client for client in ids if sizes[client] >= 2)[:2]
 
 
-def _irregular(loop: WatchedExecutor) -> str | None:
-    """Why masks of dropout cannot be drawn before a pass, or None."""
-    executor, inputs = loop.executor, loop.executor.inputs
-    if not inputs.dropouts:
-        return None
-    drawn = executor.data.clients(list(loop.most)[:1])
-    features = torch.from_numpy(np.asarray(drawn.features[np.asarray(drawn.rows[0])[:1]]))
-    with loop.watch.generators_put_back():
-        try:
-            features = inputs.cast(features).to(executor.device)
-            return why_not_seeded(executor.model, inputs.dropouts, features)
-        except Exception:  # training will say what is wrong
-            return None
-        finally:
-            loop.watch.look()
+def _largest_batch(procedure: ClientProcedure, data: Any) -> int:
+    """The most samples that a step of training has, as far as clients are looked at."""
+    ids = list(range(min(int(data.num_clients), _LOOKED_AT)))
+    return min(procedure.work.largest_batch, int(np.max(data.sizes(ids))))
 
 
 def _job(executor: CohortExecutor, members: Sequence[int], action: Action = "train") -> ChunkJob:

@@ -8,7 +8,6 @@ from torch import nn
 
 from clients.local_sgd import LocalSGD
 from fedsim.basics.samples import SampleSpec
-from fedsim.client.batching.dropout import SeededDropout, seed_dropout
 from fedsim.client.executor import CohortExecutor
 from fedsim.client.procedure import ClientProcedure, Work
 from fedsim.client.vectorising import loop_reason, why_loop
@@ -389,32 +388,6 @@ def test_a_dropout_layer_used_twice_is_refused_by_name(kind):
 
     with pytest.raises(ValueError, match="used more than once"):
         train()
-
-
-def test_seeded_dropout_scales_what_it_keeps_and_is_the_identity_in_evaluation():
-    layer = SeededDropout(0.75)
-    layer.noise = torch.tensor([[0.1, 0.74, 0.75, 0.9]])
-    values = torch.ones(1, 4)
-    assert layer(values).tolist() == [[0.0, 0.0, 4.0, 4.0]]
-    assert layer.eval()(values) is values
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_seeded_dropout_keeps_or_drops_all_at_the_ends(p):
-    layer = SeededDropout(p)
-    layer.noise = torch.tensor([0.0, 0.5])
-    assert layer(torch.ones(2)).tolist() == [1.0 - p] * 2
-
-
-def test_dropout_layers_are_replaced_at_any_depth_and_others_stay():
-    model = seed_dropout(
-        nn.Sequential(nn.Dropout(0.1), nn.Sequential(nn.Dropout2d(0.2), nn.ReLU()))
-    )
-    assert [type(m) for m in model.modules()] == [
-        nn.Sequential, SeededDropout, nn.Sequential, SeededDropout, nn.ReLU
-    ]  # fmt: skip
-    assert (model[0].p, model[0].channels) == (0.1, False)
-    assert (model[1][0].p, model[1][0].channels) == (0.2, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

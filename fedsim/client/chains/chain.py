@@ -281,7 +281,7 @@ def chain_of(model: nn.Module, feature_shape: Sequence[int]) -> Chain | None:
     """Return a model as a chain, or None when it is none that is known here.
 
     It must be an `nn.Sequential` (of such) of Linear, ReLU, Flatten, Identity, dropout, Conv2d and
-    MaxPool2d, each used once, without hooks, with every tensor trained and in one dtype.
+    MaxPool2d, each used once, without hooks or own methods, every tensor trained and in one dtype.
 
     Args:
         model: The model; dropout layers may be torch's or seeded.
@@ -320,11 +320,11 @@ def chain_of(model: nn.Module, feature_shape: Sequence[int]) -> Chain | None:
 
 def _leaves(module: nn.Module, name: str) -> list[tuple[str, nn.Module]] | None:
     """The layers of nested Sequentials in order, or None when something else holds layers."""
-    if any(getattr(module, hooks) for hooks in _PLAIN) or nn.utils.parametrize.is_parametrized(
-        module
-    ):
+    own = vars(module).get("train") or vars(module).get("forward")
+    hooked = any(getattr(module, hooks) for hooks in _PLAIN)
+    if hooked or not isinstance(own, SeededDropout | None):
         return None
-    if type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential:  # nor one that is parametrised, which holds layers
         return None if module._modules else [(name, module)]
     found = []
     for key, child in module._modules.items():
@@ -345,7 +345,7 @@ def _layer(
         return None, shape
     if kind is nn.ReLU:
         return _Rectifier(), shape
-    if isinstance(module, SeededDropout) or kind in (nn.Dropout, nn.Dropout2d):
+    if kind in (nn.Dropout, nn.Dropout2d):
         return _Dropping(f"{prefix}noise", float(module.p)), shape  # type: ignore[arg-type]
     if isinstance(module, nn.Flatten) and kind is nn.Flatten:
         if module.start_dim != 1 or module.end_dim not in (-1, len(shape)) or not shape:

@@ -194,7 +194,7 @@ def test_what_is_no_chain_of_known_layers_is_none(build, shape):
     assert chain_of(build(), shape) is None
 
 
-def test_hooks_shared_layers_frozen_tensors_and_ties_make_no_chain():
+def test_hooks_shared_layers_frozen_tensors_ties_and_own_methods_make_no_chain():
     def plain():
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
 
@@ -206,7 +206,10 @@ def test_hooks_shared_layers_frozen_tensors_and_ties_make_no_chain():
     tied = plain()
     tied[2].weight = tied[0].weight
     layer = nn.Linear(4, 4)
-    for model in (hooked, frozen, tied, nn.Sequential(layer, nn.ReLU(), layer)):
+    own, parametrised = plain(), plain()
+    own[1].forward = lambda values: values
+    nn.utils.parametrize.register_parametrization(parametrised[0], "weight", Doubling())
+    for model in (hooked, frozen, tied, own, parametrised, nn.Sequential(layer, nn.ReLU(), layer)):
         assert chain_of(model, (4,)) is None
 
 
