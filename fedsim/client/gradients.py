@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value
+from torch.nn.utils.stateless import _reparametrize_module
 
 from fedsim.client.bound import GradientFunctions
-from fedsim.client.mixtures import outputs_of
+from fedsim.client.mixtures import is_mixture, outputs_of
 from fedsim.client.perturbation import ByFeatures, Units
 from fedsim.client.procedure import Batch, Gradient, Losses, Named, Objective
 
@@ -72,8 +73,13 @@ class Gradients:
 
     def _passed(self, named: Named, batch: Batch, *, reveals: bool) -> tuple[Tensor, Tensor]:
         """Return (the outputs, what goes into the last layer or the outputs again)."""
+        return self._revealed(
+            lambda: functional_call(self._model, named, (batch.features,)), reveals=reveals
+        )
+
+    def _revealed(self, run: Callable[[], Tensor], *, reveals: bool) -> tuple[Tensor, Tensor]:
         if not reveals:
-            outputs = functional_call(self._model, named, (batch.features,))
+            outputs = run()
             return outputs, outputs
         last = last_linear(self._model)
         if last is None:
@@ -81,7 +87,7 @@ class Gradients:
         inside: list[Tensor] = []
         hook = last.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
         try:
-            outputs = functional_call(self._model, named, (batch.features,))
+            outputs = run()
         finally:
             hook.remove()
         return outputs, inside[-1]
@@ -125,19 +131,22 @@ class Gradients:
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         named = {**leaves, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
         # what the model assigns anew is in `named` afterwards
-        outputs, inside = self._passed(named, batch, reveals=inner is not None)
+        with _held(self._model, named):
+            outputs, inside = self._revealed(
+                lambda: self._model(batch.features), reveals=inner is not None
+            )
+            minimised, loss = self.loss(outputs, batch, objective, penalty)
+            if inner is not None:
+                minimised = minimised + inner(inside, batch.targets, batch.weights)
+            slopes = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
         after = {n: _kept_as(n, named[n], b) for n, b in buffers.items()}
         if replaced := [n for n, leaf in leaves.items() if named[n] is not leaf]:
             raise ValueError(f"the model assigns its parameter '{replaced[0]}' anew in a pass")
-        minimised, loss = self.loss(outputs, batch, objective, penalty)
-        if inner is not None:
-            minimised = minimised + inner(inside, batch.targets, batch.weights)
-        grads = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
-        found = {
+        grads = {
             n: torch.zeros_like(p) if g is None else g
-            for (n, p), g in zip(leaves.items(), grads, strict=True)
+            for (n, p), g in zip(leaves.items(), slopes, strict=True)
         }
-        return loss.detach(), found, after
+        return loss.detach(), grads, after
 
     def _slopes(
         self,
@@ -172,7 +181,8 @@ class Gradients:
         """Return the losses' slope by the features of a model that may update its buffers."""
         named = {**params, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
         leaf = batch.features.detach().requires_grad_()
-        with self._as(training), torch.enable_grad():
+        held = {} if is_mixture(named) else dict(named)
+        with self._as(training), torch.enable_grad(), _held(self._model, held):
             outputs = outputs_of(self._model, named, leaf)
             each = (losses or self._task.sample_losses)(outputs, batch.targets)
             (slope,) = torch.autograd.grad(each.sum(), leaf)
@@ -215,6 +225,17 @@ class Gradients:
         if penalty is None:
             return loss, loss
         return loss + penalty(outputs, batch.targets, batch.weights), loss
+
+
+@contextlib.contextmanager
+def _held(model: nn.Module, named: dict[str, Tensor]) -> Iterator[None]:
+    """Have a model hold these tensors for a while; `named` has those assigned anew afterwards.
+
+    `functional_call` does so for a forward pass alone, and activation checkpointing computes layers
+    once more in the backward pass, with what they hold then.
+    """
+    with _reparametrize_module(model, named, tie_weights=True):
+        yield
 
 
 def last_linear(model: nn.Module) -> nn.Linear | None:

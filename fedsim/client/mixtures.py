@@ -29,9 +29,14 @@ def outputs_mixed(share: Tensor, first: Named, second: Named) -> Named:
     )
 
 
+def is_mixture(named: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors of two models, see `outputs_mixed`."""
+    return _SHARE in named
+
+
 def beside_statistics(model: Named, statistics: Named) -> Named:
     """Return a model with its statistics, which both models of a mixture have."""
-    if _SHARE not in model:
+    if not is_mixture(model):
         return {**model, **statistics}
     both = (_FIRST, _SECOND)
     return {**model, **{f"{each}{name}": t for each in both for name, t in statistics.items()}}
@@ -52,7 +57,7 @@ def outputs_of(model: nn.Module, named: Mapping[str, Tensor], features: Tensor) 
         >>> outputs_of(model, both, torch.ones(1, 1))
         tensor([[0.2500]])
     """
-    if _SHARE not in named:
+    if not is_mixture(named):
         outputs: Tensor = functional_call(model, dict(named), (features,))
         return outputs
     share = named[_SHARE]

@@ -10,6 +10,7 @@ CODE = """
     import torch
     from torch import nn
     from torch.nn import functional
+    from torch.utils.checkpoint import checkpoint
 
     P = 0.2
 
@@ -166,6 +167,25 @@ CODE = """
         def forward(self, x):
             return self.b(self.drop(torch.relu(self.wide(x))))
 
+    class Stretch(Net):
+        def stretch(self, x):
+            return torch.tanh(self.drop(torch.relu(self.wide(x))))
+
+        def forward(self, x):
+            return self.b(self.stretch(x))
+
+    class Checkpointed(Stretch):
+        def forward(self, x):
+            return self.b(checkpoint(self.stretch, x, use_reentrant=False))
+
+    class StretchTwice(Stretch):
+        def stretch(self, x):
+            return self.drop(super().stretch(x))
+
+    class CheckpointedTwice(StretchTwice):
+        def forward(self, x):
+            return self.b(checkpoint(self.stretch, x, use_reentrant=False))
+
     class NowAndThen(Net):
         ODDS = 0.3
 
@@ -254,6 +274,19 @@ def test_a_layer_that_is_kept_on_drops_in_evaluation_too(project):
 def test_a_layer_in_place_or_held_elsewhere_is_the_same_layer(project, model, like):
     found = [
         project.run(name, rounds=1, name=f"{model}-{name}")["params_sha256"]
+        for name in (model, like)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "like"), [("Checkpointed", "Stretch"), ("CheckpointedTwice", "StretchTwice")]
+)
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_activations_that_are_computed_again_have_the_same_masks(project, model, like, p):
+    loop = (f"task.p={p}", "engine.executor=loop")
+    found = [
+        project.run(name, *loop, rounds=2, name=f"{model}-{name}-{p}")["params_sha256"]
         for name in (model, like)
     ]
     assert found[0] == found[1]

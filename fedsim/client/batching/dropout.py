@@ -21,7 +21,8 @@ class SeededDropout:
     `p`, `inplace` and hooks, so that code which looks for dropout layers finds it.
 
     A mask serves one use in one pass. A further use, or values that the mask does not fit, are
-    dropped as torch's layer would, from torch's generator.
+    dropped as torch's layer would, from torch's generator. Where activation checkpointing computes
+    the layer once more in the backward pass it takes the mask of that use again.
 
     Args:
         layer: An `nn.Dropout`, or one of channels.
@@ -36,7 +37,8 @@ class SeededDropout:
         self.layer, self.name = layer, name
         self.channels = _DROPOUTS[type(layer)]
         self.watcher: Callable[[Tensor], None] | None = None
-        self._spent = torch.zeros(())
+        self._spent = self._mask = torch.zeros(())
+        self._further = False  # whether the layer has been used once more in this pass
         layer.register_buffer("noise", torch.zeros(()), persistent=False)
         layer.__dict__["forward"] = self
 
@@ -50,10 +52,17 @@ class SeededDropout:
             return input
         noise = layer._buffers["noise"]
         assert noise is not None
+        again = torch._C._current_graph_task_id() != -1  # autograd is in a backward pass
+        if again and (noise is self._spent or not noise.dim()):
+            noise = self._of_the_pass()
+        elif noise is self._spent:
+            self._further = True
         if not self._fits(noise, input) or not 0 < p <= 1:
             return self._drawn(input)
         # `functional_call` gives the buffer for one pass, and takes it away at its end
         layer._buffers["noise"] = self._spent
+        if not again:
+            self._mask, self._further = noise, False
         if layer.inplace:
             return input.mul_(0) if p == 1 else input.mul_(_kept(noise, p, input)).div_(1 - p)
         return input * 0 if p == 1 else input * _kept(noise, p, input) / (1 - p)
@@ -71,6 +80,15 @@ class SeededDropout:
         if not shape or self.takes_for_one_sample(len(shape)):
             return False
         return tuple(noise.shape) == self.noise_shape(shape)
+
+    def _of_the_pass(self) -> Tensor:
+        """The mask that the layer has taken in the pass whose backward pass this is."""
+        if self._further or self.layer._buffers["noise"] is not self._spent:
+            raise RuntimeError(
+                f"dropout layer '{self.name}' is computed once more in the backward pass, and "
+                "which mask it had is not known; leave it out of what is checkpointed"
+            )
+        return self._mask
 
     def _drawn(self, values: Tensor) -> Tensor:
         """What torch's own layer makes of values."""

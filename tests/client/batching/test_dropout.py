@@ -63,6 +63,23 @@ def test_a_mask_serves_one_use_and_values_that_it_fits():
     assert (layer(torch.ones(1000)) == 0).any()
 
 
+def test_a_layer_in_a_backward_pass_takes_the_mask_of_the_pass_or_is_refused_by_name():
+    def passed(uses, noise):
+        layer = seed_dropout(nn.Sequential(nn.Dropout(0.5)))[0]
+        layer.noise, values = noise, torch.ones(1000, requires_grad=True)
+        dropped = [layer(values) for _ in range(uses)]
+        again = []
+        values.register_hook(lambda slope: again.append(layer(torch.ones(1000))))
+        (2 * values).sum().backward()
+        return dropped, again
+
+    (dropped,), (again,) = passed(1, torch.rand(1000))
+    assert torch.equal(dropped, again)
+    for uses, noise in ((0, torch.zeros(())), (2, torch.rand(1000))):
+        with pytest.raises(RuntimeError, match="'0' is computed once more in the backward pass"):
+            passed(uses, noise)
+
+
 def test_a_further_use_while_clients_train_together_is_refused_by_name():
     layer = seed_dropout(nn.Sequential(nn.Dropout(0.5)))[0]
     with pytest.raises(RuntimeError, match=r"dropout layer '0' .* executor = 'loop'"):
