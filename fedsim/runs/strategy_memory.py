@@ -9,6 +9,9 @@ from fedsim.strategy.foreign import load_attributes, why_unheld
 from fedsim.strategy.held.kinds import Unheld
 from fedsim.strategy.held.strategies import GRAPH, StrategyMemory, try_out
 
+_SHOWN = 3  # of what is said in one line
+_BEGIN = 100  # characters by which paths are told apart: how deep a long one goes may vary
+
 
 class RunMemory:
     """What the strategy remembers: tried before it is needed, and said where it cannot be held.
@@ -26,7 +29,8 @@ class RunMemory:
         self._held = StrategyMemory(strategy)
         self._tried: set[str] = set()  # kinds of objects
         self._lost = False  # what was tried came back otherwise
-        self._told: set[Unheld] = set()
+        self._told: set[str] = set()  # beginnings of paths to what could not be held
+        self._looked = False
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Give the strategy what a checkpoint holds of it."""
@@ -39,6 +43,9 @@ class RunMemory:
 
     def look(self, server_round: int, saved: int) -> None:
         """Say what could not be held now; before round 1 and after it, restore it and compare."""
+        if not self._looked:
+            self._looked = True
+            self._say_what_begins_anew()
         if server_round <= 1:
             self.state(saved)
         else:
@@ -78,10 +85,21 @@ class RunMemory:
                 "state_dict() and load_state_dict(state)"
             )
 
+    def _say_what_begins_anew(self) -> None:
+        name, beyond = type(self._strategy).__name__, self._held.beyond
+        if beyond:
+            more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
+            self._tell(
+                f"[strategy] the code of {name} uses {', '.join(beyond[:_SHOWN])}{more}, which a "
+                "checkpoint cannot hold: after `fedsim resume` it is as a new process makes it; "
+                f"where rounds change it, give {name} the methods state_dict() and "
+                "load_state_dict(state)"
+            )
+
     def _say(self, unheld: Sequence[Unheld], saved: int) -> bool:
-        new = [each for each in unheld if each not in self._told]
-        self._told.update(new)
-        for each in new[:3]:
+        new = [each for each in unheld if each.path[:_BEGIN] not in self._told]
+        self._told.update(each.path[:_BEGIN] for each in new)
+        for each in new[:_SHOWN]:
             self._tell(f"[strategy] {why_unheld(self._strategy, each)}; {_from_here(saved)}")
         return bool(unheld)
 

@@ -72,6 +72,8 @@ def load_attributes(strategy: Strategy, state: Mapping[str, Any]) -> None:
 def why_unheld(strategy: Strategy, unheld: Unheld) -> str:
     """Say what a checkpoint cannot hold, and the way out."""
     name = type(strategy).__name__
+    if unheld.failed:
+        return f"{unheld.failed}, so that a checkpoint cannot hold what {name} remembers"
     path = unheld.path if len(unheld.path) < _LONG else f"{unheld.path[:_LONG]}..."
     where = f" in '{path}'" if path else ""
     return (

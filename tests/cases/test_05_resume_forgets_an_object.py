@@ -1,5 +1,6 @@
 """Whatever of a user's strategy differs after a round is state and comes back on a resume."""
 
+import contextlib
 import json
 import logging
 import sysconfig
@@ -16,7 +17,7 @@ from fedsim.basics.json_files import JsonLines
 from fedsim.runs.checkpoint import latest
 from fedsim.strategy.foreign import dump_attributes, load_attributes
 from fedsim.strategy.held.strategies import StrategyMemory, try_out
-from tests.cases import rememberers, worlds
+from tests.cases import elsewhere, rememberers, worlds
 
 SHORT = {"rounds": 4, "checkpoint": {"every": 1}}
 
@@ -247,3 +248,45 @@ def test_a_strategy_of_an_installed_package_is_the_user_s_too(tmp_path, monkeypa
     strategy.helper.value = 3
     assert StrategyMemory(strategy).is_users
     assert back(strategy).helper.value == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OtherModule", "ImportedLate", "ByFunction", "ByAttribute", "SharedList", "MutableDefault",
+        "OtherClass", "ClassMethod", "FunctionAttribute", "BySingleton", "Slots", "Decorated",
+        "CallableObject",
+    ],
+)  # fmt: skip
+def test_what_a_strategy_keeps_outside_of_itself_survives_a_power_cut(name, tmp_path, caplog):
+    described = worlds.scenario(f"tests.cases.elsewhere:{name}", **SHORT)
+    elsewhere.as_a_new_process()
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        whole = fedsim.start(described, out=tmp_path / "whole")
+    assert not [r for r in caplog.records if "[strategy]" in r.getMessage()]
+    elsewhere.as_a_new_process()
+    with contextlib.suppress(worlds.PowerCut), worlds.power_cut(3):
+        fedsim.start(described, out=tmp_path / "broken")
+    elsewhere.as_a_new_process()
+    again = fedsim.resume(tmp_path / "broken")
+    assert whole.summary["params_sha256"] == again.summary["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("Cached", "uses the lru_cache of tests.cases.elsewhere.Cached.first, which a checkpoint"),
+        ("Database", "uses tests.cases.elsewhere.TABLE (a Connection), which a checkpoint"),
+        ("Streaming", "remembers a generator in 'module tests.cases.elsewhere STREAM'"),
+    ],
+)
+def test_what_cannot_be_held_outside_of_a_strategy_is_named_before_round_1(
+    name, what, tmp_path, caplog
+):
+    described = worlds.scenario(f"tests.cases.elsewhere:{name}", **SHORT)
+    caplog.set_level(logging.WARNING, logger="fedsim")
+    with pytest.raises(worlds.PowerCut), worlds.power_cut(1):
+        fedsim.start(described, out=tmp_path / "run")
+    (said,) = [r.getMessage() for r in caplog.records if "[strategy]" in r.getMessage()]
+    assert what in said
+    assert "state_dict() and load_state_dict(state)" in said

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.strategy.held.trust import is_users
+from fedsim.strategy.held.values import UnheldError
 
 _HEAP_TYPE = 1 << 9  # Python's flag of classes that are made by a `class` statement
 
@@ -16,10 +17,12 @@ class Unheld(NamedTuple):
     Attributes:
         path: Where it hangs, such as `helper.stream`.
         what: What it is.
+        failed: Of a strategy whose `state_dict` failed, what it is and with which error.
     """
 
     path: str
     what: str
+    failed: str = ""
 
 
 def says_what_to_keep(cls: type) -> bool:
@@ -28,6 +31,18 @@ def says_what_to_keep(cls: type) -> bool:
         any(name in vars(each) and is_users(each.__module__) for each in cls.__mro__)
         for name in ("state_dict", "load_state_dict")
     )
+
+
+def failed(value: object, method: str, error: Exception) -> str:
+    """What an object is whose own method failed when it was asked what to keep."""
+    return f"{name_of(value)} whose {method}() failed with {type(error).__name__}: {error}"
+
+
+def reason_of(value: object, error: Exception) -> str:
+    """Why a value could not be written, by the error that came of it."""
+    if isinstance(error, RecursionError):
+        return "objects that refer to one another too deeply"
+    return str(error) if isinstance(error, UnheldError) else f"{name_of(value)} ({error!r})"
 
 
 def is_python(cls: type) -> bool:
@@ -73,8 +88,14 @@ def slots(cls: type) -> list[str]:
     for each in reversed(cls.__mro__):
         slots = each.__dict__.get("__slots__", ())
         names = [slots] if isinstance(slots, str) else list(slots)
-        found += [name for name in names if name not in ("__dict__", "__weakref__")]
-    return found
+        found += [_mangled(name, each) for name in names]
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _mangled(name: str, cls: type) -> str:
+    """A slot's name as an attribute: Python puts the class before private names."""
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
 
 
 def is_empty(cell: Any) -> bool:

@@ -302,9 +302,13 @@ class Reader:
         made = self._shell(place, label, there)
         same = there if made is there or type(there) is type(made) else _MISSING
         self._give(made, attributes, same)
-        for name, item in slots:
-            object.__setattr__(made, name, self.read(item, getattr(same, name, _MISSING)))
+        self.give_slots(made, slots, same)
         return made
+
+    def give_slots(self, made: Any, slots: Sequence[Any], there: Any) -> None:
+        """Set an object's values in slots."""
+        for name, item in slots:
+            object.__setattr__(made, name, self.read(item, getattr(there, name, _MISSING)))
 
 
 def _inside(cell: Any) -> Any:

@@ -1,11 +1,6 @@
 """The part of a checkpoint that a strategy has, and a test whether it comes back the same."""
 
-import enum
-import hashlib
 import json
-import logging
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,14 +13,16 @@ from fedsim.basics.generators import seeded
 from fedsim.basics.tensor_file import DTYPES
 from fedsim.strategy.adapter import is_ours
 from fedsim.strategy.base import SESSION_FIELDS, state_fields
-from fedsim.strategy.held.kinds import Unheld, says_what_to_keep
+from fedsim.strategy.held.around import beyond, digest_of, is_left, load, put
+from fedsim.strategy.held.kinds import Unheld, says_what_to_keep, slots
+from fedsim.strategy.held.reached import Reached, is_stream, reached_from
 from fedsim.strategy.held.reading import Reader
-from fedsim.strategy.held.trust import Known, adopt, is_users, label_of
+from fedsim.strategy.held.trust import Known, adopt, is_users
 from fedsim.strategy.held.values import UnheldError
 from fedsim.strategy.held.writing import Writer
 
 GRAPH, TENSORS = "held:graph", "held:tensors"
-_SMALL = 2**20  # bytes of a class's or module's value that is held whether it has changed or not
+_SMALL = 2**20  # bytes of tensors that are laid beside one another
 _MANY = 5_000  # objects from which looking at them after every round would take its time
 
 
@@ -51,6 +48,11 @@ class StrategyMemory:
 
     Args:
         strategy: The strategy.
+
+    Attributes:
+        is_users: Whether some of its code is a user's own.
+        beyond: What its code reaches and no checkpoint holds, in words: a resumed run begins with
+            it as a new process makes it.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -60,12 +62,18 @@ class StrategyMemory:
         self._known = Known([type(strategy)])
         first = Writer(self._known)
         self._root(first)
-        self._known = Known([type(strategy), *first.classes])
-        self._fixed: Mapping[str, object] = first.fixed
+        reached = self._reached(first)
         self._before = {
-            place: (value, _digest(self._known, value, place))
-            for place, value in _around(self._classes(first), strategy).items()
+            place: (found.value, digest_of(self._known, found.value, place))
+            for place, found in reached.places.items()
         }
+        digests = [digest for _, digest in self._before.values() if digest is not None]
+        around = {cls for digest in digests for cls in digest.classes}
+        self._known = Known([type(strategy), *first.classes, *around])
+        self._fixed = dict(first.fixed)
+        for digest in digests:
+            self._fixed |= digest.fixed
+        self.beyond = beyond(reached, self._before)
         self._many = len(first.nodes)
 
     def hold(self) -> Held:
@@ -120,8 +128,8 @@ class StrategyMemory:
             reader = Reader(graph["nodes"], tensors, self._known, beside=beside)
             try:
                 fields |= _read_root(reader, graph["root"], strategy)
-                for place, value in graph["around"] if not beside else ():
-                    _put(self._known, place, reader.read(value))
+                if not beside:
+                    self._put_around(reader, graph["around"])
             except Exception as error:  # the user's own `load_state_dict` among what may fail
                 what = str(error) if isinstance(error, UnheldError) else repr(error)
                 raise CheckpointError(
@@ -138,22 +146,32 @@ class StrategyMemory:
             return {}
         return {n: v for n, v in state_fields(self._strategy).items() if _is_plain(v)}
 
-    def _classes(self, writer: Writer) -> set[type]:
-        found = {cls for each in writer.classes for cls in each.__mro__}
-        found |= set(type(self._strategy).__mro__)
-        found = {cls for cls in found if not issubclass(cls, enum.Enum)}
-        return {cls for cls in found if is_users(cls.__module__)}
+    def _reached(self, writer: Writer) -> Reached:
+        """What the code of the strategy, and of all that it holds, reaches."""
+        if says_what_to_keep(type(self._strategy)):
+            return Reached({})
+        classes = {*type(self._strategy).__mro__, *writer.classes}
+        return reached_from(classes, writer.code())
 
     def _write_around(self, writer: Writer) -> list[Any]:
-        """Values of the user's classes and modules, where they are small or have changed."""
+        """Values that code reaches, where they are small or have changed."""
         found = []
-        for place, value in _around(self._classes(writer), self._strategy).items():
+        for place, (_, _, value) in self._reached(writer).places.items():
             before, digest = self._before.get(place, (None, None))
-            now = _digest(self._known, value, place)
-            if now == digest and (now is None or now[1] > _SMALL) and value is before:
+            now = digest_of(self._known, value, place)
+            if value is before and not is_stream(value) and is_left(digest, now):
                 continue
             found.append([place, writer.write(value, place)])
         return found
+
+    def _put_around(self, reader: Reader, around: Sequence[Any]) -> None:
+        first = Writer(self._known)
+        self._root(first)
+        reached = self._reached(first)
+        while load(reached, [place for place, _ in around]):
+            reached = self._reached(first)
+        for place, value in around:
+            put(self._known, reached, place, reader, value)
 
 
 def try_out(memory: StrategyMemory, second: Strategy) -> str | None:
@@ -165,14 +183,18 @@ def try_out(memory: StrategyMemory, second: Strategy) -> str | None:
 def _write_root(writer: Writer, strategy: Strategy) -> Any:
     """Write a strategy: all attributes of a foreign one, of ours what is beside the State."""
     if says_what_to_keep(type(strategy)):
-        return {"said": writer.write(strategy.state_dict(), "state_dict()")}  # type: ignore[attr-defined]
+        try:
+            return {"said": writer.asked(strategy, "state_dict", "state_dict()")}
+        except UnheldError as error:
+            writer.unheld.append(Unheld("", "", failed=str(error)))
+            return None
     one_half = [n for n in ("state_dict", "load_state_dict") if hasattr(strategy, n)]
     if len(one_half) == 1:
         writer.unheld.append(Unheld(one_half[0], "one of state_dict and load_state_dict only"))
     if not is_ours(strategy):
         writer.nodes.append(["self"])
         writer._seen[id(strategy)] = len(writer.nodes) - 1
-        return {"attributes": writer._attributes(strategy, "")}
+        return {"attributes": writer._attributes(strategy, ""), **_slots(writer, strategy)}
     if not is_users(type(strategy).__module__):
         return None
     writer.nodes.append(["self"])
@@ -180,7 +202,13 @@ def _write_root(writer: Writer, strategy: Strategy) -> Any:
     odd = {n: v for n, v in state_fields(strategy).items() if not _is_plain(v)}
     own = {n: v for n, v in vars(strategy).items() if n not in SESSION_FIELDS}
     fields = [[n, writer.write(v, f"state.{n}")] for n, v in odd.items()]
-    return {"fields": fields, "attributes": [[n, writer.write(v, n)] for n, v in own.items()]}
+    attributes = [[n, writer.write(v, n)] for n, v in own.items()]
+    return {"fields": fields, "attributes": attributes, **_slots(writer, strategy)}
+
+
+def _slots(writer: Writer, strategy: Strategy) -> dict[str, Any]:
+    """A strategy's values in slots; with no key where its classes have none."""
+    return {"slots": writer._in_slots(strategy, "")} if slots(type(strategy)) else {}
 
 
 def _read_root(reader: Reader, root: Any, strategy: Strategy) -> dict[str, Any]:
@@ -195,6 +223,7 @@ def _read_root(reader: Reader, root: Any, strategy: Strategy) -> dict[str, Any]:
     kept = {n: v for n, v in vars(strategy).items() if n in SESSION_FIELDS}
     reader._give(strategy, root["attributes"], strategy)
     vars(strategy).update(kept)
+    reader.give_slots(strategy, root.get("slots", ()), strategy)
     return fields
 
 
@@ -226,76 +255,6 @@ def _is_plain(value: Any) -> bool:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in DTYPES
-
-
-# --- what lies around a strategy: values of its classes, and of modules that its methods name ---
-
-
-def _around(classes: set[type], strategy: Strategy) -> dict[str, Any]:
-    """Values by place, `class MODULE:NAME attribute` or `module MODULE name`."""
-    if says_what_to_keep(type(strategy)):
-        return {}
-    found: dict[str, Any] = {}
-    for cls in sorted(classes, key=label_of):
-        for name, value in vars(cls).items():
-            if not name.startswith("__") and name != "_abc_impl" and _is_data(value):
-                found[f"class {label_of(cls)} {name}"] = value
-        for function in vars(cls).values():
-            names, scope = _names_in(function)
-            module = scope.get("__name__", "")
-            for name in sorted(names & scope.keys()) if is_users(module) else ():
-                if _is_data(scope[name]):
-                    found[f"module {module} {name}"] = scope[name]
-    return found
-
-
-def _names_in(function: Any) -> tuple[set[str], dict[str, Any]]:
-    """The global names that a function of a class uses, and the module's values."""
-    function = getattr(function, "__func__", function)
-    function = function.fget if isinstance(function, property) else function
-    if not isinstance(function, types.FunctionType):
-        return set(), {}
-    names, codes = set(), [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return names, function.__globals__
-
-
-def _is_data(value: Any) -> bool:
-    return not (
-        callable(value)
-        or hasattr(type(value), "__get__")
-        or isinstance(value, types.ModuleType | logging.Logger)
-    )
-
-
-def _put(known: Known, place: str, value: Any) -> None:
-    kind, owner, name = place.split(" ", 2)
-    if kind == "class":
-        cls = known.find(owner)
-        if cls is not None:
-            setattr(cls, name, value)
-    else:
-        module = sys.modules.get(owner)
-        if module is not None and is_users(owner):
-            setattr(module, name, value)
-
-
-def _digest(known: Known, value: Any, place: str) -> tuple[str, int] | None:
-    """The hash and size of a value; None of what cannot be held."""
-    writer = Writer(known)
-    try:
-        root = writer.write(value, place)
-    except UnheldError:
-        return None
-    if writer.unheld or writer.fixed:
-        return None
-    digest = hashlib.sha256(json.dumps([root, writer.nodes]).encode())
-    for tensor in writer.tensors:
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest(), sum(t.nbytes for t in writer.tensors)
 
 
 def _first_difference(mine: Writer, other: Writer) -> str | None:

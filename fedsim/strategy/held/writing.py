@@ -32,6 +32,7 @@ from fedsim.strategy.held.kinds import (
     Unheld,
     address,
     classes_of,
+    failed,
     has_own,
     is_empty,
     is_python,
@@ -39,6 +40,7 @@ from fedsim.strategy.held.kinds import (
     joined,
     key,
     name_of,
+    reason_of,
     root,
     says_what_to_keep,
     slots,
@@ -53,10 +55,7 @@ _STATELESS = (
     type(NotImplemented), type(Ellipsis), random.SystemRandom,
 )  # fmt: skip
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType, type)
-_RECORDS: dict[type, str] = {
-    ArrayRecord: "ArrayRecord", MetricRecord: "MetricRecord", ConfigRecord: "ConfigRecord",
-    RecordDict: "RecordDict",
-}  # fmt: skip
+_RECORDS = {cls: cls.__name__ for cls in (ArrayRecord, MetricRecord, ConfigRecord, RecordDict)}
 _SPARE = 2**20  # bytes that are held with a view although it does not show them
 _MOST = 1_000_000  # nodes; what holds more is no memory of a strategy
 
@@ -72,11 +71,7 @@ class Writer:
     """
 
     def __init__(
-        self,
-        known: Known,
-        fixed: Mapping[str, object] | None = None,
-        *,
-        comparing: bool = False,
+        self, known: Known, fixed: Mapping[str, object] | None = None, *, comparing: bool = False
     ) -> None:
         self._known, self._before, self._comparing = known, fixed, comparing
         self.nodes: list[Any] = []
@@ -101,18 +96,18 @@ class Writer:
             self.paths[place] = path
             try:
                 self.nodes[place] = self._node(value, path)
-            except UnheldError as reason:
-                self.nodes[place] = ["nothing"]
-                self.unheld.append(Unheld(path, str(reason)))
-            except RecursionError:
-                self.nodes[place] = ["nothing"]
-                self.unheld.append(Unheld(path, "objects that refer to one another too deeply"))
+            except Exception as error:  # of the user's own code too, such as a property
+                self.unheld.append(Unheld(path, reason_of(value, error)))
         return {"@": place}
+
+    def code(self) -> list[Any]:
+        """The functions, methods and classes among what was written."""
+        return [each for each in self._alive if isinstance(each, (*_FUNCTIONS, types.MethodType))]
 
     def _place(self, value: object) -> int:
         if len(self.nodes) >= _MOST:
             raise UnheldError(f"more than {_MOST} objects")
-        self.nodes.append(None)
+        self.nodes.append(["nothing"])
         self._alive.append(value)
         self._seen[id(value)] = len(self.nodes) - 1
         return len(self.nodes) - 1
@@ -308,10 +303,9 @@ class Writer:
         if not is_users(value.__module__ or ""):
             return named
         self.classes.update(classes_of(value))
-        names = value.__code__.co_freevars
+        pairs = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         cells = [
-            None if is_empty(cell) else [self.write(cell.cell_contents, f"{path}.{name}")]
-            for name, cell in zip(names, value.__closure__ or (), strict=True)
+            None if is_empty(c) else [self.write(c.cell_contents, f"{path}.{n}")] for n, c in pairs
         ]
         defaults = self.write(value.__defaults__, f"{path} (defaults)")
         keywords = self.write(value.__kwdefaults__, f"{path} (defaults)")
@@ -339,9 +333,9 @@ class Writer:
     def _object(self, value: Any, path: str) -> list[Any]:
         cls = type(value)
         if says_what_to_keep(cls):
-            return ["said", self._makeable(value, path), self.write(value.state_dict(), path)]
+            return ["said", self._makeable(value, path), self.asked(value, "state_dict", path)]
         if has_own(cls, "__getstate__") and hasattr(cls, "__setstate__"):
-            state = self.write(value.__getstate__(), path)
+            state = self.asked(value, "__getstate__", path)
             return ["stated", self._makeable(value, path), state]
         if not all(map(is_python, cls.__mro__)) or not (hasattr(value, "__dict__") or slots(cls)):
             raise UnheldError(name_of(value))
@@ -349,6 +343,14 @@ class Writer:
             raise UnheldError(name_of(value))  # more than its attributes
         label = self._makeable(value, path)
         return ["object", label, self._attributes(value, path), self._in_slots(value, path)]
+
+    def asked(self, value: Any, method: str, path: str) -> Any:
+        """Write what a method of the object's own says is to be kept."""
+        try:
+            said = getattr(value, method)()
+        except Exception as error:
+            raise UnheldError(failed(value, method, error)) from error
+        return self.write(said, path)
 
     def _attributes(self, value: Any, path: str) -> list[Any]:
         named = getattr(value, "__dict__", {})
