@@ -46,7 +46,7 @@ def digest_of(known: Known, value: Any, place: str) -> Digest | None:
         return None
     digest = hashlib.sha256(json.dumps([root, writer.nodes]).encode())
     for tensor in writer.tensors:
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     size = sum(tensor.nbytes for tensor in writer.tensors)
     unheld = writer.unheld[0].what if writer.unheld else ""
     return Digest(digest.hexdigest(), size, unheld, writer.fixed, frozenset(writer.classes))
@@ -77,7 +77,7 @@ def beyond(
             found.append(f"{where} ({digest.unheld if digest else 'too many objects'})")
     found += [f"the lru_cache of {label.replace(':', '.')}" for label in reached.caches]
     if not reached.whole:
-        found.append("more objects than are looked at")
+        found.append("objects that could not all be looked at")
     return tuple(found)
 
 

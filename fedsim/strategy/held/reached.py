@@ -87,13 +87,17 @@ class _Walk:
 
     def follow(self, things: list[Any]) -> bool:
         """Look at things and all that they lead to; return whether none is left."""
-        waiting = things[::-1]
+        waiting, whole = things[::-1], True
         while waiting and len(self._seen) < _MOST:
             each = waiting.pop()
-            if not isinstance(each, _PLAIN) and id(each) not in self._seen:
-                self._seen[id(each)] = each
+            if type(each) in _PLAIN or id(each) in self._seen:
+                continue
+            self._seen[id(each)] = each
+            try:
                 waiting += list(self._next(each))[::-1]
-        return not waiting
+            except Exception:  # of the user's own code, such as a proxy for what is not there yet
+                whole = False
+        return whole and not waiting
 
     def _next(self, thing: Any) -> Iterable[Any]:
         """Note what lies in a thing, and return what it leads to."""
