@@ -114,9 +114,15 @@ def _moved(module: str, name: str) -> Any | None:
 
 def _imported_by(module: Any) -> set[str]:
     """The packages of users that a module's names come from."""
-    homes = {
-        value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
-        for value in list(vars(module).values())
-        if isinstance(value, type) or type(value) is type(sys) or callable(value)
-    }
+    homes = [_home(value) for value in list(vars(module).values())]
     return {home.partition(".")[0] for home in homes if isinstance(home, str) and is_users(home)}
+
+
+def _home(value: object) -> object:
+    """The module that a module's value is, or that its class or function comes from."""
+    try:
+        if type(value) is type(sys):
+            return value.__name__
+        return getattr(value, "__module__", None) if callable(value) else None
+    except Exception:  # of a user's object, such as a proxy for what is not there yet
+        return None
