@@ -1,7 +1,7 @@
 """The loss and its gradient, of one client's batch or of many clients' under vmap."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -36,6 +36,7 @@ class Gradients:
 
     def __init__(self, model: nn.Module, task: SampleLosses, units: Units | None = None) -> None:
         self._model, self._task, self.units = model, task, units
+        self._fixed = [n for n, p in model.named_parameters() if not p.requires_grad]
 
     @property
     def together(self) -> Gradient:
@@ -130,6 +131,11 @@ class Gradients:
         """
         leaves = {n: p.detach().requires_grad_() for n, p in params.items()}
         named = {**leaves, **{n: b.clone() for n, b in buffers.items()}, **batch.noise}
+        held = {
+            n: (named[n], named[n].data_ptr(), named[n]._version)
+            for n in self._fixed
+            if n in buffers
+        }
         # what the model assigns anew is in `named` afterwards
         with _held(self._model, named):
             outputs, inside = self._revealed(
@@ -139,6 +145,7 @@ class Gradients:
             if inner is not None:
                 minimised = minimised + inner(inside, batch.targets, batch.weights)
             slopes = torch.autograd.grad(minimised, list(leaves.values()), allow_unused=True)
+        _require_still(named, held)
         after = {n: _kept_as(n, named[n], b) for n, b in buffers.items()}
         if replaced := [n for n, leaf in leaves.items() if named[n] is not leaf]:
             raise ValueError(f"the model assigns its parameter '{replaced[0]}' anew in a pass")
@@ -236,6 +243,20 @@ def _held(model: nn.Module, named: dict[str, Tensor]) -> Iterator[None]:
     """
     with _reparametrize_module(model, named, tie_weights=True):
         yield
+
+
+def _require_still(named: Named, held: Mapping[str, tuple[Tensor, int, int]]) -> None:
+    """Refuse a model that changes its frozen parameters itself: no reply holds that.
+
+    Raises:
+        ValueError: Naming the parameter, and what to do.
+    """
+    for name, (tensor, place, version) in held.items():
+        if (named[name] is tensor, tensor.data_ptr(), tensor._version) != (True, place, version):
+            raise ValueError(
+                f"the model changes its parameter '{name}' in a pass, and requires_grad is False: "
+                "what becomes of it is neither sent nor kept; make it a buffer"
+            )
 
 
 def last_linear(model: nn.Module) -> nn.Linear | None:

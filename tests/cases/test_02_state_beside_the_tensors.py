@@ -158,6 +158,30 @@ CODE = """
         def factor(self, x):
             return 1.0
 
+    class Teacher(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.teacher = nn.Linear(feature_shape[0], 8).requires_grad_(False)
+
+        def count(self, x):
+            with torch.no_grad():
+                for mine, theirs in zip(self.teacher.parameters(), self.a.parameters()):
+                    self.move(mine, theirs)
+
+        def move(self, mine, theirs):
+            mine.mul_(0.9).add_(theirs, alpha=0.1)
+
+        def factor(self, x):
+            return 1 + (self.a(x) - self.teacher(x)).abs().mean()
+
+    class TeacherByData(Teacher):
+        def move(self, mine, theirs):
+            mine.data = 0.9 * mine.data + 0.1 * theirs.data
+
+    class TeacherStands(Teacher):
+        def count(self, x):
+            pass
+
     class Still(Net):
         def count(self, x):
             pass
@@ -271,3 +295,14 @@ def test_a_hundred_rounds_on_one_and_two_workers(project):
         for n in (1, 2)
     ]
     assert runs[0]["params_sha256"] == runs[1]["params_sha256"]
+
+
+@pytest.mark.parametrize("model", ["Teacher", "TeacherByData"])
+def test_a_frozen_parameter_that_the_model_moves_itself_is_refused_by_name(project, model):
+    said = r"changes its parameter 'teacher.(weight|bias)' in a pass.*make it a buffer"
+    with pytest.raises(fedsim.ScenarioError, match=said):
+        project.world(model)
+
+
+def test_one_that_stands_is_no_matter(project):
+    assert project.run("TeacherStands", rounds=1, name="stands")["rounds"] == 1
