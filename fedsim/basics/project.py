@@ -169,7 +169,8 @@ class _Finder:
         if not _open or name.partition(".")[0] in OURS:
             return None
         if path is None:
-            where = [] if installed(name) else [*_open]
+            below = [entry for entry in sys.path if entry not in _open and _inside_open(entry)]
+            where = [] if installed(name) else [*_open, *below]
         else:
             where = [each for each in path if _inside_open(each)]
         spec = PathFinder.find_spec(name, where, target) if where else None
