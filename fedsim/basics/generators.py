@@ -1,7 +1,9 @@
 """The generators that user code may draw from, and their seeds. Needs torch and numpy."""
 
 import contextlib
+import os
 import random
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +19,34 @@ OWN = (random.Random, np.random.Generator, np.random.RandomState, torch.Generato
 def put_back(cuda: torch.device | None = None) -> Iterator[None]:
     """Put the generators of torch, `random` and `numpy.random` back as they were, at the end.
 
+    They are the process's: meanwhile they are one thread's alone.
+
     Args:
         cuda: A GPU whose generator is put back too.
     """
-    before = random.getstate(), np.random.get_state(legacy=False)
-    with torch.random.fork_rng(devices=[] if cuda is None else [cuda]):
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+    with _turns.lock:
+        before = random.getstate(), np.random.get_state(legacy=False)
+        with torch.random.fork_rng(devices=[] if cuda is None else [cuda]):
+            try:
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])
+
+
+class _Turns:
+    """The lock of those who use the process's generators; a forked process has one of its own."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget who had the lock."""
+        self.lock = threading.RLock()
+
+
+_turns = _Turns()
+os.register_at_fork(after_in_child=_turns.renew)
 
 
 def seed_all(seed: int, *, cuda: bool = False, own: Sequence[Any] = ()) -> None:

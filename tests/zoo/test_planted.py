@@ -11,6 +11,7 @@ from hypothesis.errors import NoSuchExample
 from fedsim.basics import generators, kept_state
 from fedsim.basics.sources import NO_CODE
 from fedsim.client import trial
+from fedsim.client.batching.dropout import SeededDropout
 from tests.zoo.test_search import CLIENTS, EXECUTORS, SOME, WHERE, WIDTHS, composed, edited
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -64,7 +65,8 @@ def an_unseeded_generator(patch):
 
 
 def masks_that_are_not_drawn(patch):
-    patch.setattr(trial, "_irregular", lambda _: None)
+    patch.setattr(trial, "why_not_seeded", lambda *_: None)
+    patch.setattr(SeededDropout, "_drawn", lambda self, values: values)
 
 
 @pytest.mark.parametrize(
