@@ -40,5 +40,9 @@ def main() -> None:
     # at the end, to look for garbage among all that torch and Ray have made takes half a second
     atexit.register(gc.freeze)
     # Import paths in a scenario may name modules beside it; what is installed comes first.
-    sys.path.append(os.getcwd())
+    try:
+        sys.path.append(os.getcwd())
+    except FileNotFoundError:  # torch's libraries do not load there either
+        print("fedsim: the working folder has been removed; go to another one", file=sys.stderr)
+        raise SystemExit(2) from None
     app()

@@ -111,3 +111,16 @@ def test_a_run_of_nobodys_without_a_terminal_is_as_any_other(tmp_path, engine, s
     assert done.returncode == 0, done.stderr
     assert "Logging error" not in done.stderr
     assert "INFO plan:" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_working_folder_that_is_gone_is_said_in_a_line(tmp_path):
+    code = (
+        "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); "
+        "sys.argv[1:] = ['list', 'strategies']; from fedsim.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr == "fedsim: the working folder has been removed; go to another one\n"
