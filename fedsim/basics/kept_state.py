@@ -14,7 +14,6 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.basics.generators import OWN
+from fedsim.basics.project import installed
 
 _LARGEST = 2**27  # bytes of an array that is copied to be put back
 _ITEMS = 1000  # of a container that are looked at
@@ -246,16 +246,8 @@ def _used(
         if isinstance(value, types.ModuleType) and not _is_known(value.__name__):
             homes.append(value)
     for home in homes:
-        if home is module or _is_users(home):
+        if home is module or installed(home.__name__.partition(".")[0]) is None:
             yield from ((home, n, vars(home)[n]) for n in code.co_names if n in vars(home))
-
-
-def _is_users(module: types.ModuleType) -> bool:
-    """Whether a module is neither Python's own nor installed."""
-    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
-        return False
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
 
 
 def _of_function(function: types.FunctionType) -> Iterator[KeptPlace]:

@@ -1,7 +1,7 @@
 """Clients whose epochs end with a batch that a model cannot train on, found before round 1."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -57,34 +57,25 @@ def odd_sizes(sizes: np.ndarray, work: Work) -> np.ndarray:
     return last[places]
 
 
-def why_not(
-    size: int, model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]
-) -> str | None:
-    """Say which layer cannot train on a batch of another size than the full one, or None.
+def first_trouble(
+    sizes: Iterable[int], model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[int, str] | None:
+    """Return the first size of a batch that a model cannot train on, and the layer; None if none.
 
     Args:
-        size: The other size.
+        sizes: Sizes to try.
         model: The model; it is left as it was.
-        features: A full batch, which it must be able to train on for anything to be said.
+        features: A batch that it must be able to train on: else it is another matter. Larger ones
+            hold its samples again and again.
         loss: Gives the samples' losses `[n]` from the outputs.
     """
     if _trouble(model, features, loss) is not None:
         return None
-    times = -(-size // len(features))
-    return _trouble(model, torch.cat([features] * times)[:size], loss)
-
-
-def why_not_one(model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]) -> str | None:
-    """Say which layer cannot train on a batch of one sample, and why, or None.
-
-    Args:
-        model: The model; it is left as it was.
-        features: Two samples of the data, `[2, ...]`.
-        loss: Gives the samples' losses `[n]` from the outputs.
-    """
-    if _trouble(model, features, loss) is not None:
-        return None  # it fails on two as well: that is another matter
-    return _trouble(model, features[:1], loss)
+    for size in sizes:
+        rows = torch.arange(size, device=features.device) % len(features)
+        if (layer := _trouble(model, features[rows], loss)) is not None:
+            return size, layer
+    return None
 
 
 def _trouble(model: nn.Module, features: Tensor, loss: Callable[[Tensor], Tensor]) -> str | None:

@@ -8,7 +8,7 @@ from fedsim.basics.errors import ScenarioError
 from fedsim.basics.text import names_of
 from fedsim.client.batching.schedule import num_held_out
 from fedsim.client.procedure import ClientProcedure
-from fedsim.client.short_batches import ends_with_one, odd_sizes, why_not, why_not_one
+from fedsim.client.short_batches import ends_with_one, first_trouble, odd_sizes
 from fedsim.data.federated import FederatedData
 from fedsim.scenario.scenario import Scenario
 from fedsim.tasks.task import Task
@@ -95,26 +95,25 @@ def _check_sizes(
     full = work.batch_size
     if not odd.any() or held.max() < full:
         return
-    features, targets = _samples(data, task, int(held.argmax()), full)
-    for size in np.unique(odd[odd > 0])[:_SIZES].tolist():
-        many = -(-size // full)
-        layer = why_not(
-            size, model, features,
-            lambda o: task.sample_losses(o, torch.cat([targets] * many)[: len(o)]),  # noqa: B023
-        )  # fmt: skip
-        if layer is not None:
-            who = names_of(np.flatnonzero(odd == size).tolist(), data.num_clients)
-            raise ScenarioError(
-                f"[client] batch_size = {full}: {who} would train on a batch of {size}, "
-                f"which {layer} cannot, though it can on {full}: let the model take batches of any "
-                "size, or choose a batch_size or a last_batch by which there is none"
-            )
+    tried = np.unique(odd[odd > 0])[:_SIZES].tolist()
+    features, targets = _samples(data, task, int(held.argmax()), max(full, *tried))
+    found = first_trouble(
+        tried, model, features[:full], lambda o: task.sample_losses(o, targets[: len(o)])
+    )
+    if found is not None:
+        size, layer = found
+        who = names_of(np.flatnonzero(odd == size).tolist(), data.num_clients)
+        raise ScenarioError(
+            f"[client] batch_size = {full}: {who} would train on a batch of {size}, which {layer} "
+            f"cannot, though it can on {full}: let the model take batches of any size, or choose a "
+            "batch_size or a last_batch by which there is none"
+        )
 
 
 def _samples(data: FederatedData, task: Task, client: int, count: int) -> tuple[Tensor, Tensor]:
-    """The first samples of a client."""
+    """So many samples of a client, again and again where it has fewer."""
     drawn = data.clients([client])
-    rows = np.asarray(drawn.rows[0])[:count]
+    rows = np.resize(np.asarray(drawn.rows[0]), count)
     features = torch.from_numpy(np.asarray(drawn.features[rows]))
     features = features.to(task.dtype) if features.is_floating_point() else features
     return features, torch.from_numpy(np.asarray(drawn.targets[rows]))
@@ -146,10 +145,6 @@ def _why_not_one(data: FederatedData, task: Task, model: nn.Module) -> str | Non
     holding = np.flatnonzero(np.asarray(data.sizes(looked_at)))[:1].tolist()
     if not holding:
         return None
-    drawn = data.clients(holding)
-    pair = np.asarray(drawn.rows[0])[:2]
-    pair = pair if len(pair) == 2 else pair.repeat(2)
-    features = torch.from_numpy(np.asarray(drawn.features[pair]))
-    features = features.to(task.dtype) if features.is_floating_point() else features
-    targets = torch.from_numpy(np.asarray(drawn.targets[pair]))
-    return why_not_one(model, features, lambda o: task.sample_losses(o, targets[: len(o)]))
+    features, targets = _samples(data, task, holding[0], 2)
+    found = first_trouble([1], model, features, lambda o: task.sample_losses(o, targets[: len(o)]))
+    return None if found is None else found[1]
