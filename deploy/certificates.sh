@@ -95,6 +95,10 @@ if [ ! -e "$authority/authority.key" ]; then
         -out "$authority/ca.crt" -addext "keyUsage=critical,keyCertSign,cRLSign"
     mv "$authority/new.key" "$authority/authority.key"
 fi
+if [ -e "$folder/public/ca.crt" ] && ! cmp -s "$authority/ca.crt" "$folder/public/ca.crt"; then
+    refuse "$folder holds certificates of another authority than $authority: say --authority, with \
+its key as authority.key and its certificate as ca.crt, or another FOLDER"
+fi
 cp "$authority/ca.crt" "$folder/public/ca.crt"
 
 trap 'rm -rf "$folder"/.making-*' EXIT

@@ -317,6 +317,16 @@ def test_an_authority_in_the_folder_that_is_copied_is_refused(tmp_path):
     assert not list(tmp_path.rglob("*.key"))
 
 
+def test_certificates_of_another_authority_are_not_mixed_with_new_ones(certificates, tmp_path):
+    folder = tmp_path / "made"
+    shutil.copytree(certificates, folder)
+    before = held(folder)
+    found = make_certificates(folder, "--nodes", "3", [], authority=tmp_path / "b", check=False)
+    assert found.returncode == 2
+    assert "certificates of another authority" in found.stderr
+    assert held(folder) == before
+
+
 def test_an_image_is_built_from_what_it_copies_and_nothing_else():
     """No key, no data and no run goes to the machine that builds."""
     ignored = (ROOT / ".dockerignore").read_text().split("\n")
