@@ -132,7 +132,7 @@ CODE = """
     class Iterating(Net):
         def __init__(self, feature_shape, num_classes):
             super().__init__(feature_shape, num_classes)
-            self.factors = iter([1.0, 1.0, *(1 + 0.1 * n for n in range(1000))])
+            self.factors = iter([1 + 0.1 * n for n in range(1000)])
 
         def count(self, x):
             pass
