@@ -20,6 +20,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
 
+from fedsim.basics.reads import by_now, watching
+
 OURS = frozenset({"fedsim", "strategies", "clients", "__main__"})  # never put aside
 
 _lock = threading.RLock()
@@ -30,6 +32,8 @@ _aside: dict[str, dict[str, ModuleType]] = {}  # by folder
 _paths_aside: dict[str, list[str]] = {}  # what a project's modules put on sys.path, by folder
 _no_projects: dict[str, ModuleType] = {}  # thousands, which no scenario need look at again
 _loaded: dict[str, str] = {}  # the hash of each file as it was imported
+_read: dict[str, tuple[ModuleType, dict[str, str]]] = {}  # by module, what it read while imported
+_read_later: dict[tuple[str, ...], dict[str, str]] = {}  # by folders, what their code read later
 _unchanged: dict[str, tuple[ModuleType, tuple[int, ...]]] = {}  # by module, what `_stamp` said
 _SETTLED_NS = 2_000_000_000  # file systems keep times in steps of up to two seconds
 
@@ -63,6 +67,20 @@ def enter(folders: Sequence[str]) -> None:
 def opened() -> tuple[str, ...]:
     """Return the folders that are open."""
     return _open
+
+
+def has_read(found: Mapping[str, str]) -> None:
+    """Take down what code of the open folders has read: when it changes, modules go, see `Reads`."""
+    _read_later.setdefault(_open, {}).update(found)
+
+
+def read_by_modules() -> dict[str, str]:
+    """Return what modules of the open folders have read while they were imported, see `Reads`."""
+    found: dict[str, str] = {}
+    for name, (module, mine) in _read.items():
+        if sys.modules.get(name) is module:
+            found |= mine
+    return found
 
 
 def plain_path() -> list[str]:
@@ -158,6 +176,11 @@ class _Loader(SourceFileLoader):
         code: CodeType = self.source_to_code(source, path)
         return code
 
+    def exec_module(self, module: ModuleType) -> None:
+        with watching(_open) as reads:
+            super().exec_module(module)
+        _read[module.__name__] = module, reads.found
+
 
 class _Finder:
     """Finds modules of the open folders before those of other folders that are not installed."""
@@ -232,14 +255,22 @@ def _forget_changed(folders: Sequence[str]) -> None:
         return
     mine = [(name, each) for name, each, root in _modules() if _owner(root, folders) in folders]
     changed = [name for name, module in mine if _differs_by_now(name, module)]  # looks at all
-    if changed:
+    read = _read_later.get(_open, {})
+    if changed or by_now(read, folders) != read:
+        _read_later.pop(_open, None)
         for name, _ in mine:
             del sys.modules[name]
         importlib.invalidate_caches()
 
 
 def _differs_by_now(name: str, module: ModuleType) -> bool:
-    """Whether a module's file has changed; read only if it may have since it was read last."""
+    """Whether a module's file has changed; read only if it may have since it was read last.
+
+    Or what the module has read while it was imported.
+    """
+    imported, read = _read.get(name, (None, {}))
+    if imported is module and read and by_now(read, _open) != read:
+        return True
     stamp = _stamp(module)
     found = _unchanged.get(name)
     if stamp is not None and found is not None and found[0] is module and found[1] == stamp:

@@ -15,7 +15,8 @@ from typing import Any
 from fedsim.basics.errors import ScenarioError, show
 from fedsim.basics.import_paths import import_paths
 from fedsim.basics.json_files import read_json, taking, write_json_atomic
-from fedsim.basics.sources import Code, changes
+from fedsim.basics.reads import Reads, by_now
+from fedsim.basics.sources import NO_CODE, Code, changes
 from fedsim.runs.folder import SCENARIO_FILE, RunFolder
 from fedsim.scenario.overrides import apply, key_of
 from fedsim.scenario.scenario import Scenario, code_in, without_user
@@ -24,9 +25,9 @@ from fedsim.scenario.tables import WITH_PATHS
 CODE_FILE = "code.json"
 
 
-def write_code(code: Code, folder: RunFolder) -> None:
+def write_code(code: Code, reads: Reads, folder: RunFolder) -> None:
     """Write into a run's folder which code of its user's own it is of; nothing without any."""
-    if code.files or code.unfollowed:
+    if code.files or code.unfollowed or reads.found:
         file = folder.file(CODE_FILE)
         document = {
             "files": code.files,
@@ -34,6 +35,8 @@ def write_code(code: Code, folder: RunFolder) -> None:
             "unfollowed": code.unfollowed,
             "begun_in": without_user(os.getcwd()),
         }
+        if reads.found:
+            document["read"] = {without_user(name): of for name, of in reads.found.items()}
         with taking(file):
             write_json_atomic(file, document)
 
@@ -45,6 +48,18 @@ def code_of(folder: Path) -> Code | None:
         return None
     found = read_json(file)
     return Code(dict(found["files"]), tuple(found.get("unfollowed", ())))
+
+
+def reads_of(folder: Path) -> dict[str, str]:
+    """Return what a run's code has read, see `Reads`; nothing where its folder does not say."""
+    file = folder / CODE_FILE
+    return dict(read_json(file).get("read", {})) if file.is_file() else {}
+
+
+def code_sha256_of(folder: Path) -> str:
+    """Return the hash of the code that a run was begun with, and of what that has read."""
+    code = code_of(folder) or NO_CODE
+    return code._replace(files={**code.files, **reads_of(folder)}).sha256
 
 
 def take_up(folder: RunFolder, overrides: Sequence[str] = ()) -> Scenario:
@@ -117,7 +132,9 @@ def _require_same_code(document: Mapping[str, Any], folder: RunFolder, origin: s
         return
     _require_same_script(document, before, folder)
     now = code_in(document, origin)
-    if what := changes(before.files, now.files):
+    read, folders = reads_of(folder.path), document.get("modules", "").split(os.pathsep)
+    paths = [os.path.expanduser(each) for each in folders if each]
+    if what := changes({**before.files, **read}, {**now.files, **by_now(read, paths)}):
         raise ScenarioError(
             f"{folder.path}: {what} since the run began, so going on would not give the "
             "undisturbed run's result; bring the old content back, or start a new run with "

@@ -25,7 +25,7 @@ def write_plan(world: World, folder: RunFolder) -> None:
     ):
         with taking(folder.file(name)):
             write_json_atomic(folder.file(name), content)
-    write_code(world.code, folder)
+    write_code(world.code, world.reads, folder)
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         title = f"{world.topology.kind}, {world.scenario.stem}"

@@ -3,17 +3,18 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.basics import kernels_in_use
+from fedsim.basics import kernels_in_use, project
 from fedsim.basics.errors import ScenarioError, is_too_large, largest_number
 from fedsim.basics.generators import seeded as seeded_draws
 from fedsim.basics.import_paths import is_import_path
+from fedsim.basics.reads import Reads, watching
 from fedsim.basics.rng import derived_seed
 from fedsim.basics.sources import NO_CODE, Code
 from fedsim.client.plan import ExecutionPlan
@@ -78,6 +79,7 @@ class World:
         notes: What a user should know of it before it runs, in lines.
         make_strategy: Makes the strategy once more, as another process would.
         code: The files behind what is named by import path, as they were imported.
+        reads: What that code has read besides while it was built and tried.
     """
 
     scenario: Scenario
@@ -97,6 +99,7 @@ class World:
     notes: tuple[str, ...] = ()
     make_strategy: Callable[[], Strategy] = field(kw_only=True)
     code: Code = NO_CODE
+    reads: Reads = field(default_factory=lambda: Reads({}))
 
 
 def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = False) -> World:
@@ -126,7 +129,16 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     scenario.open_folders()
     code = scenario.code
     kernels_in_use.keep(scenario.engine.bits)
-    data = _data(scenario)
+    data = _data(scenario)  # whose content is compared, so what a loader reads need not be
+    with watching(scenario.folders) as reads:
+        built = _around(scenario, data, code, on_node, draws_seeded)
+    project.has_read(reads.found)
+    return replace(built, reads=Reads({**project.read_by_modules(), **reads.found}))
+
+
+def _around(
+    scenario: Scenario, data: FederatedData, code: Code, on_node: bool, draws_seeded: bool
+) -> World:
     task, procedure = task_and_procedure(scenario, data)
     takes_part = _takes_part(scenario, data)
     devices, selected = _devices(scenario, takes_part, data.num_clients)

@@ -11,8 +11,10 @@ from fedsim.basics.json_files import read_json, taking
 from fedsim.basics.kernels import stand
 from fedsim.basics.kernels_in_use import PINNED, decisive
 from fedsim.basics.locks import one_at_a_time
+from fedsim.basics.reads import by_now
 from fedsim.basics.versions import versions
 from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, VERSIONS_FILE
+from fedsim.runs.left_behind import reads_of
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.variants import Variant, fingerprint
 
@@ -86,8 +88,19 @@ def cells_of(variants: Sequence[Variant], seeds: Sequence[int], study: Path) -> 
                 continue
             digits = fingerprint(scenario, codes[place])[:_DIGITS]
             folder = study / CELLS / f"{scenario.stem}-{digits}-seed{seed}"
+            if codes[place]:
+                folder = _of_what_is_read(folder, scenario.folders)
             made.append(Cell(place, name, scenario, folder, code=codes[place]))
     return made
+
+
+def _of_what_is_read(folder: Path, folders: Sequence[str]) -> Path:
+    """The folder of a cell whose code reads files: another one once one of them has changed."""
+    place, number = folder, 1
+    while (read := reads_of(place)) and by_now(read, folders) != read:
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    return place
 
 
 def in_one_process(scenario: Scenario, seed: int) -> Scenario:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from fedsim.basics.errors import RunError
 from fedsim.basics.json_files import read_json, taking, write_json_atomic
+from fedsim.basics.reads import by_now
 from fedsim.basics.sources import changes
+from fedsim.runs.left_behind import reads_of
 from fedsim.scenario.scenario import Scenario
+from fedsim.studies.cells.cell import CELLS
 
 _FILE = "code.json"
+_READ = "(read)"  # behind a scenario: what its code has read
 
 
 def said_of_code(scenarios: Iterable[Scenario], study: Path) -> list[str]:
@@ -37,7 +41,22 @@ def said_of_code(scenarios: Iterable[Scenario], study: Path) -> list[str]:
         if code.unfollowed:
             lines[f"code that cannot be followed: {'; '.join(code.unfollowed)}"] = None
         now[scenario.origin] = code.files
+        if recorded := _read_by_runs(study, scenario.stem):
+            said = f"{scenario.origin} {_READ}"
+            then = {**recorded, **before.get(said, {})}
+            read = by_now(then, scenario.folders)
+            if what := changes(then, read):
+                lines[f"{what} since this study was run: runs of before are not used"] = None
+            now[said] = read
     if now != before:
         with taking(place):
             write_json_atomic(place, now)
     return list(lines)
+
+
+def _read_by_runs(study: Path, stem: str) -> dict[str, str]:
+    """The hashes of what the code of a scenario's runs in a study has read."""
+    found: dict[str, str] = {}
+    for cell in (study / CELLS).glob(f"{stem}-*"):
+        found |= reads_of(cell)
+    return found

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.json_files import taking, write_json_atomic
-from fedsim.basics.sources import NO_CODE
-from fedsim.runs.left_behind import code_of
+from fedsim.runs.left_behind import code_sha256_of
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.variants import Variant
 
@@ -77,5 +76,5 @@ def _variant(document: Mapping[str, Any], origin: str) -> Variant:
     labels = {str(k): str(v) for k, v in document["labels"].items()}
     code = None
     for folder in given.values():
-        code = (code_of(folder) or NO_CODE).sha256
+        code = code_sha256_of(folder)
     return Variant(labels, scenario, given, code)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.basics.errors import ScenarioError, show
-from fedsim.basics.sources import NO_CODE
 from fedsim.runs.folder import SCENARIO_FILE, SUMMARY_FILE, open_existing, resuming
-from fedsim.runs.left_behind import code_of
+from fedsim.runs.left_behind import code_sha256_of
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.variants import Variant, fingerprint
 
@@ -43,7 +42,7 @@ def of_runs(paths: Sequence[str]) -> list[Variant]:
         scenario = open_existing(path).scenario()
         if not (path / SUMMARY_FILE).is_file():
             raise ScenarioError(f"{path}: is not finished; `{resuming(path)}` goes on with it")
-        code = (code_of(path) or NO_CODE).sha256
+        code = code_sha256_of(path)
         alike = fingerprint(replace(scenario, seed=0), code)
         _, _, folders = found.setdefault(alike, (scenario, code, {}))
         if scenario.seed in folders:
