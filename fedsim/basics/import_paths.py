@@ -146,7 +146,7 @@ def code_behind(paths: Iterable[str], folders: Sequence[str]) -> Code:
     sources = {f"__main__.{name}": _source_sha256(name) for name in mine}
     known = {name: digest for name, digest in sources.items() if digest is not None}
     why = f"__main__: of {', '.join(mine)} the source alone is known, not what it uses"
-    return Code({**found.files, **known}, (*found.unfollowed, why))
+    return Code({**found.files, **known}, (*found.unfollowed, why), found.chance)
 
 
 def _source_sha256(name: str) -> str | None:

@@ -70,7 +70,7 @@ def opened() -> tuple[str, ...]:
 
 
 def has_read(found: Mapping[str, str]) -> None:
-    """Take down what code of the open folders has read: when it changes, modules go, see `Reads`."""
+    """Take down what the open folders' code has read: once that changes, modules are made anew."""
     _read_later.setdefault(_open, {}).update(found)
 
 

@@ -14,6 +14,7 @@ from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
 from typing import NamedTuple
 
 from fedsim.basics import project
+from fedsim.basics.chance import left_to_chance, of_this_process
 
 _AT_RUN_TIME = {
     "__import__": "imports what its arguments say",
@@ -42,10 +43,12 @@ class Code(NamedTuple):
     Attributes:
         files: The hash of each file's content, by its path from the folder in which it is found.
         unfollowed: What could not be followed, and where, in words.
+        chance: What is left to chance, and where, in words.
     """
 
     files: dict[str, str]
     unfollowed: tuple[str, ...] = ()
+    chance: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -66,11 +69,13 @@ class _Read(NamedTuple):
         sha256: The hash of its content.
         imports: Modules that it may import: (level, module, names), see `ast.ImportFrom`.
         unfollowed: What it imports in a way that cannot be read, by line.
+        chance: What it leaves to chance, by line.
     """
 
     sha256: str
     imports: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
     unfollowed: tuple[str, ...] = ()
+    chance: tuple[tuple[int, str], ...] = ()
 
 
 def behind(modules: Iterable[str], folders: Sequence[str], script: str | None = None) -> Code:
@@ -84,6 +89,7 @@ def behind(modules: Iterable[str], folders: Sequence[str], script: str | None = 
     """
     files: dict[str, str] = {}
     unfollowed: dict[str, None] = {}
+    chance: dict[str, None] = {}
     named, waiting = set(modules), sorted(modules)
     done = set(waiting)
     while waiting:
@@ -97,10 +103,12 @@ def behind(modules: Iterable[str], folders: Sequence[str], script: str | None = 
             read = _read(file, *_signature(file))
             if files.setdefault(shown, read.sha256) == read.sha256:
                 unfollowed |= dict.fromkeys(f"{shown}{each}" for each in read.unfollowed)
+                lines = [(line, words) for line, words in read.chance if of_this_process(words)]
+                chance |= dict.fromkeys(f"{shown}, line {line}: {words}" for line, words in lines)
             fresh = set(_named_by(read, package)) - done
             done |= fresh
             waiting += sorted(fresh)
-    return Code(dict(sorted(files.items())), tuple(unfollowed))
+    return Code(dict(sorted(files.items())), tuple(unfollowed), tuple(chance))
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -194,7 +202,8 @@ def _read(file: str, *_: int) -> _Read:
                 name not in _BUILT_IN or isinstance(node.func, ast.Name)
             ):
                 unfollowed.append(f", line {node.lineno}: {name} {_AT_RUN_TIME[name]}")
-    return _Read(digest, tuple(imports), tuple(sorted(unfollowed)))
+    chance = tuple(left_to_chance(nodes))
+    return _Read(digest, tuple(imports), tuple(sorted(unfollowed)), chance)
 
 
 def _literal(call: ast.Call) -> str | None:

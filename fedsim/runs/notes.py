@@ -9,6 +9,8 @@ from fedsim.federation.participation.kinds import Participation
 from fedsim.scenario.idle_keys import idle_keys
 from fedsim.scenario.scenario import Scenario
 
+_PLACES = 3  # that a note names
+
 
 def notes_of(
     scenario: Scenario,
@@ -48,6 +50,7 @@ def notes_of(
         _beyond_portable(scenario),
         *idle_keys(scenario),
         _not_followed(code),
+        _left_to_chance(code),
     ]
     return tuple(note for note in notes if note is not None)
 
@@ -69,6 +72,17 @@ def _not_followed(code: Code) -> str | None:
     return (
         f"code that decides the result and cannot be followed: {'; '.join(code.unfollowed)}; when "
         "it changes, nobody notices"
+    )
+
+
+def _left_to_chance(code: Code) -> str | None:
+    """Say which lines of the user's own code may give another result from the same seed."""
+    if not code.chance:
+        return None
+    more = len(code.chance) - _PLACES
+    named = "; ".join(code.chance[:_PLACES]) + (f"; and {more} more" if more > 0 else "")
+    return (
+        f"code of your own may give another result in another process, whatever the seed: {named}"
     )
 
 

@@ -12,6 +12,13 @@ import fedsim
 from tests.cases.own_code import Project
 from tests.laws.federations import job
 
+CODE_WITHOUT_CHANCE = """
+    from torch import nn
+
+    class Net(nn.Linear):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape[0], num_classes)
+"""
 CODE = """
     import os
     import random
@@ -212,6 +219,36 @@ def test_a_loader_that_draws_gives_the_same_data_each_time(project, seed):
         found.append(project.world("Net", data.replace("'", '"')).data.manifest_sha256)
         assert states() == before
     assert found[0] == found[1]
+
+
+def test_what_no_seed_reaches_is_said_with_its_line(tmp_path):
+    code = """
+        import numpy as np
+        from fedsim.data import DataSet
+        from strategies.fedavg import FedAvg
+        from torch import nn
+
+        class Net(nn.Linear):
+            def __init__(self, feature_shape, num_classes):
+                super().__init__(feature_shape[0], num_classes)
+
+        def load():
+            rng = np.random.default_rng()
+            return DataSet(rng.normal(size=(60, 3)), [hash(f"a{i}") % 2 for i in range(60)])
+
+        class Mine(FedAvg):
+            def __init__(self, **settings):
+                super().__init__(**settings)
+                self.rng = np.random.default_rng()
+    """
+    project = Project(tmp_path, code)
+    sets = [f'data={{name="{project.module}:load"}}', f'strategy={{name="{project.module}:Mine"}}']
+    file = f"{project.module}.py"
+    (said,) = [note for note in project.world("Net", *sets).notes if "whatever the seed" in note]
+    lines = [f"{file}, line {line}: " for line in (12, 13, 18)]
+    assert [line in said for line in lines] == [True, True, True], said
+    assert not [note for note in Project(tmp_path, CODE_WITHOUT_CHANCE).world().notes
+                if "whatever the seed" in note]  # fmt: skip
 
 
 def test_a_procedure_that_draws_is_seeded_too(project):
