@@ -1,9 +1,7 @@
 """A partition that is written down: a file says which client each sample belongs to."""
 
-import csv
 import hashlib
-import io
-import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,10 @@ import numpy.typing as npt
 
 from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.data.federated import Ints, Samples
+from fedsim.data.partitions.owner_files import NO_NAMES, SUFFIXES, other_end, read_columns, refused
 from fedsim.data.partitions.partition import DROPPED, Assignment, PartitionRule, partition_rule
 
 COLUMNS = ("sample", "client")
-SUFFIXES = (".csv", ".json", ".parquet")
 
 
 class _OwnerTable(NamedTuple):
@@ -55,10 +53,10 @@ def file(*, path: str) -> PartitionRule:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise _refused(path, f"cannot be read: {error.strerror}") from error
+        raise refused(path, f"cannot be read: {error.strerror}") from error
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise _refused(path, f"must end in {', '.join(SUFFIXES)}")
+        raise refused(path, f"must end in {', '.join(SUFFIXES)}{other_end(content)}")
     identity = {"file_sha256": hashlib.sha256(content).hexdigest()}
     return PartitionRule(partial(_from_file, path, content, identity), identity=identity)
 
@@ -80,7 +78,8 @@ def _from_file(
     count = max(int(holders.max(initial=DROPPED)) + 1, table.clients)
     if clients is not None and count > clients:
         allowed = f"clients = {clients} allows 0..{clients - 1}"
-        raise _refused(path, f"names client {count - 1}; {allowed}")
+        hint = "" if (holders == 0).any() else "; clients are counted from 0, and it names none 0"
+        raise refused(path, f"names client {count - 1}; {allowed}{hint}")
     place = np.full(total, -1)
     place[here] = np.arange(len(here))
     inside = place[named] >= 0
@@ -107,7 +106,7 @@ def _pairs(path: str, table: _OwnerTable, total: int) -> tuple[Ints, Ints]:
     clients = table.columns["client"]
     samples = table.columns.get("sample", np.arange(len(clients)))
     if len(samples) != len(clients):
-        raise _refused(path, f"{len(samples)} samples and {len(clients)} clients")
+        raise refused(path, f"{len(samples)} samples and {len(clients)} clients")
     for name, values, most in (
         ("sample", samples, total - 1),
         ("client", clients, _MOST_CLIENTS - 1),
@@ -116,20 +115,23 @@ def _pairs(path: str, table: _OwnerTable, total: int) -> tuple[Ints, Ints]:
         if len(wrong):
             row = int(wrong[0])
             where = f"client {clients[row]}" if table.by_client else f"row {row}"
-            raise _refused(path, f"{where}: {name} = {values[row]}: must be in 0..{most}")
+            counted = ""
+            if values[row] == most + 1 and values.min() == 1:
+                counted = f"; {name}s are counted from 0, and it names none 0: subtract 1"
+            raise refused(path, f"{where}: {name} = {values[row]}: must be in 0..{most}{counted}")
     pairs = np.stack([samples, clients if table.by_client else np.zeros_like(clients)])
     named, times = np.unique(pairs, axis=1, return_counts=True)
     if len(twice := np.flatnonzero(times > 1)):
         sample, client = named[:, twice[0]]
         if table.by_client:
-            raise _refused(path, f"client {client}: names sample {sample} twice")
+            raise refused(path, f"client {client}: names sample {sample} twice")
         rows = np.flatnonzero(samples == sample)[:2].tolist()
-        raise _refused(path, f"names sample {sample} in rows {rows[0]} and {rows[1]}")
+        raise refused(path, f"names sample {sample} in rows {rows[0]} and {rows[1]}")
     return samples, clients
 
 
 def _table(path: str, content: bytes) -> _OwnerTable:
-    found = _READERS[Path(path).suffix.lower()](path, content)
+    found = read_columns(path, content)
     if Path(path).suffix.lower() == ".json" and "client" not in found and found:
         by_client = _by_client(path, found)
         if by_client is not None:
@@ -141,9 +143,10 @@ def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _OwnerTable | N
     """Return the table of a map from client to samples; None where its keys are other names."""
     if not all(key.strip().isdecimal() for key in document):
         return None
+    _require_one_spelling(path, [*document])
     names = [int(key) for key in document]
     if max(names) >= _MOST_CLIENTS:
-        raise _refused(path, f"client = {max(names)}: must be in 0..{_MOST_CLIENTS - 1}")
+        raise refused(path, f"client = {max(names)}: must be in 0..{_MOST_CLIENTS - 1}")
     held = [_whole_numbers(path, f"client {key}: sample", rows) for key, rows in document.items()]
     samples = np.concatenate(held)
     clients = np.repeat(np.array(names, dtype=np.int64), [len(rows) for rows in held])
@@ -152,18 +155,51 @@ def _by_client(path: str, document: dict[str, Sequence[Any]]) -> _OwnerTable | N
 
 def _columns(path: str, table: dict[str, Sequence[Any]]) -> dict[str, Ints]:
     if "client" not in table:
-        guess = nearest("client", table)
-        hint = f"; is it '{guess}'?" if guess else ""
-        found = ", ".join(table) or "none"
-        if Path(path).suffix.lower() == ".json":
-            hint += '; a table of each client\'s samples names clients by number, from "0"'
-        raise _refused(path, f"has no column 'client' among {found}{hint}")
-    if "" in table:
-        place = [*table].index("") + 1
-        raise _refused(path, f"column {place} has no name; write the file without row numbers")
+        raise refused(
+            path, f"has no column 'client' among {', '.join(table) or 'none'}{_meant(path, table)}"
+        )
+    if nameless := [name for name in table if not name or name.startswith("__index_level_")]:
+        place = [*table].index(nameless[0]) + 1
+        last = place == len(table) > 1 and not any(str(value) for value in table[nameless[0]])
+        remedy = "take the separator at the lines' ends away"
+        remedy = remedy if last else "write the file without row numbers"
+        raise refused(path, f"column {place} has no name; {remedy}")
     if unknown := sorted(table.keys() - set(COLUMNS)):
-        raise _refused(path, f"column '{unknown[0]}' means nothing; allowed: {', '.join(COLUMNS)}")
-    return {name: _whole_numbers(path, name, values) for name, values in table.items()}
+        raise refused(path, f"column '{unknown[0]}' means nothing; allowed: {', '.join(COLUMNS)}")
+    found = {name: _whole_numbers(path, name, values) for name, values in table.items()}
+    written = [each.strip() for each in table["client"] if isinstance(each, str)]
+    _require_one_spelling(path, written)
+    return found
+
+
+def _meant(path: str, table: dict[str, Sequence[Any]]) -> str:
+    """Return what may be wrong with a file without clients, and the remedy."""
+    if table and all(name.strip().lstrip("-").isdecimal() for name in table):
+        return f"; {NO_NAMES}"
+    if (
+        len(table) == 1
+        and len(parts := re.findall(r"\w+", next(iter(table)))) > 1
+        and "client" in parts
+    ):
+        return "; separate its columns by commas"
+    guess = nearest("client", table)
+    hint = f"; is it '{guess}'?" if guess else ""
+    if Path(path).suffix.lower() == ".json":
+        hint += '; a table of each client\'s samples names clients by number, from "0"'
+    return hint
+
+
+def _require_one_spelling(path: str, names: Sequence[str]) -> None:
+    """Refuse clients whose names differ and are the same number, such as 0 and 00."""
+    seen: dict[int, str] = {}
+    for name in dict.fromkeys(names):
+        other = seen.setdefault(int(name), name)
+        if other != name:
+            raise refused(
+                path,
+                f"names clients '{other}' and '{name}', which are the same number: write them "
+                "alike if they are one client, and as two numbers if they are two",
+            )
 
 
 def _whole_numbers(path: str, name: str, values: Sequence[Any]) -> Ints:
@@ -176,59 +212,7 @@ def _whole_numbers(path: str, name: str, values: Sequence[Any]) -> Ints:
     for row, value in enumerate(values):
         text = str(value).strip()
         if isinstance(value, bool) or not text.lstrip("-").isdecimal() or len(text) > 18:
-            raise _refused(path, f"row {row}: {name} = {value!r}: must be a whole number")
+            words = name == "client" and any(map(str.isalpha, text)) and isinstance(value, str)
+            hint = "; number the clients from 0" if words else ""
+            raise refused(path, f"row {row}: {name} = {value!r}: must be a whole number{hint}")
     return np.array([int(value) for value in values], dtype=np.int64)
-
-
-def _read_csv(path: str, content: bytes) -> dict[str, Sequence[Any]]:
-    try:
-        text = content.decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        separator = next((mark for mark in ",;\t|" if mark in first), ",")
-        rows = list(csv.reader(io.StringIO(text), strict=True, delimiter=separator))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise _refused(path, f"is not CSV: {error}") from error
-    names = [name.strip() for name in rows[0]] if rows else []
-    body = [row for row in rows[1:] if row]
-    for number, row in enumerate(body):
-        if len(row) != len(names):
-            raise _refused(path, f"row {number}: has {len(row)} values for {len(names)} columns")
-    columns: list[tuple[Any, ...]] = list(zip(*body, strict=True)) or [()] * len(names)
-    return dict(zip(names, columns, strict=True))
-
-
-def _read_json(path: str, content: bytes) -> dict[str, Sequence[Any]]:
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise _refused(path, f"is not JSON: {error}") from error
-    if isinstance(document, list):
-        names = list(document[0]) if document and isinstance(document[0], dict) else []
-        if not all(isinstance(row, dict) and row.keys() == set(names) for row in document):
-            raise _refused(path, "every row must be a table with the same keys")
-        return {name: [row[name] for row in document] for name in names}
-    if not (isinstance(document, dict) and all(isinstance(c, list) for c in document.values())):
-        what = "must be a list of rows, or a table of columns, or of each client's samples"
-        if isinstance(document, dict) and document:
-            key = next(key for key, value in document.items() if not isinstance(value, list))
-            what += f"; '{key}' holds no list"
-        raise _refused(path, what)
-    return document
-
-
-def _read_parquet(path: str, content: bytes) -> dict[str, Sequence[Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _refused(path, f"is not parquet: {error}") from error
-    return {name: table[name].to_pylist() for name in table.column_names}
-
-
-_READERS = {".csv": _read_csv, ".json": _read_json, ".parquet": _read_parquet}
-
-
-def _refused(path: str, why: str) -> ScenarioError:
-    return ScenarioError(f"[partition] path = '{path}': {why}")
