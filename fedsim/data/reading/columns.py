@@ -22,6 +22,7 @@ from fedsim.data.reading.images import decode
 from fedsim.data.reading.mapping import Columns, Roles, find_roles
 from fedsim.data.reading.origins import Origin, Split
 from fedsim.data.reading.targets import read_groups, read_targets
+from fedsim.data.reading.texts import require_one_spelling
 from fedsim.data.reading.values import Column, read_lists, read_numbers, to_texts
 
 
@@ -74,6 +75,7 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     groups, group_names = None, tuple[str, ...]()
     if columns.group is not None:
         groups, group_names = read_groups(Column(splits["train"], columns.group))
+        require_one_spelling({"train": splits["train"]}, columns.group, "owners")
     said = [
         *splits["train"].said,
         *choices(

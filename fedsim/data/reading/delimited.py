@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.data.reading.headers import headless
 
 _HEAD = 1 << 16  # bytes that are looked at
 _FEWEST_LINES = 2
@@ -22,6 +23,8 @@ _BYTE_ORDER_MARKS = (("utf-8", codecs.BOM_UTF8), ("utf-16", b"\xff\xfe"), ("utf-
 _COMMA = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
 _POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}(,\d{3})+\s*")
+
+_RULE = re.compile(r"[|\s:-]*-[|\s:-]*")  # below the names of a table of Markdown
 
 Decimal = Literal[".", ","]
 
@@ -154,6 +157,8 @@ def _head(name: str, file: Path, default: str, given: Dialect) -> _Head:
         lines = lines[:-1]  # may end within a quoted value
     if not lines:
         raise ScenarioError(f"{name} is empty")
+    if "|" in lines[0] and len(lines) > 1 and _RULE.fullmatch(lines[1]):
+        raise ScenarioError(f"{name} is a table of Markdown; save it as CSV")
     separator = given.separator or _separator(name, lines, default)
     header, *rows = _split(lines, separator)
     blanks = len(header) > 1 and all(value.startswith(" ") for value in header[1:])
@@ -191,15 +196,23 @@ def _check(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], sepa
     names = [each.strip() for each in header]
     twice = [each for place, each in enumerate(names) if each and each in names[:place]]
     if twice:
-        raise ScenarioError(f"{name} has two columns '{twice[0]}'{headless(names)}")
+        raise ScenarioError(
+            f"{name} has two columns '{twice[0]}'{headless(names)}; give each a name of its own"
+        )
     if not rows:
         raise ScenarioError(f"{name} has no row below its first line")
     for number, row in enumerate(rows):
         if len(row) > len(header):
             mark = _NAMES.get(separator, repr(separator))
+            if not any(row[len(header) :]):
+                raise ScenarioError(
+                    f"{name}: row {number} ends in a {mark} and the first line does not; take "
+                    "them away at the lines' ends"
+                )
             raise ScenarioError(
                 f"{name}: its first line has {len(header)} of the names and row {number} has "
-                f"{len(row)} values; name every column (R leaves out that of row names), take "
+                f"{len(row)} values{headless(names) if len(names) == 1 else ''}; name every column "
+                "(R leaves out that of row names), take "
                 f"lines above the names away, and quote values that hold a {mark}, such as "
                 "decimal commas"
             )
@@ -220,25 +233,3 @@ def _decimal(name: str, cells: Sequence[str]) -> Decimal | None:
             "without the comma"
         )
     return ","
-
-
-def is_decimal_comma(text: str) -> bool:
-    """Tell whether a text is a number with a comma before its fraction."""
-    return _COMMA.fullmatch(text) is not None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def headless(names: Sequence[str]) -> str:
-    """Return a hint where names of columns look like a row, or like a line not taken apart."""
-    if len(names) == 1 and any(mark in names[0] for mark in (*_SEPARATORS, " ")):
-        return " (one column: is its separator another? say it in [data] separator)"
-    if sum(map(_is_number, names)) * 2 <= len(names):
-        return ""
-    return " (is its first line a row? then write the columns' names above it)"

@@ -12,13 +12,14 @@ from typing import Any
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.home import expanded
+from fedsim.data.reading.causes import in_our_words
 from fedsim.data.reading.chosen import listed
 from fedsim.data.reading.delimited import ANY_DIALECT, Dialect, find_dialect, not_utf8
 from fedsim.data.reading.json_tables import read_objects
-from fedsim.data.reading.origins import Split, library, quiet
+from fedsim.data.reading.origins import Split, Written, library, quiet
 from fedsim.data.reading.owners import Owner, check_owners, count_rows, with_owners
 from fedsim.data.reading.searching import SUFFIXES, chosen, elsewhere, images, others, tables
-from fedsim.data.reading.types import types_of_all
+from fedsim.data.reading.types import texts_of, types_of_all
 from fedsim.data.reading.what_it_is import by_suffix, what_is
 
 # the reader of each format in `datasets`, and what it is told
@@ -91,7 +92,12 @@ class LocalFiles:
         with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
             loaded = self._load(self.files, scratch, options)
             found = {
-                name: Split(loaded[name], self._place(name, options), said=tuple(said))
+                name: Split(
+                    loaded[name],
+                    self._place(name, options),
+                    said=tuple(said),
+                    text=self._as_written(name, options),
+                )
                 for name in self.files
             }
             yield {name: self._owned(name, split, options) for name, split in found.items()}
@@ -164,9 +170,10 @@ class LocalFiles:
         if len(every) == 1:
             name = self._name(every[0][1])
             why = not_utf8(name) if "codec can't decode" in cause else f"{name} cannot be read"
-            raise ScenarioError(f"[data] path = '{self.root}': {why}: {cause}")
+            raise ScenarioError(f"[data] path = '{self.root}': {why}: {in_our_words(cause)}")
         raise ScenarioError(
-            f"[data] path = '{self.root}': its {self.format} files cannot be read together: {cause}"
+            f"[data] path = '{self.root}': its {self.format} files cannot be read together: "
+            + in_our_words(cause)
             + ("; write a column's numbers alike in all of them" if "truncated" in cause else "")
         )
 
@@ -187,6 +194,16 @@ class LocalFiles:
                 cause = " ".join(str(error.__cause__ or error).split())
         # out here nothing holds the reader any more, and with it the file
         return cause
+
+    def _as_written(self, split: str, options: dict[str, Any]) -> Written | None:
+        if self.format not in SEPARATORS:
+            return None
+
+        def column(name: str) -> Iterator[list[str]]:
+            for file in self.files[split]:
+                yield from texts_of(file, name, options)
+
+        return Written(options["decimal"], column)
 
     def _place(self, split: str, options: dict[str, Any]) -> Callable[[int], str]:
         def place(row: int) -> str:

@@ -1,13 +1,20 @@
 """JSON that is one object and no list of rows: LEAF's users, a table of columns, or neither."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.data.reading.origins import Split, library
 
+_RECORDS = "write it with orient='records'"
+_BY_ROW = (
+    " (the file holds an object per column; if each is a row's, as pandas writes with "
+    f"orient='index', {_RECORDS})"
+)
 OWNER = "user"  # the column that LEAF's owners become
 Files = Mapping[str, Sequence[tuple[str, Path]]]  # by split, with what messages call them
 
@@ -18,6 +25,7 @@ class _JsonTable(NamedTuple):
     name: str
     columns: dict[str, list[Any]]
     leaf: bool
+    by_row: bool = False  # whether its columns are objects, as its rows might be
 
 
 def read_objects(files: Files) -> dict[str, Split] | None:
@@ -54,18 +62,57 @@ def _object(name: str, file: Path) -> dict[str, Any] | None:
         try:
             first = next((line for line in text if line.strip()), "")
             if first.lstrip().startswith("["):
+                text.seek(0)
+                _look_through(name, text)
                 return None
             more = any(line.strip() for line in text)
             try:
-                alone = json.loads(first)
+                alone = json.loads(first, object_pairs_hook=partial(_once, name))
+            except ScenarioError:
+                raise
             except ValueError:
                 text.seek(0)
-                alone, more = json.load(text), False
+                whole = partial(json.load, object_pairs_hook=partial(_once, name))
+                alone, more = whole(text), False
         except UnicodeDecodeError as error:
-            raise ScenarioError(f"{name} is no text in UTF-8 (byte {error.start})") from None
+            raise ScenarioError(
+                f"{name} is no text in UTF-8 (byte {error.start}); save it as UTF-8"
+            ) from None
+        except ScenarioError:
+            raise
         except ValueError as error:
-            raise ScenarioError(f"{name} is no JSON: {error}") from None
+            lines = first.rstrip()
+            hint = ""
+            if lines.startswith("{") and lines.endswith("},"):
+                hint = "; do its lines end in commas? take them away, or put all between [ and ]"
+            elif re.search(r"\}\s*\{", lines):
+                hint = "; do several rows stand in a line? write one per line"
+            raise ScenarioError(f"{name} is no JSON: {error}{hint}") from None
     return None if more or not isinstance(alone, dict) else alone
+
+
+def _once(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; of a key that stands twice most readers would take the later value."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise ScenarioError(f"{name} has the key '{twice}' twice in one object; write it once")
+    return table
+
+
+def _look_through(name: str, text: TextIO) -> None:
+    """Refuse a list of rows in which a key stands twice; its reader says what else is wrong."""
+
+    def row(pairs: Sequence[tuple[str, Any]]) -> None:
+        _once(name, pairs)  # and nothing of it is kept
+
+    try:
+        json.load(text, object_pairs_hook=row, strict=False)
+    except (ScenarioError, UnicodeDecodeError):
+        raise
+    except (ValueError, RecursionError):
+        return
 
 
 def _table(name: str, document: Mapping[str, Any]) -> _JsonTable:
@@ -79,6 +126,8 @@ def _table(name: str, document: Mapping[str, Any]) -> _JsonTable:
     if len(lengths) != 1 or None in lengths:
         inside = [key for key, value in document.items() if _is_rows(value)]
         hint = f"; its rows seem to be in '{inside[0]}': write that alone" if inside else ""
+        if document.keys() == {"columns", "index", "data"}:
+            hint = f"; pandas writes this with orient='split': {_RECORDS}"
         raise ScenarioError(
             f"{name} holds one object ({', '.join([*document][:5]) or 'empty'}), expected rows (a "
             "list of objects, or one per line), columns of equal lengths, or LEAF's users and "
@@ -86,6 +135,7 @@ def _table(name: str, document: Mapping[str, Any]) -> _JsonTable:
         )
     if all(isinstance(v, dict) for v in document.values()):
         _require_same_rows(name, document)
+        return _JsonTable(name, columns, False, by_row=True)
     return _JsonTable(name, columns, False)
 
 
@@ -139,7 +189,8 @@ def _joined(split: str, tables: Sequence[_JsonTable]) -> Split:
     except (pa.ArrowException, TypeError, ValueError) as error:
         names = ", ".join(table.name for table in tables[:3])
         raise ScenarioError(f"{names}: its values cannot be columns: {error}") from error
-    return Split(rows, _place(tables), owner=OWNER if tables[0].leaf else "")
+    owner, note = OWNER if tables[0].leaf else "", _BY_ROW if tables[0].by_row else ""
+    return Split(rows, _place(tables), owner=owner, note=note)
 
 
 def _place(tables: Sequence[_JsonTable]) -> Callable[[int], str]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from fedsim.basics.errors import ScenarioError, nearest
-from fedsim.data.reading.delimited import headless, is_decimal_comma
+from fedsim.data.reading.headers import headless
 from fedsim.data.reading.images import ImageFormat
 from fedsim.data.reading.origins import Split, library
+from fedsim.data.reading.texts import first_text
 from fedsim.data.reading.values import kind_of
 
 TargetType = Literal["auto", "classes", "numbers", "characters"]
@@ -71,7 +72,7 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
         ScenarioError: If a column is not there, not to be found, or of no use.
     """
     types = splits["train"].rows.features
-    target = columns.target or (_find_target(types, columns),)
+    target = columns.target or (_find_target(splits["train"], columns),)
     features = columns.features or _find_features(splits["train"], target, columns)
     group = () if columns.group is None else (columns.group,)
     for key, names in (("features", features), ("target", target), ("group", group)):
@@ -84,12 +85,15 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
     for name in features:
         if kind_of(types[name]) == "text" and columns.target_type != "characters":
             raise ScenarioError(
-                f"column '{name}' holds text, which is no number: {_a_text(splits, name)}correct "
-                "it, leave the column out of [data] features, "
+                f"column '{name}' holds text, which is no number: {first_text(splits, name)}, "
+                "leave the column out of [data] features, "
                 "or say [data] target_type = 'characters' to learn the next character"
             )
         if kind_of(types[name]) not in ("image", "text", "numbers", "list"):
-            raise ScenarioError(f"column '{name}' holds {types[name]}, expected numbers or images")
+            raise ScenarioError(
+                f"column '{name}' holds {_what(types[name])}, expected numbers or images; leave it "
+                "out of [data] features"
+            )
     if len(features) > 1 and kinds != {"numbers"}:
         raise ScenarioError(
             f"[data] features = {list(features)}: several columns must each hold one number; name "
@@ -103,17 +107,13 @@ def find_roles(splits: Mapping[str, Split], columns: Columns) -> Roles:
     return Roles(tuple(features), tuple(target), kinds.pop())
 
 
-def _a_text(splits: Mapping[str, Split], column: str) -> str:
-    """The first value of a column of text that is no number, and where it is."""
-    for split in splits.values():
-        for row, value in enumerate(split.rows[column]):
-            try:
-                float(value)
-            except (TypeError, ValueError):
-                comma = isinstance(value, str) and is_decimal_comma(value)
-                hint = "say [data] decimal = ',' if that is one, " if comma else ""
-                return f"{split.place(row)} is {value!r:.60}; {hint}"
-    return ""
+def _what(type_: Any) -> str:
+    kind = kind_of(type_)
+    if kind == "null":
+        return "no value in any row"
+    if kind.startswith(("timestamp", "date", "time", "duration")):
+        return f"dates or times ({kind}), which can be numbers such as days since the first"
+    return str(type_)
 
 
 def _require_column(key: str, name: str, split_name: str, split: Split) -> None:
@@ -126,11 +126,12 @@ def _require_column(key: str, name: str, split_name: str, split: Split) -> None:
     leaf = " (the files are LEAF's: features x, target y, owners user)" if split.owner else ""
     raise ScenarioError(
         f"{key}: '{name}' is not a column of the {split_name} split; {hint}allowed: {listed}"
-        f"{headless(known)}{leaf}"
+        f"{split.note or headless(known)}{leaf}"
     )
 
 
-def _find_target(types: Mapping[str, Any], columns: Columns) -> str:
+def _find_target(split: Split, columns: Columns) -> str:
+    types: Mapping[str, Any] = split.rows.features
     taken = {*(columns.features or ()), columns.group}
     datasets = library()
     found = [n for n, t in types.items() if isinstance(t, datasets.ClassLabel) and n not in taken]
@@ -140,7 +141,7 @@ def _find_target(types: Mapping[str, Any], columns: Columns) -> str:
         listed = ", ".join([*types][:_LISTED])
         raise ScenarioError(
             f"[data] target is missing, and {which}: name one of the columns {listed}"
-            f"{headless([*types])}"
+            f"{split.note or headless([*types])}"
         )
     return found[0]
 
@@ -169,10 +170,15 @@ def _require_names(split: Split, rest: Sequence[str]) -> None:
     if not unnamed:
         return
     place = split.rows.column_names.index(unnamed[0]) + 1
+    at_end = place == len(split.rows.column_names) and unnamed[0].startswith("Unnamed: ")
+    such = (
+        "columns have where lines end in a separator"
+        if at_end
+        else "row numbers have that pandas writes"
+    )
     named = [f'"{name}"' for name in rest if name not in unnamed]
     listed = ", ".join(named[:_LISTED]) + (", ..." if len(named) > _LISTED else "")
     raise ScenarioError(
-        f"{split.place(0).rpartition(',')[0]}: column {place} has no name, as row numbers have "
-        f"that pandas writes: name the features, such as [data] features = [{listed}], or take "
-        "the column out"
+        f"{split.place(0).rpartition(',')[0]}: column {place} has no name, as {such}: name the "
+        f"features, such as [data] features = [{listed}], or take the column out"
     )

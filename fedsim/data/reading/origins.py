@@ -9,12 +9,24 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from fedsim.basics.errors import RunError, ScenarioError, nearest
+
+
+class Written(NamedTuple):
+    """How the values of a table of text are written.
+
+    Attributes:
+        decimal: What stands before the fraction of a number.
+        column: Yields a column's values as they stand in the files, block by block.
+    """
+
+    decimal: str
+    column: Callable[[str], Iterator[Sequence[str]]]
 
 
 class Split(NamedTuple):
@@ -25,12 +37,16 @@ class Split(NamedTuple):
         place: Says in words where a row is, counted from 0 ("train.csv, row 3").
         owner: The column of the natural owner, where the files say it themselves.
         said: What was found about the files that the scenario does not say, in lines.
+        text: How a table of text is written; None of another.
+        note: Ends messages about its columns.
     """
 
     rows: Any
     place: Callable[[int], str]
     owner: str = ""
     said: tuple[str, ...] = ()
+    text: Written | None = None
+    note: str = ""
 
 
 class Origin(Protocol):

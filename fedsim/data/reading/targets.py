@@ -12,6 +12,7 @@ from fedsim.data.reading import characters
 from fedsim.data.reading.checks import Numbers, Unfit, all_whole, as_classes, count_classes
 from fedsim.data.reading.mapping import Columns, Roles
 from fedsim.data.reading.origins import Split
+from fedsim.data.reading.texts import first_text, require_one_spelling
 from fedsim.data.reading.values import (
     Column,
     is_float,
@@ -52,11 +53,18 @@ def read_targets(
             raise ScenarioError(
                 f"[data] target = {list(roles.target)}: classes stand in one column of one value"
             )
+        for column in roles.target:
+            if kind_of(types[column]) == "text":
+                raise ScenarioError(
+                    f"column '{column}' holds text, and [data] target is to be numbers: "
+                    f"{first_text(splits, column)}, or name another target"
+                )
         amounts = {name: _number_targets(p) for name, p in parts.items()}
         if columns.target_type == "auto" and len(roles.target) == 1 and kind != "list":
             _require_fractions(parts["train"][0], amounts)
         return dict(amounts), 0, []
     single = {name: p[0] for name, p in parts.items()}
+    require_one_spelling(splits, roles.target[0], "classes")
     return _class_targets(single, types[roles.target[0]], columns)
 
 
@@ -120,7 +128,7 @@ def read_groups(column: Column) -> tuple[Ints, tuple[str, ...]]:
     """
 
     def convert(values: Any) -> npt.NDArray[Any]:
-        own, numbers = np.unique(to_labels(values), return_inverse=True)
+        own, numbers = np.unique(to_labels(values, "owners"), return_inverse=True)
         # few names are kept, not one per row
         new = [seen.setdefault(name, len(seen)) for name in own.tolist()]
         return np.asarray(new, dtype=np.int64)[numbers]

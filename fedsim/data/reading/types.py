@@ -1,6 +1,6 @@
 """The types of columns by all rows of all files, where the first ones mislead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,23 @@ def types_of_all(files: Sequence[Path], format_: str, options: Mapping[str, Any]
                 for name in names:
                     found[name] = _common(found.get(name), _kind(block[name]))
     return datasets.Features({n: datasets.Value(found[n]) for n in names or ()})
+
+
+def texts_of(file: Path, name: str, options: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield the values of a column of a table of text as they are written, block by block.
+
+    Args:
+        file: The table.
+        name: The column.
+        options: What pandas reads it with.
+    """
+    import pandas as pd
+
+    how = {"dtype": str, "keep_default_na": False, "usecols": lambda each: each == name}
+    with pd.read_csv(file, chunksize=_ROWS, **how, **options) as blocks:
+        for block in blocks:
+            if name in block:  # a file may lack it, and its values are missing then
+                yield block[name].tolist()
 
 
 def _kind(column: Any) -> str:

@@ -26,9 +26,14 @@ class Column(NamedTuple):
         """Return the column of a batch as one Arrow array without missing values."""
         column = batch.column(self.name).combine_chunks()
         if column.null_count:
-            raise Unfit(
-                "is missing", int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-            )
+            why = ""
+            if (
+                self.split.text is not None
+                and kind_of(self.split.rows.features[self.name]) == "text"
+            ):
+                why = " (empty, or a word that pandas takes for nothing, such as NA or None)"
+            row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+            raise Unfit(f"is missing{why}", row)
         return column
 
     def blocks(self, convert: Callable[[Any], npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
@@ -127,8 +132,12 @@ def read_lists(column: Column, shape: tuple[int, ...] | None) -> Numbers:
     return np.concatenate(column.blocks(convert))
 
 
-def to_labels(values: Any) -> npt.NDArray[Any]:
+def to_labels(values: Any, what: str = "classes") -> npt.NDArray[Any]:
     """Return whole numbers (of fractional type too), booleans or text.
+
+    Args:
+        values: An Arrow array.
+        what: What they name.
 
     Raises:
         Unfit: If it holds something else.
@@ -145,11 +154,9 @@ def to_labels(values: Any) -> npt.NDArray[Any]:
         broken = np.flatnonzero(numbers != np.floor(numbers))
         if broken.size:
             row = int(broken[0])
-            raise Unfit(
-                f"is {numbers[row]}, expected classes: whole numbers, text or booleans", row
-            )
+            raise Unfit(f"is {numbers[row]}, expected {what}: whole numbers, text or booleans", row)
         return numbers.astype(np.int64)
-    raise Unfit(f"holds {values.type}, expected classes: whole numbers, text or booleans")
+    raise Unfit(f"holds {values.type}, expected {what}: whole numbers, text or booleans")
 
 
 def _dense(values: Any) -> npt.NDArray[Any]:

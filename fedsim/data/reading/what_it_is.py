@@ -1,5 +1,6 @@
 """Names a file's true format where its ending is wrong, or where no reader takes it."""
 
+import codecs
 from pathlib import Path
 
 _BY_FIRST_BYTES = (
@@ -57,6 +58,10 @@ def what_is(file: Path, format_: str) -> str | None:
     for start, what in _BY_FIRST_BYTES:
         if head.startswith(start):
             return f"is {what}"
+    if format_ == "json" and (head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head):
+        return "is text in UTF-16, or no text; JSON is in UTF-8: save it so"
+    if format_ == "json" and head.startswith(codecs.BOM_UTF8 + b"["):
+        return "begins with a byte-order mark; save it as UTF-8 without one"
     text = head.decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip().lower()
     for word, what in _BY_FIRST_TEXT:
         if text.startswith(word):
@@ -66,7 +71,10 @@ def what_is(file: Path, format_: str) -> str | None:
     if format_ == "json" and text[:1] not in "{[":
         return "is no JSON: that begins with { or ["
     if format_ == "json" and text[:1] == "[" and text[1:].lstrip()[:1] not in ("", "{"):
-        return "is a list of lists or of values, expected one of objects that name every value"
+        return (
+            "is a list of lists or of values, expected one of objects that name every value, as "
+            "pandas writes with orient='records'"
+        )
     return "is no parquet" if format_ == "parquet" else None
 
 
