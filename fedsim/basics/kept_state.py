@@ -6,27 +6,25 @@ their classes, variables of their modules) would go on from client to client. He
 it was when they were made. Needs torch and numpy.
 """
 
-import copy
+import functools
 import inspect
 import sys
 import types
-import warnings
-import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fedsim.basics.generators import OWN
+from fedsim.basics.marks import ATOMS, DEPTH, ITEMS, copied, mark_of
 from fedsim.basics.project import installed
 
-_LARGEST = 2**27  # bytes of an array that is copied to be put back
-_ITEMS = 1000  # of a container that are looked at
-_DEPTH = 8
-_ATOMS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+# attributes of torch's own layers that are looked at: what else they keep is torch's affair
+_PLAIN = (*ATOMS, tuple, list, dict, set, deque, np.ndarray)
+_CACHE = type(functools.lru_cache(lambda: None))
 _INTERNAL = frozenset(nn.Module().__dict__) | {"_parameters", "_buffers", "_modules"}
 _DEFAULTS = ("__defaults__", "__kwdefaults__")
 _CELL = "cell_contents"
@@ -86,15 +84,18 @@ class KeptState:
     def __init__(self, roots: Sequence[Any], saved: Collection[str] = ()) -> None:
         parts = [part for root in roots for part in _parts(root)]
         self._owners = [each for each in parts if _kinds(each)]
+        self._layers = list(_layers_of_torch(roots))
         kinds = dict.fromkeys(kind for each in self._owners for kind in _kinds(each))
         hooks = [hook for part in parts for hook in _hooks(part)]
-        places = [*self._attributes(), *_of_classes(kinds), *_of_modules(kinds, hooks)]
+        self._caches: dict[str, Any] = {}
+        around = _of_modules(kinds, hooks, self._caches)
+        places = [*self._attributes(), *_of_classes(kinds), *around]
         self._places = {place.key: place for place in places}
         first = {key: place.get() for key, place in self._places.items()}
         self.generators = _generators(first.values())
         self._shared = {id(each): each for each in (*_not_copied(parts), *self.generators)}
         memo = dict(self._shared)
-        self._pristine = {key: _copy(value, memo) for key, value in first.items()}
+        self._pristine = {key: copied(value, memo) for key, value in first.items()}
         self._buffers = [
             (module, name, None if buffer is None else buffer.detach().clone())
             for root in roots
@@ -112,9 +113,9 @@ class KeptState:
     def moved(self) -> list[str]:
         """Name what is not as it was."""
         places = self._places | {place.key: place for place in self._attributes()}
-        found = [p.shown for key, p in places.items() if _mark(p.get()) != self._marks.get(key)]
+        found = [p.shown for key, p in places.items() if mark_of(p.get()) != self._marks.get(key)]
         for (module, name, _), mark in zip(self._buffers, self._buffer_marks, strict=True):
-            if _mark(module._buffers.get(name)) != mark:
+            if mark_of(module._buffers.get(name)) != mark:
                 found.append(f"the unsaved buffer '{name}' of {type(module).__name__}")
         for owner, shown, table, before in self._tables:
             # what `functional_call` swaps is another tensor at times, and no matter
@@ -139,7 +140,7 @@ class KeptState:
                 place.put(_NOTHING)
         memo = dict(self._shared)
         for key, place in self._places.items():
-            place.put(_copy(self._pristine[key], memo))
+            place.put(copied(self._pristine[key], memo))
         for module, name, first in self._buffers:
             module._buffers[name] = None if first is None else first.clone()
         self._mark()
@@ -148,8 +149,8 @@ class KeptState:
         return {name for module, name, _ in self._buffers if module is owner}
 
     def _mark(self) -> None:
-        self._marks = {key: _mark(place.get()) for key, place in self._places.items()}
-        self._buffer_marks = [_mark(m._buffers.get(n)) for m, n, _ in self._buffers]
+        self._marks = {key: mark_of(place.get()) for key, place in self._places.items()}
+        self._buffer_marks = [mark_of(m._buffers.get(n)) for m, n, _ in self._buffers]
 
     def _attributes(self) -> Iterator[KeptPlace]:
         for owner in self._owners:
@@ -157,6 +158,16 @@ class KeptState:
             for name in vars(owner):
                 if name not in internal and not name.startswith("_flat_weight"):
                     yield KeptPlace(owner, name, f"'{name}' of {type(owner).__name__}")
+        for path, layer in self._layers:
+            for name, value in vars(layer).items():
+                if name in _INTERNAL or name.startswith("_flat_weight"):
+                    continue
+                if isinstance(value, _PLAIN):
+                    yield KeptPlace(layer, name, f"'{name}' of {type(layer).__name__} '{path}'")
+
+    def caches(self) -> list[str]:
+        """Name functions whose results are kept by an `lru_cache`: those that were called."""
+        return [label for label, cache in self._caches.items() if sum(cache.cache_info()[:2])]
 
 
 _NOTHING = types.SimpleNamespace()
@@ -173,6 +184,25 @@ def _parts(root: Any) -> list[Any]:
 def _kinds(owner: Any) -> list[type]:
     """The classes of an object that are the user's."""
     return [kind for kind in type(owner).__mro__ if not _is_known(kind.__module__)]
+
+
+def _layers_of_torch(roots: Iterable[Any]) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of torch's own classes, with their names; of those in other objects their classes'."""
+    paths = {
+        id(layer): path
+        for root in roots
+        if isinstance(root, nn.Module)
+        for path, layer in root.named_modules()
+    }
+    for part in {id(part): part for root in roots for part in _parts(root)}.values():
+        home = type(part).__module__.partition(".")[0]
+        # a layer without shapes finds them in its first pass, and is another class by then
+        if (
+            isinstance(part, nn.Module)
+            and home == "torch"
+            and not isinstance(part, LazyModuleMixin)
+        ):
+            yield paths.get(id(part), type(part).__name__), part
 
 
 def _tables(module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
@@ -204,12 +234,16 @@ def _hooks(part: Any) -> list[Any]:
     return [hook for table in tables for hook in table.values()]
 
 
-def _of_modules(kinds: Iterable[type], hooks: Iterable[Any]) -> Iterator[KeptPlace]:
+def _of_modules(
+    kinds: Iterable[type], hooks: Iterable[Any], caches: dict[str, Any]
+) -> Iterator[KeptPlace]:
     """Variables of modules that the methods of classes use, and what their functions use.
 
-    Of each of these functions its own attributes and its defaults too.
+    Of each of these functions its own attributes and its defaults too. Functions with an
+    `lru_cache` are noted in `caches` by their names.
     """
     values = [*(value for kind in kinds for value in vars(kind).values()), *hooks]
+    caches |= _cached(values)
     functions = [_function(value) for value in values]
     for function in functions:
         if function is not None and not _is_known(function.__module__ or ""):
@@ -226,6 +260,7 @@ def _of_modules(kinds: Iterable[type], hooks: Iterable[Any]) -> Iterator[KeptPla
         seen.add(code)
         codes += [(c, variables) for c in code.co_consts if isinstance(c, types.CodeType)]
         for home, name, value in _used(code, module):
+            caches |= _cached([value])
             function = _function(value)
             if function is not None:
                 if function.__code__ not in seen and not _is_known(function.__module__ or ""):
@@ -234,6 +269,15 @@ def _of_modules(kinds: Iterable[type], hooks: Iterable[Any]) -> Iterator[KeptPla
             elif _is_data(value) and (home.__name__, name) not in named:
                 named.add((home.__name__, name))
                 yield KeptPlace(home, name, f"the variable '{name}' of {home.__name__}")
+
+
+def _cached(values: Iterable[Any]) -> dict[str, Any]:
+    inner = [getattr(value, "__func__", value) for value in values]
+    return {
+        f"{each.__module__}.{each.__qualname__}": each
+        for each in inner
+        if isinstance(each, _CACHE) and not _is_known(each.__module__ or "")
+    }
 
 
 def _used(
@@ -263,7 +307,7 @@ def _of_function(function: types.FunctionType) -> Iterator[KeptPlace]:
     for name in _DEFAULTS:
         values = getattr(function, name) or ()
         given = values.values() if isinstance(values, dict) else values
-        if not all(isinstance(each, _ATOMS) or callable(each) for each in given):
+        if not all(isinstance(each, ATOMS) or callable(each) for each in given):
             yield KeptPlace(function, name, f"a default argument of {called}")
 
 
@@ -274,13 +318,13 @@ def _generators(values: Iterable[Any]) -> list[Any]:
     def look(value: Any, depth: int) -> None:
         if isinstance(value, OWN):
             found[id(value)] = value
-        elif depth == _DEPTH or isinstance(value, (*_ATOMS, nn.Module)):
+        elif depth == DEPTH or isinstance(value, (*ATOMS, nn.Module)):
             return
         elif isinstance(value, Mapping):
-            for each in [*value.values()][:_ITEMS]:
+            for each in [*value.values()][:ITEMS]:
                 look(each, depth + 1)
         elif isinstance(value, list | tuple | deque):
-            for each in [*value][:_ITEMS]:
+            for each in [*value][:ITEMS]:
                 look(each, depth + 1)
         elif not isinstance(value, type | types.ModuleType) and hasattr(value, "__dict__"):
             look(vars(value), depth + 1)
@@ -316,69 +360,3 @@ def _not_copied(modules: Iterable[Any]) -> list[Any]:
             tensors = (*each._parameters.values(), *each._buffers.values())
             shared += [tensor for tensor in tensors if tensor is not None]
     return shared
-
-
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy that nothing which happens to the value changes; the value where there is none."""
-    if isinstance(value, _ATOMS) or _size(value) > _LARGEST:
-        return value
-    try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # a lock, an open file, a tensor with a history
-        return value
-
-
-def _size(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    return value.nbytes if isinstance(value, np.ndarray) else 0
-
-
-def _mark(value: Any, depth: int = 0) -> Any:
-    """What tells whether a value was replaced or changed."""
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, _ATOMS):
-        return type(value), value
-    if isinstance(value, Tensor):
-        return id(value), None if value.is_inference() else value._version
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            return id(value), value.tobytes()
-        return id(value), zlib.crc32(np.ascontiguousarray(value).data)
-    if depth == _DEPTH or isinstance(value, OWN):
-        return id(value)
-    if isinstance(value, Mapping):
-        items = [(_mark(k, depth + 1), _mark(v, depth + 1)) for k, v in [*value.items()][:_ITEMS]]
-        return id(value), len(value), items
-    if isinstance(value, list | tuple | deque):
-        return id(value), len(value), [_mark(v, depth + 1) for v in [*value][:_ITEMS]]
-    if isinstance(value, set | frozenset):
-        return id(value), sorted(map(repr, value))[:_ITEMS]
-    if isinstance(value, nn.Module | type) or callable(value):
-        return id(value)
-    slots = _slots(value)
-    if slots or hasattr(value, "__dict__"):
-        return id(value), _mark({**slots, **getattr(value, "__dict__", {})}, depth + 1)
-    return id(value), _where_it_stands(value)
-
-
-def _slots(value: Any) -> dict[str, Any]:
-    """What an object keeps under names that its class lists."""
-    names: list[str] = []
-    for kind in type(value).__mro__:
-        listed = vars(kind).get("__slots__", ())
-        names += [listed] if isinstance(listed, str) else [*listed]
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
-
-
-def _where_it_stands(value: Any) -> str | None:
-    """What tells how far an iterator of Python's has come."""
-    if type(value).__module__ not in ("builtins", "itertools") or not hasattr(value, "__next__"):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a later Python copies no iterators of itertools
-            return repr(value.__reduce__()[1:])
-    except Exception:  # a generator
-        return repr(value)

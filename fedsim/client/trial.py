@@ -139,12 +139,16 @@ class _Trial(NamedTuple):
             return
         found = changes(loop.executor, result)
         if odd := first_odd(rows(found, last, 1), rows(found, 0, 1), _SAME):
+            kept = loop.watch.kept
+            caches = [] if kept is None else kept.caches()
+            such = "the time, a file or a variable of another module"
+            if caches:
+                such = f"what the lru_cache of {' or of '.join(caches[:3])} holds"
             raise ScenarioError(
                 f"{self.owned}: trained twice from one start, on the same samples and with the "
                 f"same seeds, a client {odd}; results would depend on who trained before in a "
-                "process. Something decides that fedsim cannot put back, such as the time, a "
-                "file or a variable of another module: keep it in a buffer or an attribute, "
-                "and draw from a generator that is an attribute"
+                f"process. Something decides that fedsim cannot put back, such as {such}: keep it "
+                "in a buffer or an attribute, and draw from a generator that is an attribute"
             )
 
     def why_not_together(

@@ -10,6 +10,7 @@ from tests.cases.own_code import Project
 
 CODE = """
     import collections
+    import functools
 
     import torch
     from torch import nn
@@ -158,6 +159,83 @@ CODE = """
         def factor(self, x):
             return 1.0
 
+    class OfALayer(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.inner = nn.Sequential(nn.Identity(), nn.LeakyReLU(0.1))
+
+        def count(self, x):
+            self.inner[1].negative_slope += 0.05
+
+        def factor(self, x):
+            return 1 + self.inner(-torch.ones(()))
+
+    class OfItsDropout(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.dropout = nn.Dropout(0.01)
+
+        def count(self, x):
+            self.dropout.p += 0.02
+
+        def factor(self, x):
+            return self.dropout(torch.ones(len(x), 1))
+
+    class OfItsNorm(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.norm = nn.BatchNorm1d(1)
+
+        def count(self, x):
+            self.norm.momentum *= 0.9
+
+        def factor(self, x):
+            return 1 + 0.1 * self.norm(x[:, :1])
+
+    class NewInALayer(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.inner = nn.Identity()
+
+        def count(self, x):
+            self.inner.seen = [*getattr(self.inner, "seen", []), 1]
+
+        def factor(self, x):
+            return 1 + 0.1 * len(getattr(self.inner, "seen", []))
+
+    class Toggling(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.inner = nn.Softmax(dim=1)
+
+        def count(self, x):
+            self.inner.dim = 1 - self.inner.dim
+
+        def factor(self, x):
+            return self.inner(x)[:, :1]
+
+    @functools.lru_cache
+    def box():
+        return [0]
+
+    class Cached(Net):
+        def count(self, x):
+            box()[0] += 1
+
+        def factor(self, x):
+            return 1 + 0.1 * box()[0]
+
+    @functools.lru_cache
+    def table(size):
+        return torch.arange(size) / size
+
+    class CachedTable(Net):
+        def count(self, x):
+            pass
+
+        def factor(self, x):
+            return 1 + table(8).sum()
+
     class Teacher(Net):
         def __init__(self, feature_shape, num_classes):
             super().__init__(feature_shape, num_classes)
@@ -220,6 +298,10 @@ MOVING = {
     "ByDefault": "a default argument of ByDefault.count",
     "OfAFunction": "'steps' of the function warming",
     "Iterating": "'factors' of Iterating",
+    "OfALayer": "'negative_slope' of LeakyReLU 'inner.1'",
+    "OfItsDropout": "'p' of Dropout 'dropout'",
+    "OfItsNorm": "'momentum' of BatchNorm1d 'norm'",
+    "NewInALayer": "'seen' of Identity 'inner'",
     "Hooked": "'steps' around Hooked.__init__.<locals>.warmed",
 }
 
@@ -295,6 +377,20 @@ def test_a_hundred_rounds_on_one_and_two_workers(project):
         for n in (1, 2)
     ]
     assert runs[0]["params_sha256"] == runs[1]["params_sha256"]
+
+
+def test_a_layer_that_is_as_it_was_after_two_steps_is_put_back_all_the_same(project):
+    found = {
+        project.run("Toggling", f"engine.chunk_size={n}", name=f"toggling-{n}")["params_sha256"]
+        for n in (2, 4, 6)
+    }
+    assert len(found) == 1
+
+
+def test_an_lru_cache_that_keeps_state_is_named_and_one_that_keeps_results_is_no_matter(project):
+    with pytest.raises(fedsim.ScenarioError, match=rf"lru_cache of {project.module}.box holds: ke"):
+        project.world("Cached")
+    assert project.world("CachedTable").plan.executor == "vmap"
 
 
 @pytest.mark.parametrize("model", ["Teacher", "TeacherByData"])
