@@ -1,18 +1,47 @@
 """What a run's models are measured on, besides each client's own data."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
 
+from fedsim.basics.errors import FedsimError, RunError, is_too_large, show
 from fedsim.basics.rng import generator
 from fedsim.client.batching.poison import Trigger
+from fedsim.engine.work import describe
 from fedsim.messages.records import model_tensors
 from fedsim.runs.client_side import robust_evaluation
 from fedsim.runs.world import World
 
 Measure = Callable[[ArrayRecord], dict[str, float]]
+
+
+@contextlib.contextmanager
+def _failures_named(world: World, samples: str, count: int) -> Iterator[None]:
+    """Say of an error of the user's own code that it came in an evaluation, and on what.
+
+    Raises:
+        RunError: Naming the model, the samples, how many at once, and where in the code.
+    """
+    try:
+        yield
+    except (FedsimError, MemoryError, OverflowError):
+        raise
+    except Exception as error:
+        if is_too_large(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        batch = world.app.executor.evaluation_batch
+        passes = f"{count} at once"
+        if count > batch:
+            last = f", the last {count % batch}" if count % batch else ""
+            passes = f"{count}, {batch} at once{last}"
+        raise RunError(
+            f"[task] model = {show(world.scenario.task.get('model'))}: evaluation fails on "
+            f"{samples} ({passes}): {describe(error)}; a model is evaluated in eval() mode on as "
+            "many samples as there are: it must take any number of them"
+        ) from error
 
 
 def on_the_test_set(world: World) -> Measure:
@@ -22,9 +51,11 @@ def on_the_test_set(world: World) -> Measure:
     def evaluate(arrays: ArrayRecord) -> dict[str, float]:
         params, buffers = model_tensors(world.layout, arrays)
         test = world.data.test
-        found = executor.evaluate_arrays(params, buffers, test.features, test.targets)
+        with _failures_named(world, "the server's test samples", len(test.targets)):
+            found = executor.evaluate_arrays(params, buffers, test.features, test.targets)
         if triggered is not None:
-            taken = executor.evaluate_arrays(params, buffers, *triggered)
+            with _failures_named(world, "samples with the backdoor", len(triggered[1])):
+                taken = executor.evaluate_arrays(params, buffers, *triggered)
             # of a task that measures no accuracy it is not known
             found |= {"attack_success": taken["accuracy"]} if "accuracy" in taken else {}
         return found
@@ -41,9 +72,10 @@ def on_moved_samples(world: World) -> Measure | None:
     def evaluate(arrays: ArrayRecord) -> dict[str, float]:
         params, buffers = model_tensors(world.layout, arrays)
         test = world.data.test
-        return world.app.executor.evaluate_moved(
-            params, buffers, test.features, test.targets, attack
-        )
+        with _failures_named(world, "the server's test samples, moved", len(test.targets)):
+            return world.app.executor.evaluate_moved(
+                params, buffers, test.features, test.targets, attack
+            )
 
     return evaluate
 
@@ -66,9 +98,10 @@ def on_pooled_splits(world: World) -> Measure:
 
     def evaluate(arrays: ArrayRecord) -> dict[str, float]:
         params, buffers = model_tensors(world.layout, arrays)
-        return world.app.executor.evaluate_arrays(
-            params, buffers, drawn.features, drawn.targets, rows
-        )
+        with _failures_named(world, "the clients' test samples together", len(rows)):
+            return world.app.executor.evaluate_arrays(
+                params, buffers, drawn.features, drawn.targets, rows
+            )
 
     return evaluate
 

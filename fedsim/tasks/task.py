@@ -151,7 +151,8 @@ class Task(abc.ABC):
         for name, tensor in tensors_of(model).items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise ScenarioError(
-                    f"[task] model: '{name}' holds NaN or infinity as the model is initialised"
+                    f"[task] model: '{name}' holds NaN or infinity as the model is initialised; "
+                    f"{_remedy(model, name)}"
                 )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ScenarioError("[task] model: the model has no trainable parameter")
@@ -173,9 +174,26 @@ class Task(abc.ABC):
         try:
             with torch.no_grad():
                 return model.eval()(features)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (FedsimError, MemoryError, OverflowError):
+            raise
+        except Exception as error:  # of the user's own code
+            if is_too_large(error):
+                raise
+            words = " ".join(str(error).split())
+            if not isinstance(error, RuntimeError | ValueError | TypeError | IndexError):
+                words = f"{type(error).__name__}: {words}"
             kind = "tokens" if self.spec.vocabulary else "features"
             raise ScenarioError(
-                f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}: "
-                f"{error}"
+                f"[task] model: the model cannot take {kind} of shape {self.spec.feature_shape}, "
+                f"tried on two samples: {words}"
             ) from error
+
+
+def _remedy(model: nn.Module, name: str) -> str:
+    """What to do about a tensor that is not finite."""
+    if name in dict(model.named_buffers()):
+        return (
+            "what is sent is finite: if it never changes, as a mask, say "
+            "register_buffer(..., persistent=False), and it is no part of what is sent"
+        )
+    return "correct how it is initialised"

@@ -115,6 +115,25 @@ CODE = """
                 warnings.simplefilter("ignore")
                 self.b = torch.jit.script(self.b)
 
+    class Attending(Net):
+        persistent = False
+
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            mask = torch.full((2, 2), float("-inf")).triu(1)
+            self.register_buffer("mask", mask, persistent=self.persistent)
+
+        def forward(self, x):
+            return super().forward(x) @ torch.softmax(self.mask, -1)
+
+    class AttendingSaved(Attending):
+        persistent = True
+
+    class Unbounded(Net):
+        def __init__(self, feature_shape, num_classes):
+            super().__init__(feature_shape, num_classes)
+            self.low = nn.Parameter(torch.full((2,), float("-inf")), requires_grad=False)
+
     class Complex(Net):
         def __init__(self, feature_shape, num_classes):
             super().__init__(feature_shape, num_classes)
@@ -184,12 +203,19 @@ def test_what_cannot_be_kept_is_refused_by_name(project, model, named):
         ("Renamed", "'b.weight' is trained, and the model's state_dict"),
         ("Nowhere", "'table' lies on the device 'meta'"),
         ("Scripted", "'b' is compiled by torch.jit"),
+        ("AttendingSaved", "'mask' holds NaN or infinity as the model is initialised; what is se"),
+        ("AttendingSaved", "say register_buffer(..., persistent=False), and it is no part of wha"),
+        ("Unbounded", "'low' holds NaN or infinity as the model is initialised; correct how it is"),
     ],
 )
 def test_what_would_go_wrong_later_or_unseen_is_refused_by_name(project, model, said):
     with pytest.raises(fedsim.ScenarioError) as error:
         project.world(model)
     assert said in str(error.value)
+
+
+def test_a_mask_that_is_not_saved_may_hold_infinity(project):
+    assert project.run("Attending", rounds=1, name="attending")["rounds"] == 1
 
 
 def test_what_is_left_out_and_never_trained_is_no_matter(project):
