@@ -68,6 +68,10 @@ class RunMemory:
         return None if self._lost else held.state
 
     def _try(self, saved: int) -> None:
+        with self._held.apart():
+            self._try_apart(saved)
+
+    def _try_apart(self, saved: int) -> None:
         name = type(self._strategy).__name__
         try:
             second = self._make()
@@ -87,10 +91,17 @@ class RunMemory:
 
     def _say_what_begins_anew(self) -> None:
         name, beyond = type(self._strategy).__name__, self._held.beyond
-        if beyond:
-            more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
+        if caches := [f"the lru_cache of {each}" for each in self._held.caches]:
+            self._told.update(each[:_BEGIN] for each in self._held.caches)
             self._tell(
-                f"[strategy] the code of {name} uses {', '.join(beyond[:_SHOWN])}{more}, which a "
+                f"[strategy] the code of {name} uses {_few(caches)}, which a checkpoint cannot "
+                "hold: none is written once a round has called it, so that `fedsim resume` begins "
+                f"again before that round; if it keeps nothing from round to round, give {name} "
+                "the methods state_dict() and load_state_dict(state), which say what is to be kept"
+            )
+        if beyond:
+            self._tell(
+                f"[strategy] the code of {name} uses {_few(beyond)}, which a "
                 "checkpoint cannot hold: after `fedsim resume` it is as a new process makes it; "
                 f"where rounds change it, give {name} the methods state_dict() and "
                 "load_state_dict(state)"
@@ -102,6 +113,11 @@ class RunMemory:
         for each in new[:_SHOWN]:
             self._tell(f"[strategy] {why_unheld(self._strategy, each)}; {_from_here(saved)}")
         return bool(unheld)
+
+
+def _few(what: Sequence[str]) -> str:
+    more = f" and {len(what) - _SHOWN} more" if len(what) > _SHOWN else ""
+    return f"{', '.join(what[:_SHOWN])}{more}"
 
 
 def _from_here(saved: int) -> str:

@@ -173,6 +173,55 @@ class Cached(Counting):
         return self.first()
 
 
+@functools.lru_cache
+def kept_results():
+    return [0]
+
+
+class CachedList(Counting):
+    """Remembers in what a function with a cache has returned."""
+
+    def count(self):
+        kept_results()[0] += 1
+        return kept_results()[0]
+
+
+@functools.lru_cache
+def share(number):
+    return 2 * number
+
+
+class CachedResults(Counting):
+    """Keeps results that are the same each time, and says what it remembers itself."""
+
+    n = 0
+
+    def __init__(self):
+        super().__init__()
+        share(1)
+
+    def count(self):
+        self.n += 1
+        return share(1)
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+class CachedBefore(Counting):
+    """Calls a function with a cache when it is made, and in no round."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = share(2)
+
+    def count(self):
+        return self.share
+
+
 TABLE = sqlite3.connect(":memory:")
 
 
@@ -191,6 +240,7 @@ class Streaming(Counting):
 
 def as_a_new_process():
     """Put everything back to what it is when the modules are loaded."""
+    kept_results.cache_clear(), share.cache_clear()
     elsewhere_kept.N, Singleton.made, TICK.n = 0, None, 0
     vars(warm).clear()
     SEEN.clear(), HISTORY.clear()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import sysconfig
 import threading
 
@@ -290,3 +291,27 @@ def test_what_cannot_be_held_outside_of_a_strategy_is_named_before_round_1(
     (said,) = [r.getMessage() for r in caplog.records if "[strategy]" in r.getMessage()]
     assert what in said
     assert "state_dict() and load_state_dict(state)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [("CachedList", [0]), ("CachedResults", [0, 1, 2]), ("CachedBefore", [0, 1, 2])],
+)
+def test_what_a_cache_remembers_is_lost_to_no_resume(name, saved, tmp_path, caplog):
+    """No checkpoint is written that lacks it; a strategy that says what it keeps has them all."""
+    described = worlds.scenario(f"tests.cases.elsewhere:{name}", **SHORT)
+    elsewhere.as_a_new_process()
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        whole = fedsim.start(described, out=tmp_path / "whole")
+    said = [r.getMessage() for r in caplog.records if "[strategy]" in r.getMessage()]
+    assert len(said) == (name != "CachedResults")
+    assert all("none is written once a round has called it" in each for each in said)
+    elsewhere.as_a_new_process()
+    with contextlib.suppress(worlds.PowerCut), worlds.power_cut(3):
+        fedsim.start(described, out=tmp_path / "broken")
+    files = (tmp_path / "broken" / "checkpoints").iterdir()
+    assert sorted(int(re.search(r"\d+", file.name)[0]) for file in files)[-1] == saved[-1]
+    elsewhere.as_a_new_process()
+    again = fedsim.resume(tmp_path / "broken")
+    assert whole.summary["params_sha256"] == again.summary["params_sha256"]
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "broken")

@@ -68,17 +68,21 @@ def is_left(before: Digest | None, now: Digest | None) -> bool:
 def beyond(
     reached: Reached, digests: Mapping[str, tuple[object, Digest | None]]
 ) -> tuple[str, ...]:
-    """Name what code reaches and no checkpoint holds: caches, and values without a form."""
+    """Name what code reaches and no checkpoint holds, as values without a form."""
     found = []
     for place, (value, digest) in digests.items():
         if not is_stream(value) and (digest is None or digest.unheld):
             _, owner, *name = place.split(" ")
             where = ".".join([*owner.replace(":", ".").split("."), *name])
             found.append(f"{where} ({digest.unheld if digest else 'too many objects'})")
-    found += [f"the lru_cache of {label.replace(':', '.')}" for label in reached.caches]
     if not reached.whole:
         found.append("objects that could not all be looked at")
     return tuple(found)
+
+
+def uses(caches: Mapping[str, Any]) -> dict[str, int]:
+    """Return how often functions with an `lru_cache` were called, by their names."""
+    return {label.replace(":", "."): sum(c.cache_info()[:2]) for label, c in caches.items()}
 
 
 def load(reached: Reached, places: Sequence[str]) -> bool:

@@ -60,13 +60,13 @@ class Reached(NamedTuple):
     Attributes:
         places: Values by `class MODULE:NAME attribute`, `module MODULE name`, or
             `function MODULE:NAME`, the last for functions that keep something themselves.
-        caches: Labels of functions with an `lru_cache`, whose contents cannot be had.
+        caches: Functions with an `lru_cache`, whose contents cannot be had, by their labels.
         imports: What functions import, loaded or not.
         whole: Whether all that is reached was looked at.
     """
 
     places: Mapping[str, Place]
-    caches: tuple[str, ...] = ()
+    caches: Mapping[str, Any] = types.MappingProxyType({})
     imports: frozenset[str] = frozenset()
     whole: bool = True
 
@@ -75,13 +75,13 @@ def reached_from(classes: Iterable[type], functions: Iterable[Any] = ()) -> Reac
     """Return what the code of classes and functions reaches."""
     walk = _Walk()
     whole = walk.follow([*sorted(classes, key=label_of), *functions])
-    return Reached(walk.places, tuple(walk.caches), frozenset(walk.imports), whole)
+    return Reached(walk.places, walk.caches, frozenset(walk.imports), whole)
 
 
 class _Walk:
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
-        self.caches: dict[str, None] = {}
+        self.caches: dict[str, Any] = {}
         self.imports: set[str] = set()
         self._seen: dict[int, object] = {}
 
@@ -107,7 +107,7 @@ class _Walk:
             return self._of_function(thing)
         if isinstance(thing, _CACHE):
             if is_users(thing.__module__ or ""):
-                self.caches[label_of(thing)] = None
+                self.caches[label_of(thing)] = thing
             return [thing.__wrapped__]
         for kinds, names in _WRAPPERS:
             if isinstance(thing, kinds):

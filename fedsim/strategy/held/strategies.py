@@ -1,7 +1,8 @@
 """The part of a checkpoint that a strategy has, and a test whether it comes back the same."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from fedsim.basics.generators import seeded
 from fedsim.basics.tensor_file import DTYPES
 from fedsim.strategy.adapter import is_ours
 from fedsim.strategy.base import SESSION_FIELDS, state_fields
-from fedsim.strategy.held.around import beyond, digest_of, is_left, load, put
+from fedsim.strategy.held.around import beyond, digest_of, is_left, load, put, uses
 from fedsim.strategy.held.kinds import Unheld, says_what_to_keep, slots
 from fedsim.strategy.held.reached import Reached, is_stream, reached_from
 from fedsim.strategy.held.reading import Reader
@@ -53,6 +54,9 @@ class StrategyMemory:
         is_users: Whether some of its code is a user's own.
         beyond: What its code reaches and no checkpoint holds, in words: a resumed run begins with
             it as a new process makes it.
+        caches: Functions with an `lru_cache` that its code reaches, by their names, and how often
+            they had been called when no round had begun. Once a round calls one, what it remembers
+            cannot be held.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -74,13 +78,16 @@ class StrategyMemory:
         for digest in digests:
             self._fixed |= digest.fixed
         self.beyond = beyond(reached, self._before)
+        self.caches = uses(reached.caches)
         self._many = len(first.nodes)
 
     def hold(self) -> Held:
         """Return what a checkpoint holds now; tensors are not copied."""
         writer = Writer(self._known, self._fixed)
         try:
-            graph = {"root": self._root(writer), "around": self._write_around(writer)}
+            root = self._root(writer)
+            reached = self._reached(writer)
+            graph = {"root": root, "around": self._write_around(writer, reached)}
         except UnheldError as reason:
             return Held({}, (Unheld("", str(reason)),))
         self._many = len(writer.nodes)
@@ -89,7 +96,26 @@ class StrategyMemory:
             places, state[TENSORS] = _together(writer.tensors)
             state[GRAPH] = json.dumps({**graph, "nodes": writer.nodes, "places": places})
         kinds = {f"{n[0]} {n[1] if isinstance(n[1], str) else ''}" for n in writer.nodes if n[1:]}
-        return Held(state, tuple(writer.unheld), frozenset(kinds | {"nothing"}))
+        called = [n for n, count in uses(reached.caches).items() if count != self.caches.get(n, 0)]
+        unheld = (*writer.unheld, *(Unheld(name, "what its lru_cache holds") for name in called))
+        return Held(state, unheld, frozenset(kinds | {"nothing"}))
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Count no call of a function with an `lru_cache` that is made meanwhile: no round's."""
+        caches = self._caches_now()
+        before = uses(caches)
+        yield
+        for name, count in uses({**caches, **self._caches_now()}).items():
+            self.caches[name] = self.caches.get(name, 0) + count - before.get(name, 0)
+
+    def _caches_now(self) -> Mapping[str, Any]:
+        writer = Writer(self._known, self._fixed)
+        try:
+            self._root(writer)
+        except UnheldError:
+            return {}
+        return self._reached(writer).caches
 
     def unheld(self) -> tuple[Unheld, ...]:
         """Return what of its attributes a checkpoint could not hold now; of few objects only."""
@@ -153,10 +179,10 @@ class StrategyMemory:
         classes = {*type(self._strategy).__mro__, *writer.classes}
         return reached_from(classes, writer.code())
 
-    def _write_around(self, writer: Writer) -> list[Any]:
+    def _write_around(self, writer: Writer, reached: Reached) -> list[Any]:
         """Values that code reaches, where they are small or have changed."""
         found = []
-        for place, (_, _, value) in self._reached(writer).places.items():
+        for place, (_, _, value) in reached.places.items():
             before, digest = self._before.get(place, (None, None))
             now = digest_of(self._known, value, place)
             if value is before and not is_stream(value) and is_left(digest, now):
