@@ -112,6 +112,30 @@ def test_the_order_of_columns_may_differ_from_file_to_file(tmp_path):
     assert (data.test.features == data.clients([0, 1]).features).all()
 
 
+def test_files_of_other_tables_are_told_apart(tmp_path):
+    with refused(
+        match=r"one has the columns key, value and those before it a, b, label; name colum"
+    ):
+        read(put(tmp_path, a__csv=csv(), b__csv="key,value\nx,1\n"))
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("wine_train", "wine_test"), ("a", "valid")])
+def test_no_file_is_trained_on_whose_name_says_that_it_is_for_a_test(tmp_path, names):
+    folder = put(tmp_path, **{f"{name}.csv": csv() for name in names})
+    with refused(
+        match=rf"'{names[1]}.csv' seems to hold .*train = '{names[0]}' and test = '{names[1]}"
+    ):
+        read(folder)
+    assert len(read(folder, train=names[0], test=names[1]).test.targets) == len(BODY)
+    assert read(folder, NATURAL, group="file").num_clients == 2
+
+
+def test_tables_of_no_split_are_said(tmp_path):
+    folder = put(tmp_path, train__csv=csv(), test__csv=csv(), valid__csv=csv())
+    assert "not read, as in neither split: valid.csv; set train or test" in read(folder).said[0]
+    assert not any("neither split" in line for line in read(folder, train="train").said)
+
+
 # --- values -------------------------------------------------------------------------------------
 
 
@@ -136,6 +160,7 @@ def test_the_order_of_columns_may_differ_from_file_to_file(tmp_path):
         ("a", r"take lines away that name the columns once more"),
         second('"=""5"""', r"save the value in place of the formula"),
         second("# note", r"take comments away"),
+        ('"[1, 2]"', r"write each number of a list in a column of its own"),
         ("five", r"correct it"),
     ],
 )
@@ -151,6 +176,12 @@ def test_points_between_digits_are_named_where_decimals_have_commas(tmp_path):
     body[3] = "1.234;0,5;0"
     with refused(match=r"row 3 is '1.234'; write it without marks between its digits \(1234\)"):
         read(put(tmp_path, x__csv=csv(",", "a;b;label", body)), decimal=",", separator=";")
+
+
+def test_numbers_beyond_64_bits_are_called_too_long(tmp_path):
+    body = [f"{10**25 + n},0.5,{n % 2}" for n in range(9)]
+    with refused(match=r"its numbers are too long, such as '1000.*; write them with fewer digits"):
+        read(put(tmp_path, x__csv=csv(body=body)))
 
 
 def test_a_target_of_numbers_that_is_text_is_named(tmp_path):
@@ -237,6 +268,15 @@ def test_classes_that_would_be_one_number_are_refused(tmp_path):
 def test_json_that_is_otherwise_written_is_called_what_it_is(tmp_path, content, name, message):
     with refused(match=message):
         read(put(tmp_path, **{name: content}))
+
+
+def test_a_column_of_numbers_and_texts_is_called_that(tmp_path):
+    mixed = [{"a": n if n % 2 else "7", "b": n, "label": n % 2} for n in range(9)]
+    folder = put(tmp_path, **{"x.json": json.dumps(mixed)})
+    with refused(match=r"'a' holds values of several kinds, such as numbers in some rows and text"):
+        read(folder)
+    with refused(match=r"'a' holds values of several kinds.*expected classes: whole numbers, text"):
+        read(folder, target="a", features=["b"])
 
 
 def test_rows_by_name_are_told_from_columns_by_row_by_their_target_alone(tmp_path):

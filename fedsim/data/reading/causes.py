@@ -7,6 +7,7 @@ from fedsim.data.reading.chosen import listed
 from fedsim.data.reading.headers import headless
 
 _OTHER = re.compile(r"must have the same columns")
+_CAST = re.compile(r"Couldn't cast (.*?) (?:-- schema .*)?to \{(.*)\} because column names don't")
 _FILE = re.compile(r"generating data using ([^,\[]*), \[")
 _LONG = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 _OPEN = re.compile(r"EOF inside string starting at row (\d+)")
@@ -24,6 +25,12 @@ def in_our_words(cause: str) -> str:
         return f"line {line} has {seen} values, and those before it {expected}"
     if found := _OPEN.search(cause):
         return f"a quotation mark in line {int(found[1]) + 1} is never closed"
+    if found := _CAST.search(cause):
+        here, there = re.findall(r"(\S[^:]*): \w+", found[1]), re.findall(r"'([^']*)':", found[2])
+        return (
+            f"one has the columns {listed(here, 5)} and those before it {listed(there, 5)}"
+            f"{headless(here)}; name columns alike in all files, or take the file out"
+        )
     if not _OTHER.search(cause):
         return cause
     new, gone = _named("new", cause), _named("missing", cause)

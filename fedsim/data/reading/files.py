@@ -18,7 +18,15 @@ from fedsim.data.reading.delimited import ANY_DIALECT, Dialect, find_dialect, no
 from fedsim.data.reading.json_tables import read_objects
 from fedsim.data.reading.origins import Split, Written, library, quiet
 from fedsim.data.reading.owners import Owner, check_owners, count_rows, with_owners
-from fedsim.data.reading.searching import SUFFIXES, chosen, elsewhere, images, others, tables
+from fedsim.data.reading.searching import (
+    SUFFIXES,
+    chosen,
+    elsewhere,
+    images,
+    left_out,
+    others,
+    tables,
+)
 from fedsim.data.reading.types import texts_of, types_of_all
 from fedsim.data.reading.what_it_is import by_suffix, what_is
 
@@ -46,6 +54,7 @@ class LocalFiles:
         files: The files of "train" and, where there are any, "test", sorted by name.
         dialect: What the scenario says of how tables of text are written.
         owner: What names the natural owner of a row, where its file or folder does.
+        left: Names of tables in the folder that belong to neither split.
     """
 
     root: Path
@@ -53,6 +62,7 @@ class LocalFiles:
     files: dict[str, list[Path]]
     dialect: Dialect = ANY_DIALECT
     owner: Owner | None = None
+    left: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -63,7 +73,9 @@ class LocalFiles:
                 stat = file.stat()
                 name = file.relative_to(self.root).as_posix()
                 digest.update(f"{split}|{name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-        how = {"dialect": repr(self.dialect), "owner": self.owner}
+        how: dict[str, Any] = {"dialect": repr(self.dialect), "owner": self.owner}
+        if self.left:  # what is said of them is stored with the arrays
+            how["left"] = list(self.left)
         return {"format": self.format, "files": digest.hexdigest(), **how}
 
     @property
@@ -125,11 +137,14 @@ class LocalFiles:
     def _pooled(self) -> list[str]:
         """Say that several files are read as one, where each may be a client's."""
         names = [file.stem for file in self.files["train"]]
+        left = f"[data] not read, as in neither split: {listed(self.left, 5)}; set train or test"
+        said = [f"{left} to have it otherwise"] if self.left else []
         if self.owner or self.format == "images" or len(names) < 2 or _SHARD.search(names[0]):
-            return []
+            return said
         return [
+            *said,
             f"[data] {len(names)} files are read as one table ({listed(names, 3)}); group = 'file' "
-            "makes each a natural owner"
+            "makes each a natural owner",
         ]
 
     def _owned(self, name: str, split: Split, options: dict[str, Any]) -> Split:
@@ -290,10 +305,13 @@ def find_files(
         )
     ((kind, splits),) = found.items()
     try:
-        files = chosen(splits, kind, train, test)
+        files = chosen(splits, kind, train, test, owners=group in ("file", "folder"))
     except ScenarioError as error:
         raise ScenarioError(f"{where}: {error}{elsewhere(root, kind)}") from None
-    return _made(where, root, kind, files, group, dialect)
+    made = _made(where, root, kind, files, group, dialect)
+    read = [file for found in files.values() for file in found]
+    left = () if kind == "images" or train or test else tuple(left_out(splits, read))
+    return replace(made, left=left)
 
 
 def _made(

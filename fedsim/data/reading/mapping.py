@@ -10,7 +10,7 @@ from fedsim.data.reading.headers import headless
 from fedsim.data.reading.images import ImageFormat
 from fedsim.data.reading.origins import Split, library
 from fedsim.data.reading.texts import first_text
-from fedsim.data.reading.values import kind_of
+from fedsim.data.reading.values import MIXED, kind_of
 
 TargetType = Literal["auto", "classes", "numbers", "characters"]
 
@@ -113,6 +113,8 @@ def _what(type_: Any) -> str:
         return "no value in any row"
     if kind.startswith(("timestamp", "date", "time", "duration")):
         return f"dates or times ({kind}), which can be numbers such as days since the first"
+    if kind == "Json":  # what `datasets` makes of them
+        return MIXED
     return str(type_)
 
 

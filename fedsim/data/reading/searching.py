@@ -1,6 +1,7 @@
 """Which tables and images lie in a folder, and which split each belongs to."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedsim.basics.errors import ScenarioError
@@ -15,6 +16,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "json": (".jsonl", ".ndjson", ".json"),
     "images": (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
 }
+_TEST = {"test", "testing", "valid", "validation", "val", "dev", "eval", "holdout"}
 _METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 Splits = dict[str, list[Path]]  # by their own name, or by that of their folder and a slash
@@ -63,8 +65,21 @@ def images(root: Path) -> Splits:
     return found
 
 
-def chosen(splits: Splits, kind: str, train: str | None, test: str | None) -> dict[str, list[Path]]:
-    """Return the files of "train" and perhaps "test"."""
+def chosen(
+    splits: Splits, kind: str, train: str | None, test: str | None, *, owners: bool = False
+) -> dict[str, list[Path]]:
+    """Return the files of "train" and perhaps "test".
+
+    Args:
+        splits: The files by what decides on their split.
+        kind: Their format.
+        train: The split to train on; None takes "train" if it is there, else every file.
+        test: The split to hold out; None takes "test" if it is there.
+        owners: Whether files or folders are named after their owners.
+
+    Raises:
+        ScenarioError: If there is nothing to train on, or a file's name says that it is for a test.
+    """
 
     def of(split: str) -> list[Path]:
         parts = [files for name, files in splits.items() if _belongs(name, split)]
@@ -76,13 +91,35 @@ def chosen(splits: Splits, kind: str, train: str | None, test: str | None) -> di
     files_of = {"train": of(train or "train"), "test": of(test or "test")}
     if not files_of["train"]:
         held_out = set(files_of["test"])
-        loose = [files for name, files in splits.items() if not name.endswith("/")]
-        files_of["train"] = sorted(f for files in loose for f in files if f not in held_out)
+        loose = {name: files for name, files in splits.items() if not name.endswith("/")}
+        if test is None and not held_out and not owners:
+            _require_no_test(loose)
+        files_of["train"] = sorted(
+            f for files in loose.values() for f in files if f not in held_out
+        )
     if not files_of["train"]:
         raise ScenarioError(f"holds no {kind} files to train on, such as those of a split 'train'")
     if twice := set(files_of["train"]) & set(files_of["test"]):
         raise ScenarioError(f"'{min(twice).name}' would be both trained on and held out")
     return {split: files for split, files in files_of.items() if files}
+
+
+def _require_no_test(loose: Splits) -> None:
+    """Refuse to train on a file whose name says that it is for a test, beside others."""
+    told = [name for name in loose if _TEST & {*re.split(r"[^a-z]+", name.lower())}]
+    rest = [name for name in loose if name not in told]
+    if told and rest:
+        shown = next((name for name in rest if "train" in name.lower()), rest[0])
+        raise ScenarioError(
+            f"'{loose[told[0]][0].name}' seems to hold samples for a test: say [data] train = "
+            f"'{shown}' and test = '{told[0]}' if so, else give it another name"
+        )
+
+
+def left_out(splits: Splits, read: Iterable[Path]) -> list[str]:
+    """Name files of tables that belong to no split that is read."""
+    files = {file for found in splits.values() for file in found}
+    return sorted(file.name for file in files - {*read})
 
 
 def _belongs(name: str, split: str) -> bool:

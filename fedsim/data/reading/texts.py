@@ -41,6 +41,8 @@ def first_text(splits: Mapping[str, Split], column: str) -> str:
             some = some or value
     if not some:
         return "it holds no value; correct it"
+    if any(split.text for split in splits.values()):
+        return f"its numbers are too long, such as {some!r:.60}; write them with fewer digits"
     return f"its numbers are written as text, such as {some!r:.60}; write them as numbers"
 
 
@@ -114,6 +116,8 @@ def _remedy(value: str, decimal: str, column: str) -> str:
         return "if it stands for a missing value, put a number there or take its row out"
     if _DATE.fullmatch(text):
         return "make numbers of dates and times, such as days since the first"
+    if text.startswith(("[", "(", "{")):
+        return "write each number of a list in a column of its own"
     if text.startswith("="):
         return "save the value in place of the formula"
     plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-")

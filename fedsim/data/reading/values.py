@@ -14,6 +14,7 @@ from fedsim.data.reading.checks import Numbers, Unfit, as_numbers
 from fedsim.data.reading.origins import Split, library
 
 _BATCH = 10_000  # rows that are held at a time
+MIXED = "values of several kinds, such as numbers in some rows and text in others"
 
 
 class Column(NamedTuple):
@@ -156,7 +157,8 @@ def to_labels(values: Any, what: str = "classes") -> npt.NDArray[Any]:
             row = int(broken[0])
             raise Unfit(f"is {numbers[row]}, expected {what}: whole numbers, text or booleans", row)
         return numbers.astype(np.int64)
-    raise Unfit(f"holds {values.type}, expected {what}: whole numbers, text or booleans")
+    held = MIXED if "arrow.json" in str(values.type) else values.type
+    raise Unfit(f"holds {held}, expected {what}: whole numbers, text or booleans")
 
 
 def _dense(values: Any) -> npt.NDArray[Any]:
