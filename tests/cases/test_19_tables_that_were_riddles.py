@@ -5,6 +5,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from fedsim.basics.errors import ScenarioError
 from tests.cases.own_tables import NATURAL, read, rows
@@ -134,6 +135,35 @@ def test_tables_of_no_split_are_said(tmp_path):
     folder = put(tmp_path, train__csv=csv(), test__csv=csv(), valid__csv=csv())
     assert "not read, as in neither split: valid.csv; set train or test" in read(folder).said[0]
     assert not any("neither split" in line for line in read(folder, train="train").said)
+
+
+def _images(folder, *splits):
+    for split in splits:
+        for number, kind in enumerate(("cat", "dog")):
+            place = folder / split / kind
+            place.mkdir(parents=True)
+            for n in range(4):
+                Image.new("L", (4, 4), 60 * n + number).save(place / f"{n}.png")
+    return folder
+
+
+def test_splits_that_are_called_otherwise_are_guessed(tmp_path):
+    folder = _images(tmp_path / "x", "Train", "Test")
+    with refused(match=r"did you mean \[data\] train = 'Train' and test = 'Test'\?"):
+        read(folder)
+    assert len(read(folder, train="Train", test="Test").test.targets) == 8
+    with refused(match=r"\[data\] train = 'Trian'; did you mean 'Train'\?"):
+        read(folder, train="Trian")
+    for split in ("training", "testing"):
+        put(tmp_path, x__csv=csv()).joinpath(split).mkdir()
+        (tmp_path / "mine" / "x.csv").rename(tmp_path / "mine" / split / "x.csv")
+    with refused(match=r"did you mean \[data\] train = 'training' and test = 'testing'\?"):
+        read(tmp_path / "mine")
+
+
+def test_folders_of_images_of_no_split_are_said(tmp_path):
+    folder = _images(tmp_path / "x", "train", "val")
+    assert "not read, as in neither split: val/; set train or test" in read(folder).said[0]
 
 
 # --- values -------------------------------------------------------------------------------------

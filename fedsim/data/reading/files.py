@@ -310,7 +310,7 @@ def find_files(
         raise ScenarioError(f"{where}: {error}{elsewhere(root, kind)}") from None
     made = _made(where, root, kind, files, group, dialect)
     read = [file for found in files.values() for file in found]
-    left = () if kind == "images" or train or test else tuple(left_out(splits, read))
+    left = () if train or test else tuple(left_out(splits, read, kind))
     return replace(made, left=left)
 
 

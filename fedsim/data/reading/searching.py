@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fedsim.basics.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.data.reading.chosen import listed
 from fedsim.data.reading.what_it_is import by_suffix
 
@@ -87,7 +87,9 @@ def chosen(
 
     for key, split in (("train", train), ("test", test)):
         if split is not None and not of(split):
-            raise ScenarioError(f"holds no {kind} files of [data] {key} = '{split}'")
+            guess = nearest(split, [name.rstrip("/") for name in splits])
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise ScenarioError(f"holds no {kind} files of [data] {key} = '{split}'{hint}")
     files_of = {"train": of(train or "train"), "test": of(test or "test")}
     if not files_of["train"]:
         held_out = set(files_of["test"])
@@ -98,7 +100,9 @@ def chosen(
             f for files in loose.values() for f in files if f not in held_out
         )
     if not files_of["train"]:
-        raise ScenarioError(f"holds no {kind} files to train on, such as those of a split 'train'")
+        raise ScenarioError(
+            f"holds no {kind} files to train on, such as those of a split 'train'{_meant(splits)}"
+        )
     if twice := set(files_of["train"]) & set(files_of["test"]):
         raise ScenarioError(f"'{min(twice).name}' would be both trained on and held out")
     return {split: files for split, files in files_of.items() if files}
@@ -116,10 +120,23 @@ def _require_no_test(loose: Splits) -> None:
         )
 
 
-def left_out(splits: Splits, read: Iterable[Path]) -> list[str]:
-    """Name files of tables that belong to no split that is read."""
-    files = {file for found in splits.values() for file in found}
-    return sorted(file.name for file in files - {*read})
+def _meant(splits: Splits) -> str:
+    """Return the keys for splits that are called otherwise, such as Train and Test."""
+    names = [name.rstrip("/") for name in splits]
+    train = [name for name in names if "train" in name.lower()]
+    test = [name for name in names if _TEST & {*re.split(r"[^a-z]+", name.lower())}]
+    if not train:
+        return ""
+    more = f" and test = '{test[0]}'" if test else ""
+    return f"; did you mean [data] train = '{train[0]}'{more}?"
+
+
+def left_out(splits: Splits, read: Iterable[Path], kind: str) -> list[str]:
+    """Name files, or folders of images, that belong to no split that is read."""
+    left = {file for found in splits.values() for file in found} - {*read}
+    if kind == "images":
+        return sorted(name for name, files in splits.items() if left & {*files})
+    return sorted(file.name for file in left)
 
 
 def _belongs(name: str, split: str) -> bool:
