@@ -40,6 +40,10 @@ CODE = """
         def forward(self, x):
             return super().forward(x)[: len(x) if self.training else 64]
 
+    class Last(Net):
+        def check(self, x):
+            x.view(-1, 2, x.shape[1]) if len(x) > 2 else x
+
     class Never(Net):
         def check(self, x):
             {}["x"]
@@ -68,6 +72,13 @@ def test_an_evaluation_that_fails_is_called_that(project, model, cause, kind):
     assert said.startswith(f"{begin}samples (114 at once): {cause}")
     assert said.endswith("it must take any number of them")
     assert isinstance(failed.value.__cause__, kind)
+
+
+def test_the_last_batch_of_an_evaluation_is_told(project):
+    keys = ("evaluation.batch_size=99", "data.test_fraction=0.2")
+    said = r"test samples \(114, 99 at once, the last 15\): RuntimeError: .*\(in check, line "
+    with pytest.raises(fedsim.RunError, match=said):
+        project.run("Last", *keys, name="last")
 
 
 def test_an_evaluation_of_all_clients_samples_is_named_too(project):
