@@ -166,6 +166,34 @@ def test_folders_of_images_of_no_split_are_said(tmp_path):
     assert "not read, as in neither split: val/; set train or test" in read(folder).said[0]
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"separator": "a"}, r"separator = 'a': is what values themselves hold"),
+        ({"separator": "\n"}, r"separator = '\\n': is what values themselves hold"),
+        ({"separator": '"'}, r"is what values themselves hold"),
+        ({"encoding": "rot13"}, r"encoding = 'rot13': is none that Python knows"),
+        ({"encoding": "ascii"}, r"x.csv is no text in ASCII \(byte 5\); say how it is encoded"),
+        ({"encoding": "utf-16"}, r"x.csv is no text in UTF-16"),
+        (
+            {"decimal": ",", "target": "läbel"},
+            r"is '0.126'; say \[data\] decimal = '.' if that is o",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_the_file_are_named(tmp_path, keys, message):
+    with refused(match=message):
+        read(put(tmp_path, x__csv=csv(header="a,b,läbel")), **keys)
+
+
+def test_rare_ways_to_write_a_table_are_read_without_a_warning(tmp_path, recwarn):
+    folder = put(tmp_path, x__csv=csv().encode("utf-32"))
+    assert "encoding 'utf-32'" in read(folder).said[0]
+    assert read(put(tmp_path, x__csv=csv("§")), separator="§").feature_shape == (2,)
+    assert not [each for each in recwarn if "pandas" in str(each.message) + str(each.filename)]
+    assert not [each for each in recwarn if "python" in str(each.message)]
+
+
 # --- values -------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,13 @@ _HEAD = 1 << 16  # bytes that are looked at
 _FEWEST_LINES = 2
 _SEPARATORS = (",", ";", "\t", "|")
 _NAMES = {",": "','", ";": "';'", "\t": "'\\t'", "|": "'|'", " ": "' '"}
-_BYTE_ORDER_MARKS = (("utf-8", codecs.BOM_UTF8), ("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff"))
+_BYTE_ORDER_MARKS = (
+    ("utf-8", codecs.BOM_UTF8),
+    ("utf-32", codecs.BOM_UTF32_LE),
+    ("utf-32", codecs.BOM_UTF32_BE),
+    ("utf-16", b"\xff\xfe"),
+    ("utf-16", b"\xfe\xff"),
+)
 _COMMA = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
 _POINT = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}(,\d{3})+\s*")
@@ -51,8 +57,13 @@ class Dialect:
                 f"[data] separator = {self.separator!r}: must be one character, such as ';', or "
                 "' ' for any number of blanks"
             )
+        if self.separator is not None and (self.separator.isalnum() or self.separator in '."\r\n'):
+            raise ScenarioError(
+                f"[data] separator = {self.separator!r}: is what values themselves hold; it is "
+                "what stands between two of them, such as ';'"
+            )
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "".encode(self.encoding or "utf-8")
         except LookupError:
             raise ScenarioError(
                 f"[data] encoding = '{self.encoding}': is none that Python knows; such as 'utf-8', "
@@ -124,12 +135,12 @@ def find_dialect(
     return dialect, said if found else []
 
 
-def not_utf8(name: str, byte: int | None = None) -> str:
-    """Say that a file is no UTF-8, and what to do."""
+def not_utf8(name: str, byte: int | None = None, encoding: str = "utf-8") -> str:
+    """Say that a file is no UTF-8, or no text in what the scenario says, and what to do."""
     place = "" if byte is None else f" (byte {byte})"
     return (
-        f"{name} is no text in UTF-8{place}; say how it is encoded, such as [data] encoding = "
-        "'cp1252' (Windows, western Europe) or 'latin-1', or save it as UTF-8"
+        f"{name} is no text in {encoding.upper()}{place}; say how it is encoded, such as [data] "
+        "encoding = 'cp1252' (Windows, western Europe) or 'latin-1', or save it as UTF-8"
     )
 
 
@@ -142,7 +153,10 @@ def _head(name: str, file: Path, default: str, given: Dialect) -> _Head:
     )
     if not whole:  # up to a line's end, which no character is torn by
         head = head[: head.rfind(b"\n") + 1] or head
-    if b"\0" in head and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+    wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    if wide and b"\0" not in head:  # every line's end has one
+        raise ScenarioError(not_utf8(name, encoding=encoding))
+    if b"\0" in head and not wide:
         raise ScenarioError(
             f"{name} is no text, or text in UTF-16; if so say [data] encoding = 'utf-16-le'"
         )
@@ -151,7 +165,7 @@ def _head(name: str, file: Path, default: str, given: Dialect) -> _Head:
         if not whole and codecs.lookup(encoding).name == "utf-8":
             head.decode()
     except UnicodeDecodeError as error:
-        raise ScenarioError(not_utf8(name, error.start)) from None
+        raise ScenarioError(not_utf8(name, error.start, encoding)) from None
     lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip()]
     if not whole and len(lines) > _FEWEST_LINES:
         lines = lines[:-1]  # may end within a quoted value

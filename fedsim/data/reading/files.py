@@ -155,7 +155,8 @@ class LocalFiles:
         )
 
     def _rows_of(self, file: Path, options: dict[str, Any]) -> int:
-        counted = count_rows(file, self.format, options)
+        with quiet():
+            counted = count_rows(file, self.format, options)
         if counted is not None:
             return counted
         with replace(self, files={"train": [file]}, owner=None).opened() as splits:
@@ -184,7 +185,9 @@ class LocalFiles:
                 break
         if len(every) == 1:
             name = self._name(every[0][1])
-            why = not_utf8(name) if "codec can't decode" in cause else f"{name} cannot be read"
+            encoding = self.dialect.encoding or "utf-8"
+            undecoded = not_utf8(name, encoding=encoding)
+            why = undecoded if "codec can't decode" in cause else f"{name} cannot be read"
             raise ScenarioError(f"[data] path = '{self.root}': {why}: {in_our_words(cause)}")
         raise ScenarioError(
             f"[data] path = '{self.root}': its {self.format} files cannot be read together: "
@@ -216,7 +219,8 @@ class LocalFiles:
 
         def column(name: str) -> Iterator[list[str]]:
             for file in self.files[split]:
-                yield from texts_of(file, name, options)
+                with quiet():
+                    yield from texts_of(file, name, options)
 
         return Written(options["decimal"], column)
 

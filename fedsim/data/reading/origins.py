@@ -168,6 +168,8 @@ def quiet() -> Iterator[None]:
             # its reader of CSV leaves files open, in objects that are young by then
             warnings.simplefilter("ignore", ResourceWarning)
             warnings.filterwarnings("ignore", "Columns .* have mixed types")
+            # pandas reads separators beyond ASCII with another engine, to the same values
+            warnings.filterwarnings("ignore", "Falling back to the 'python' engine")
             yield
             gc.collect(1)
     finally:

@@ -11,7 +11,7 @@ _DIGITS = r"\s*[+-]?(\d+({0}\d*)?|{0}\d+)([eE][+-]?\d+)?\s*"
 _NUMBER = {mark: re.compile(_DIGITS.format(re.escape(mark)), re.ASCII) for mark in ".,"}
 _WORDS = ("inf", "infinity", "nan")
 _GROUPED = re.compile(
-    r"[+-]?\d{1,3}([_ '’.,\u00a0\u2009\u202f])\d{3}(\1\d{3})*([.,]\d+)?", re.ASCII
+    r"[+-]?[1-9]\d{0,2}([_ '’.,\u00a0\u2009\u202f])\d{3}(\1\d{3})*([.,]\d+)?", re.ASCII
 )
 _COMMA = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?", re.ASCII)
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}([T ].*)?|\d{1,2}:\d{2}(:\d{2}.*)?", re.ASCII)
@@ -110,6 +110,8 @@ def _remedy(value: str, decimal: str, column: str) -> str:
         return "say [data] decimal = ',' if that is one, correct it"
     if grouped := _GROUPED.fullmatch(text):
         return f"write it without marks between its digits ({text.replace(grouped[1], '')})"
+    if decimal == "," and is_number(text):
+        return "say [data] decimal = '.' if that is one"
     if text.lower() in _TRUTH:
         return "write 1 and 0"
     if _NOTHING.fullmatch(text):
