@@ -317,6 +317,16 @@ def test_classes_that_would_be_one_number_are_refused(tmp_path):
         ('{"a": 1, "a": 2}\n{"a": 1}\n', "x.jsonl", r"x.jsonl has the key 'a' twice"),
         ('{"a": [1], "a": [2], "label": [1]}', "x.json", r"x.json has the key 'a' twice"),
         ('{"user_data": {"u": {}, "u": {}}}', "x.json", r"x.json has the key 'u' twice"),
+        (
+            json.dumps({"users": ["u", "u"], "user_data": {"u": {"x": [[1]], "y": [0]}}}),
+            "x.json",
+            r"x.json: user 'u' stands twice among its users",
+        ),
+        (
+            json.dumps({"users": [1, "1"], "user_data": {"1": {"x": [[1]], "y": [0]}}}),
+            "x.json",
+            r"x.json: user '1' stands twice among its users",
+        ),
         ('{"a": 1},\n{"a": 2},\n', "x.jsonl", r"do its lines end in commas\? take them away"),
         ('{"a": 1} {"a": 2}', "x.json", r"several rows stand in a line\? write one per line"),
         (json.dumps([{"a": "2", "label": n % 2} for n in range(9)]), "x.json",

@@ -1,5 +1,6 @@
 """JSON that is one object and no list of rows: LEAF's users, a table of columns, or neither."""
 
+import collections
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -156,6 +157,10 @@ def _leaf(name: str, document: Mapping[str, Any]) -> _JsonTable:
     users = document.get("users", [*data] if isinstance(data, dict) else None)
     if not isinstance(data, dict) or not isinstance(users, list):
         raise ScenarioError(f"{name}: LEAF's user_data must be a table by user, and users a list")
+    called = [str(user) for user in users]
+    twice, _ = collections.Counter(called).most_common(1)[0] if called else ("", 0)
+    if called.count(twice) > 1:
+        raise ScenarioError(f"{name}: user '{twice}' stands twice among its users")
     counts = document.get("num_samples", [None] * len(users))
     if len(counts) != len(users):
         raise ScenarioError(f"{name}: {len(users)} users and {len(counts)} num_samples")
