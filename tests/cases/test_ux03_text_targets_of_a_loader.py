@@ -153,3 +153,28 @@ def test_names_and_num_classes_must_agree():
     with pytest.raises(ScenarioError, match=r"names 3 classes, and num_classes is 4; leave it out"):
         read(NAMES, num_classes=4)
     assert read(NAMES, num_classes=3).spec.num_classes == 3
+
+
+@pytest.mark.parametrize("groups", [[0, "0"] * 3, (0, "0", 1) * 2, [True, "True"] * 3])
+def test_owners_that_numpy_would_make_one_text_are_refused(groups):
+    with pytest.raises(ScenarioError, match=r"groups\[1\] is '.*', and those before are"):
+        read(NAMES, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["1_000", *"12345"], r"features\[0\] is '1_000' in column 'a', a text; write it without"),
+        (
+            [1, 2, 3, "?", 5, 6],
+            r"features\[3\] is '\?' in column 'a', a text; if it stands for a mi",
+        ),
+        ([*"123456"], r"features\[0\] is '1' in column 'a', a text; make it of numbers \(astype"),
+        (pd.Categorical([*"xyxyxy"]), r"features\[0\] is 'x' in column 'a', a text; correct it"),
+        (pd.date_range("2020", periods=6), r"features holds dates or times in column 'a'; make nu"),
+    ],
+)
+def test_a_table_s_column_that_holds_no_numbers_is_named(column, message):
+    features = pd.DataFrame({"b": range(6), "a": column})
+    with pytest.raises(ScenarioError, match=message):
+        checked(DataSet(features, NAMES), "[data] name = 'mine:load'")

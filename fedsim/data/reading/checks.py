@@ -51,6 +51,8 @@ def as_array(value: Any) -> npt.NDArray[Any]:
         raise Unfit(f"cannot be made an array: {error}") from error
     if array.ndim == 0:
         raise Unfit(f"is a {type(value).__name__}, expected an array `[n, ...]`")
+    if array.dtype.kind == "U" and isinstance(value, list | tuple):
+        as_plain(np.asarray(value, dtype=np.object_))  # NumPy makes texts of numbers among them
     return array
 
 

@@ -37,7 +37,7 @@ def first_text(splits: Mapping[str, Split], column: str) -> str:
             if not isinstance(value, str):
                 continue
             if not is_number(value, decimal):
-                return f"{split.place(row)} is {value!r:.60}; {_remedy(value, decimal, column)}"
+                return f"{split.place(row)} is {value!r:.60}; {remedy(value, decimal, column)}"
             some = some or value
     if not some:
         return "it holds no value; correct it"
@@ -100,7 +100,14 @@ def _number(plain: str, fractions: bool) -> object:
         return plain
 
 
-def _remedy(value: str, decimal: str, column: str) -> str:
+def remedy(value: str, decimal: str, column: str) -> str:
+    """Return what to do about a text that is no number.
+
+    Args:
+        value: The text.
+        decimal: What stands before the fraction of a number.
+        column: What its column is called.
+    """
     text = value.strip()
     if text == column:
         return "take lines away that name the columns once more"

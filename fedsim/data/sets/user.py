@@ -36,6 +36,7 @@ from fedsim.data.reading.checks import (
 from fedsim.data.reading.chosen import look_alikes, row_numbers_of
 from fedsim.data.reading.given import Numbered, given, numbered, require_same_kind
 from fedsim.data.reading.mapping import is_nameless
+from fedsim.data.reading.texts import is_number, remedy
 
 Some = TypeVar("Some", Features, Targets)
 
@@ -127,6 +128,7 @@ def checked(data: Any, where: str) -> Loaded:
             num_classes = _whole(data.num_classes, 2, "None, or a whole number >= 2")
     with at("features"):
         names = _column_names(data.features)
+        _require_columns_of_numbers(data.features)
         raw = as_array(data.features)
         features = _features(raw, vocabulary)
         if len(features) < 2:
@@ -234,6 +236,30 @@ def _column_names(features: Any) -> list[str] | None:
                 "pandas writes; read the file with index_col, or drop the column"
             )
     return list(map(str, columns))
+
+
+def _require_columns_of_numbers(features: Any) -> None:
+    """Name the column of a table of pandas that holds dates, or a text.
+
+    Raises:
+        Unfit: With the row of the text.
+    """
+    if not hasattr(features, "iloc") or not hasattr(features, "columns"):
+        return
+    for place, name in enumerate(features.columns):
+        column = features.iloc[:, place]
+        if getattr(column.dtype, "kind", "") in "mM":
+            raise Unfit(
+                f"holds dates or times in column '{name}'; make numbers of them, such as days "
+                "since the first, or drop it"
+            )
+        if str(column.dtype) not in ("object", "str", "string", "category"):
+            continue
+        for row, value in enumerate(column):
+            if isinstance(value, str):
+                what = remedy(value, ".", str(name))
+                what = "make it of numbers (astype(float))" if is_number(value) else what
+                raise Unfit(f"is {value!r:.40} in column '{name}', a text; {what}, or drop it", row)
 
 
 def _features(array: npt.NDArray[Any], vocabulary: int) -> Features:
