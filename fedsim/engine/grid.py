@@ -126,11 +126,17 @@ class LocalGrid(Grid, abc.ABC):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these instructions, each once."""
-        with self._lock:
-            return self._pull(message_ids)
-
-    def _pull(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = list(message_ids)
+        with self._lock:
+            found = self._pull(wanted)
+            if found:
+                self.patience.sent()
+            else:  # all that was sent among these has been answered
+                never = next((each for each in wanted if not self._numbering.knows(each)), None)
+                self.patience.pulled(wanted, never, sys._getframe(1))
+            return found
+
+    def _pull(self, wanted: Sequence[str]) -> list[Message]:
         if any(number in self._pushed for number in wanted):
             batches, self._batches = self._batches, []
             for batch in batches:
@@ -154,7 +160,10 @@ class LocalGrid(Grid, abc.ABC):
                 discarded, client states included.
         """
         batch = batch_of(messages)
-        self.patience.sent()
+        if len(batch):
+            self.patience.sent()
+        else:
+            self.patience.sent_nothing(sys._getframe(1))
         with self._lock:
             return self._answer(batch, timeout)
 

@@ -15,6 +15,7 @@ class Numbering:
     def __init__(self, num_clients: int) -> None:
         self._num_clients = num_clients
         self._given = 0
+        self._others: set[str] = set()  # ids that messages came with
 
     def nodes(self) -> range:
         """Return all node ids."""
@@ -42,4 +43,19 @@ class Numbering:
         """Return a message's id; one that has none is given one."""
         if not message.metadata.message_id:
             internals.set_message_id(message, self.fresh())
+        elif not self.knows(message.metadata.message_id):
+            self._others.add(message.metadata.message_id)
         return message.metadata.message_id
+
+    def knows(self, message_id: str) -> bool:
+        """Return whether some message has or had that id."""
+        return message_id in self._others or 0 < _number_in(message_id) <= self._given
+
+
+def _number_in(message_id: str) -> int:
+    """The number that was made an id; 0 of any other id."""
+    try:
+        number = int(message_id, 16)
+    except (TypeError, ValueError):
+        return 0
+    return number if f"{number:064x}" == message_id else 0

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import FrameType
-from typing import Any, get_args
+from typing import Any, SupportsFloat, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
@@ -57,7 +57,7 @@ def create_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
-def nodes_waited_for(caller: FrameType) -> int | None:
+def nodes_waited_for(caller: FrameType) -> float | None:
     """Return for how many nodes Flower's strategies wait, told by where they ask for them.
 
     Args:
@@ -70,7 +70,7 @@ def nodes_waited_for(caller: FrameType) -> int | None:
     if caller.f_code.co_name != "sample_nodes" or not module.startswith("flwr.serverapp.strategy"):
         return None
     wanted = caller.f_locals.get("min_available_nodes")
-    return wanted if isinstance(wanted, int) else None
+    return float(wanted) if isinstance(wanted, SupportsFloat) else None
 
 
 _FOR_EVER_S = 86400  # for so long Flower's old client manager waits unless it is told otherwise

@@ -14,6 +14,7 @@ from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg as OldFedAvg
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 import fedsim
 from fedsim.basics.errors import RunError, ScenarioError
@@ -247,3 +248,143 @@ def test_an_old_strategy_that_counts_clients_until_more_are_there_is_ended(strat
 
 def test_one_that_only_looks_is_not():
     old(Looking)
+
+
+def ask(nodes):
+    """One message to each node."""
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(2)]), "config": ConfigRecord({})})
+    return [Message(content, node, "train") for node in nodes]
+
+
+def more_than_were_sent(grid, server_round):
+    ids, found = list(grid.push_messages(ask(grid.get_node_ids()))), []
+    while len(found) < len(ids) + 1:
+        found += grid.pull_messages(ids)
+        time.sleep(0.05)
+
+
+def each_taken_off(grid, server_round):
+    ids, found = set(grid.push_messages(ask(grid.get_node_ids()))), []
+    while len(found) < 20:
+        for reply in grid.pull_messages(ids):
+            ids.discard(reply.metadata.reply_to_message_id)
+            found.append(reply)
+        time.sleep(0.05)
+
+
+def never_sent(grid, server_round):
+    while not list(grid.pull_messages(["abc"])):
+        time.sleep(0.05)
+
+
+def nothing_sent(grid, server_round):
+    while not list(grid.send_and_receive([])):
+        time.sleep(0.05)
+
+
+def spins(grid, server_round):
+    while not list(grid.pull_messages(())):
+        pass
+
+
+def looks_at_the_nodes_too(grid, server_round):
+    while len(list(grid.get_node_ids())) and not list(grid.pull_messages(["abc"])):
+        list(grid.get_node_ids())
+        time.sleep(0.05)
+
+
+PULLS = {
+    more_than_were_sent: "has had every reply",
+    each_taken_off: "no message at all",
+    never_sent: "no message 'abc' was ever sent",
+    nothing_sent: "no message at all",
+    spins: "no message at all",
+    looks_at_the_nodes_too: "(no message 'abc' was ever sent|waits for nodes)",
+}
+
+
+class Pulls(FedAvg):
+    """Has a loop of its own, which pulls replies in some way."""
+
+    way = more_than_were_sent
+
+    def start(self, grid, initial_arrays, num_rounds=3, **others):
+        for server_round in range(1, num_rounds + 1):
+            type(self).way(grid, server_round)
+
+
+class Configures(Elsewhere):
+    """Pulls where it configures a round."""
+
+    way = more_than_were_sent
+
+    def configure_train(self, server_round, arrays, config, grid):
+        type(self).way(grid, server_round)
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+@pytest.fixture
+def hasty(impatient, monkeypatch):
+    monkeypatch.setattr("fedsim.messages.patience._BUSY_S", 0.3)
+    monkeypatch.setattr("fedsim.messages.patience._AT_ONCE", 100)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("way", PULLS, ids=lambda way: way.__name__)
+def test_whoever_pulls_replies_that_never_come_is_ended(way, monkeypatch):
+    monkeypatch.setattr(Pulls, "way", staticmethod(way))
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        Pulls().start(grid, ArrayRecord([np.zeros(2)]))
+
+    with pytest.raises(RunError, match=rf"Pulls \({way.__name__}, line .*{PULLS[way]}"):
+        fedsim.run_simulation(server, client, 3, "inline")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("way", PULLS, ids=lambda way: way.__name__)
+def test_a_scenarios_strategy_that_pulls_so_is_ended_with_its_round(way, monkeypatch, tmp_path):
+    monkeypatch.setattr(Configures, "way", staticmethod(way))
+    if way in (more_than_were_sent, each_taken_off):
+        monkeypatch.setattr("tests.cases.test_08_waits_for_nodes_that_never_come.ask", lambda _: [])
+    described = worlds.scenario(f"{NAME}Configures", rounds=2)
+    with pytest.raises(RunError, match=rf"round 1: Configures \({way.__name__}, line .* waits for"):
+        fedsim.start(described, out=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_whoever_pulls_once_more_or_while_others_work_waits_for_nothing():
+    patience = Patience(lambda who, what, present: "waits")
+    for _ in range(5):
+        patience.pulled(["a"], None, sys._getframe())
+        time.sleep(0.05)
+        patience.sent()
+    for _ in range(5):
+        patience.pulled(["a"], None, sys._getframe())
+        begun = time.process_time()
+        while time.process_time() - begun < 0.05:
+            pass
+
+
+@pytest.mark.parametrize("wanted", [5, 5.0, np.int64(5), np.float64(5)])
+def test_flowers_helper_called_directly_names_who_calls_it(wanted, monkeypatch, tmp_path):
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        sample_nodes(grid, wanted, 1)
+
+    with pytest.raises(RunError, match=r"main, line \d+, waits for 5 nodes, and num_supernodes"):
+        fedsim.run_simulation(server, client, 3, "inline")
+    monkeypatch.setattr(Configures, "way", staticmethod(lambda grid, _: picks(grid, wanted)))
+    described = worlds.scenario(f"{NAME}Configures", rounds=2, partition={"clients": 4})
+    with pytest.raises(
+        RunError, match=r"round 1: Configures \(picks, line \d+\) waits for 5 nodes, and 4 take"
+    ):
+        fedsim.start(described, out=tmp_path / "run")
+
+
+def picks(grid, wanted):
+    return sample_nodes(grid, wanted, 1)

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.basics.errors import ScenarioError
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.federation.participation.kinds import Participation
+from fedsim.messages.adapting import batch_of
 from fedsim.messages.patience import (
     EVALUATION_MINIMA,
     TRAINING_MINIMA,
@@ -161,5 +163,14 @@ class RoundNodesGrid(GridWrapper):
 
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> Any:
         """Send instructions and return the replies."""
+        batch = batch_of(messages)
+        if len(batch):
+            self._patience.sent()
+        else:
+            self._patience.sent_nothing(sys._getframe(1))
+        return self.inner.send_and_receive(batch, timeout=timeout)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push instructions."""
         self._patience.sent()
-        return self.inner.send_and_receive(messages, timeout=timeout)
+        return self.inner.push_messages(messages)
