@@ -18,6 +18,7 @@ from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.basics.reads import Reads, by_now
 from fedsim.basics.sources import NO_CODE, Code, changes
 from fedsim.runs.folder import SCENARIO_FILE, RunFolder
+from fedsim.runs.places import moved, placed
 from fedsim.scenario.overrides import apply, key_of
 from fedsim.scenario.scenario import Scenario, code_in, without_user
 from fedsim.scenario.tables import WITH_PATHS
@@ -76,12 +77,13 @@ def take_up(folder: RunFolder, overrides: Sequence[str] = ()) -> Scenario:
     """
     document = folder.document()
     origin = str(folder.file(SCENARIO_FILE))
-    moved = [each for each in overrides if _is_place(key_of(each), document)]
-    others = [each for each in overrides if each not in moved]
-    apply(document, moved)
+    given = [each for each in overrides if _is_place(key_of(each), document)]
+    others = [each for each in overrides if each not in given]
+    apply(document, given)
+    others, first = placed(document, folder, others)
     _require_there(document, origin)
     _require_same_code(document, folder, origin)
-    saved = Scenario.from_resolved(document, origin)
+    saved = Scenario.from_resolved(document, origin).begun_with(first)
     found = saved.with_overrides(others)
     if found.sha256 != saved.sha256:
         raise ScenarioError(
@@ -105,6 +107,7 @@ def keep_places(scenario: Scenario, folder: RunFolder) -> None:
     for table, key in WITH_PATHS.items():
         if _is_place((table, key), document):
             kept[table] = {**document[table], key: now[table][key]}
+    kept = moved(kept, now, folder)
     if kept != document:
         file = folder.file(SCENARIO_FILE)
         with taking(file):

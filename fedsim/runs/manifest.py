@@ -9,6 +9,7 @@ from fedsim.federation.topology.picture import draw_topology
 from fedsim.federation.topology.topology import Topology, edges_sha256, graph_statistics
 from fedsim.runs.folder import RunFolder
 from fedsim.runs.left_behind import write_code
+from fedsim.runs.places import write_places
 from fedsim.runs.world import World
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def write_plan(world: World, folder: RunFolder) -> None:
         with taking(folder.file(name)):
             write_json_atomic(folder.file(name), content)
     write_code(world.code, world.reads, folder)
+    write_places(world.scenario, folder)
     if world.topology is not None:
         graph = _first_graph(world, world.topology)
         title = f"{world.topology.kind}, {world.scenario.stem}"

@@ -20,6 +20,7 @@ from fedsim.runs import checkpoint as checkpoints
 from fedsim.runs.best_model import BestModel
 from fedsim.runs.checkpoint import Checkpoint
 from fedsim.runs.folder import RunFolder
+from fedsim.runs.places import paths_kept
 from fedsim.runs.round_report import RoundReport
 from fedsim.runs.strategy_memory import RunMemory
 from fedsim.runs.world import World
@@ -95,7 +96,8 @@ class Recorder:
         )
         for name, file in self._files.items():
             file.truncate(saved.offsets[name])
-        self._memory.restore(saved.strategy)
+        with paths_kept(self._world.strategy, self._world.scenario, self._folder):
+            self._memory.restore(saved.strategy)
         self._world.participation.restore(saved.participation)
         if self._engine is not None:
             self._engine.store.restore(saved.clients, saved.client_state)

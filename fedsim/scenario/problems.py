@@ -1,5 +1,6 @@
 """Problems of a scenario, gathered so that all are told at once."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from fedsim.basics.errors import (
     printable,
     show,
 )
+from fedsim.scenario.tables import WITH_PATHS
 
 _T = TypeVar("_T")
 
@@ -42,8 +44,25 @@ class ScenarioProblems:
                 words = f"{largest_number(self.tables)}: is too large: {words}"
             self.add(words if words.startswith("[") else f"{where}{words}")
         except OSError as error:  # such as a name that is too long for a file
-            self.add(f"{where}path = {show(error.filename)}: {error.strerror}")
+            self.add(f"{where}{self._of_file(error, where.partition(']')[0].lstrip('['))}")
         return None
+
+    def _of_file(self, error: OSError, table: str) -> str:
+        """Say which key of a table names the file that could not be opened."""
+        wanted = str(error.filename)
+        given: Any = self.tables
+        for part in table.split("."):
+            given = given.get(part) if isinstance(given, Mapping) else None
+        for key, value in (given or {}).items() if isinstance(given, Mapping) else ():
+            path = os.path.expanduser(value) if isinstance(value, str) else ""
+            if not path or not os.path.abspath(wanted).startswith(os.path.abspath(path)):
+                continue
+            inside = "" if wanted in (value, path) else f"{wanted}: "
+            where = "" if os.path.isabs(path) else f" in the working folder {os.getcwd()}"
+            return f"{key} = {show(value)}: {inside}{error.strerror}{where}"
+        key = WITH_PATHS.get(table)
+        named = f"{key} = " if isinstance(given, Mapping) and key in given else ""
+        return f"{named}{show(error.filename)}: {error.strerror}"
 
     def raise_any(self) -> None:
         """Raise what has been found, if anything has.

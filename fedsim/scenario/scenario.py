@@ -8,7 +8,7 @@ against the models below; every problem is reported, one line each, with file, t
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ class Scenario:
         modules: The folders of what is named by import path, as PYTHONPATH lists folders.
         choices: What the tables name, by table, each looked up once; `[task]` is not among them,
             and no table that is empty.
+        first_places: What a run began with under keys of its own code's files, which may have been
+            moved since: the hash is of these.
     """
 
     title: str
@@ -101,6 +103,7 @@ class Scenario:
     origin: str
     modules: str = ""
     choices: Mapping[str, Choice] = field(default_factory=dict, repr=False, compare=False)
+    first_places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Let every table have its choice: that which was checked, or one still to be looked up."""
@@ -236,7 +239,11 @@ class Scenario:
             return self
         document = self.resolved()
         apply(document, overrides)
-        return self.from_resolved(document, self.origin)
+        return self.from_resolved(document, self.origin).begun_with(self.first_places)
+
+    def begun_with(self, places: Mapping[str, str]) -> "Scenario":
+        """Return this scenario as one of a run that began with these files, by `table.key`."""
+        return replace(self, first_places=places) if places else self
 
     def with_data(self, folder: Path | None) -> "Scenario":
         """Return this scenario with its data set read from the folder of its name in `folder`.
@@ -256,13 +263,32 @@ class Scenario:
         Raises:
             ScenarioError: If what comes of it is wrong.
         """
-        return self.from_resolved({**self.resolved(), **tables}, self.origin)
+        found = self.from_resolved({**self.resolved(), **tables}, self.origin)
+        return found.begun_with(self.first_places)
 
     @property
     def sha256(self) -> str:
         """A hash of every key that can change the run's result; equal on every machine."""
         # with the parts that the strategy adds, as clients have them
-        return identity_of({**self.resolved(), "client": dict(self.client)})
+        document = {**self.resolved(), "client": dict(self.client)}
+        for key, value in self.first_places.items():
+            document = _with(document, key.split("."), value)
+        return identity_of(document)
+
+
+def at_key(document: Mapping[str, Any], key: str) -> Any:
+    """Return what a document has under `table.key`, None where there is nothing."""
+    found: Any = document
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _with(table: Mapping[str, Any], key: Sequence[str], value: Any) -> dict[str, Any]:
+    inside = table.get(key[0])
+    if len(key) > 1:
+        value = _with(inside if isinstance(inside, Mapping) else {}, key[1:], value)
+    return {**table, key[0]: value}
 
 
 def code_in(document: Mapping[str, Any], origin: str) -> Code:

@@ -174,3 +174,106 @@ def test_a_wrong_setting_is_refused_with_its_own_words(tmp_path):
     interrupted(fedsim.load_scenario(project(tmp_path / "p", rounds=ROUNDS)))
     with pytest.raises(ScenarioError, match="modules = 'nowhere': there is no such folder"):
         fedsim.resume("run", overrides=["modules=nowhere"])
+
+
+FILES = {
+    "rows": LOADER.replace("path: str", "csv_file: str").replace("Path(path)", "Path(csv_file)"),
+    "strat": """
+from pathlib import Path
+
+from flwr.serverapp.strategy import FedAvg
+
+
+class Reads(FedAvg):
+    def __init__(self, folder: str, again: bool = True):
+        super().__init__(min_available_nodes=1)
+        self.folder, self.again = folder, again
+        self.share = len((Path(folder) / "names.txt").read_text())
+
+    def aggregate_train(self, server_round, replies):
+        if self.again:
+            (Path(self.folder) / "names.txt").read_text()
+        return super().aggregate_train(server_round, replies)
+""",
+    "nets": """
+from pathlib import Path
+
+from torch import nn
+
+
+def net(feature_shape, num_classes, *, words: str = "x"):
+    units = len(Path(words).read_text())
+    layers = nn.Linear(feature_shape[0], units), nn.ReLU(), nn.Linear(units, num_classes)
+    return nn.Sequential(*layers)
+""",
+}
+
+
+def own_places(kind):
+    """Write what an argument of own code names: assignments, its key, where it lies."""
+    Path("old").mkdir(exist_ok=True)
+    Path("old/names.txt").write_text("names")
+    Path("old/own.csv").write_text(ROWS)
+    if kind == "rows":
+        return ["data={name='rows:load', csv_file='old/own.csv'}"], "data.csv_file", "own.csv"
+    if kind == "nets":
+        task = "task={model='nets:net', words='old/names.txt'}"
+        return [task], "task.words", "names.txt"
+    return ["strategy={name='strat:Reads', folder='old'}"], "strategy.folder", ""
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_of_own_code_under_any_key_is_found_from_anywhere_and_given_anew(
+    kind, tmp_path, monkeypatch
+):
+    assigned, key, name = own_places(kind)
+    file = project(tmp_path / "p", rounds=ROUNDS, **FILES)
+    expected = interrupted(fedsim.load_scenario(file, assigned))
+    for copied in ("moved", "other", "elsewhere"):
+        shutil.copytree("run", copied)
+    run = Path("elsewhere").absolute()
+    Path("away/old").mkdir(parents=True)  # another one of that name
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "away")
+        assert resumed(run) == expected
+    Path("old").rename("new")
+    said = refused("moved")
+    if kind == "strat":  # a word alone may be none; what misses it says so
+        assert '[strategy] folder = "old": old/names.txt: No such file' in said
+    else:
+        assert f"is no longer there; say where it lies now: --set {key}=PATH" in said
+    assert resumed("moved", "--set", f"{key}=new/{name}") == expected
+    assert resumed("moved") == expected
+    for each in ("names.txt", "own.csv"):
+        changed = Path("new") / each
+        changed.write_text(changed.read_text().replace("0,1,", "4,1,").replace("names", "other"))
+    enter([])
+    said = CliRunner().invoke(app, ["resume", "other", "--set", f"{key}=new/{name}"])
+    assert said.exit_code == (1 if kind == "rows" else 2), said.output
+    assert ("bring the data back" if kind == "rows" else "is not what the run began") in said.stderr
+    Path("new").rename("old")
+    said = refused("other", "--set", f"{key}=nowhere")
+    assert "would change the result" in said or '[strategy] folder = "nowhere"' in said
+
+
+def test_a_missing_file_of_a_strategy_is_named_with_the_key_that_holds_it(tmp_path):
+    own_places("strat")
+    file = project(tmp_path / "p", **FILES)
+    with pytest.raises(
+        ScenarioError, match=r'\[strategy\] folder = "gone": gone/names.txt: No such file .*working'
+    ):
+        fedsim.load_scenario(file, ["strategy={name='strat:Reads', folder='gone'}"])
+
+
+def test_a_word_that_is_a_folders_name_by_chance_stays_a_word(tmp_path):
+    Path("mean").mkdir()
+    words = FILES["strat"].replace("folder: str", "folder: str, kind: str = 'mean'")
+    own_places("strat")
+    file = project(tmp_path / "p", rounds=ROUNDS, strat=words)
+    expected = interrupted(
+        fedsim.load_scenario(file, ["strategy={name='strat:Reads', folder='old', kind='mean'}"])
+    )
+    shutil.copytree("run", "copy")
+    Path("mean").rmdir()
+    assert "would change the result" in refused("run", "--set", "strategy.kind=median")
+    assert resumed("run") == expected
