@@ -12,62 +12,27 @@ import sys
 import types
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fedsim.basics.generators import OWN
+from fedsim.basics.kept_place import (
+    CELL,
+    DEFAULTS,
+    INTERNAL,
+    NOTHING,
+    KeptPlace,
+    LayerWas,
+    of_layer,
+)
 from fedsim.basics.marks import ATOMS, DEPTH, ITEMS, copied, mark_of
 from fedsim.basics.project import installed
 
-# attributes of torch's own layers that are looked at: what else they keep is torch's affair
-_PLAIN = (*ATOMS, tuple, list, dict, set, deque, np.ndarray)
 _CACHE = type(functools.lru_cache(lambda: None))
-_INTERNAL = frozenset(nn.Module().__dict__) | {"_parameters", "_buffers", "_modules"}
-_DEFAULTS = ("__defaults__", "__kwdefaults__")
-_CELL = "cell_contents"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KNOWN = ("torch", "numpy", "fedsim", "clients", "strategies", "flwr", "builtins", "abc", "typing")
-
-
-class KeptPlace(NamedTuple):
-    """Something that may change: where it is kept, and what it is called.
-
-    Attributes:
-        owner: The object, class or module that keeps it.
-        name: Its name there.
-        shown: What to call it, such as "'steps' of Counter".
-    """
-
-    owner: Any
-    name: str
-    shown: str
-
-    @property
-    def key(self) -> tuple[int, str]:
-        """What it is found by: an owner may have no hash."""
-        return id(self.owner), self.name
-
-    def get(self) -> Any:
-        """What is there, or `_NOTHING`."""
-        if self.name in (*_DEFAULTS, _CELL):
-            return getattr(self.owner, self.name, _NOTHING)
-        return vars(self.owner).get(self.name, _NOTHING)
-
-    def put(self, value: Any) -> None:
-        """Put a value there, or take away what is there."""
-        if self.name in (*_DEFAULTS, _CELL):
-            setattr(self.owner, self.name, value)
-            return
-        into = vars(self.owner)
-        if value is _NOTHING:
-            into.pop(self.name, None)
-        elif isinstance(self.owner, type):
-            setattr(self.owner, self.name, value)
-        else:
-            into[self.name] = value
 
 
 class KeptState:
@@ -89,8 +54,10 @@ class KeptState:
         hooks = [hook for part in parts for hook in _hooks(part)]
         self._caches: dict[str, Any] = {}
         around = _of_modules(kinds, hooks, self._caches)
-        places = [*self._attributes(), *_of_classes(kinds), *around]
-        self._places = {place.key: place for place in places}
+        places = [*self._of_owners(), *_of_classes(kinds), *around]
+        self._others = {place.key: place for place in places}
+        layers = (place for path, layer in self._layers for place in of_layer(path, layer))
+        self._places = self._others | {place.key: place for place in layers}
         first = {key: place.get() for key, place in self._places.items()}
         self.generators = _generators(first.values())
         self._shared = {id(each): each for each in (*_not_copied(parts), *self.generators)}
@@ -112,7 +79,11 @@ class KeptState:
 
     def moved(self) -> list[str]:
         """Name what is not as it was."""
-        places = self._places | {place.key: place for place in self._attributes()}
+        places = self._others | {place.key: place for place in self._of_owners()}
+        for (path, layer), was in zip(self._layers, self._layers_were, strict=True):
+            if not was.still(layer):
+                now = {place.key: place for place in of_layer(path, layer)}
+                places |= {key: self._places[key] for key in was.keys} | now
         found = [p.shown for key, p in places.items() if mark_of(p.get()) != self._marks.get(key)]
         for (module, name, _), mark in zip(self._buffers, self._buffer_marks, strict=True):
             if mark_of(module._buffers.get(name)) != mark:
@@ -135,9 +106,10 @@ class KeptState:
                 del table[name]
         if not has_moved:
             return
-        for place in [*self._attributes()]:
+        layers = (place for path, layer in self._layers for place in of_layer(path, layer))
+        for place in [*self._of_owners(), *layers]:
             if place.key not in self._places:
-                place.put(_NOTHING)
+                place.put(NOTHING)
         memo = dict(self._shared)
         for key, place in self._places.items():
             place.put(copied(self._pristine[key], memo))
@@ -150,27 +122,19 @@ class KeptState:
 
     def _mark(self) -> None:
         self._marks = {key: mark_of(place.get()) for key, place in self._places.items()}
+        self._layers_were = [LayerWas.of(path, layer) for path, layer in self._layers]
         self._buffer_marks = [mark_of(m._buffers.get(n)) for m, n, _ in self._buffers]
 
-    def _attributes(self) -> Iterator[KeptPlace]:
+    def _of_owners(self) -> Iterator[KeptPlace]:
         for owner in self._owners:
-            internal = _INTERNAL if isinstance(owner, nn.Module) else ()
+            internal = INTERNAL if isinstance(owner, nn.Module) else ()
             for name in vars(owner):
                 if name not in internal and not name.startswith("_flat_weight"):
                     yield KeptPlace(owner, name, f"'{name}' of {type(owner).__name__}")
-        for path, layer in self._layers:
-            for name, value in vars(layer).items():
-                if name in _INTERNAL or name.startswith("_flat_weight"):
-                    continue
-                if isinstance(value, _PLAIN):
-                    yield KeptPlace(layer, name, f"'{name}' of {type(layer).__name__} '{path}'")
 
     def caches(self) -> list[str]:
         """Name functions whose results are kept by an `lru_cache`: those that were called."""
         return [label for label, cache in self._caches.items() if sum(cache.cache_info()[:2])]
-
-
-_NOTHING = types.SimpleNamespace()
 
 
 def _parts(root: Any) -> list[Any]:
@@ -301,10 +265,10 @@ def _of_function(function: types.FunctionType) -> Iterator[KeptPlace]:
         if not name.startswith("__") and _is_data(value):
             yield KeptPlace(function, name, f"'{name}' of the function {called}")
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        place = KeptPlace(cell, _CELL, f"'{name}' around {called}")
-        if place.get() is not _NOTHING and _is_data(place.get()):
+        place = KeptPlace(cell, CELL, f"'{name}' around {called}")
+        if place.get() is not NOTHING and _is_data(place.get()):
             yield place
-    for name in _DEFAULTS:
+    for name in DEFAULTS:
         values = getattr(function, name) or ()
         given = values.values() if isinstance(values, dict) else values
         if not all(isinstance(each, ATOMS) or callable(each) for each in given):
