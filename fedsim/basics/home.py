@@ -30,7 +30,7 @@ def cache_root() -> Path:
     """Return `$FEDSIM_CACHE`, or `~/.cache/fedsim`.
 
     Raises:
-        ScenarioError: If that needs a home folder and there is none.
+        ScenarioError: If that needs a home folder and there is none, or a file is in its place.
     """
     named = os.environ.get("FEDSIM_CACHE")
     if (named or "~").startswith("~") and home() is None:
@@ -39,4 +39,23 @@ def cache_root() -> Path:
             f"{where}: there is no home folder (HOME is unset and this user id has none): set "
             "FEDSIM_CACHE to a writable folder"
         )
-    return expanded(named or "~/.cache/fedsim").absolute()
+    root = expanded(named or "~/.cache/fedsim").absolute()
+    if (file := _file_above(root)) is not None:
+        where = f"FEDSIM_CACHE = '{named}'" if named else f"the data cache {root}"
+        if (named or "~").startswith("~") and (own := home()) and own.is_relative_to(file):
+            where += f", HOME = '{own}'" if "HOME" in os.environ else f", the home folder '{own}'"
+        raise ScenarioError(
+            f"{where}: {file} is no folder but a file: set FEDSIM_CACHE to a writable folder"
+        )
+    return root
+
+
+def _file_above(folder: Path) -> Path | None:
+    """The file that stands where a folder or one above it should be, or None."""
+    for each in (folder, *folder.parents):
+        try:
+            os.stat(each)
+        except OSError:  # not there, or below a file
+            continue
+        return None if each.is_dir() else each
+    return None

@@ -13,7 +13,7 @@ import gc
 import os
 import sys
 
-from fedsim.cli.app import app
+from fedsim.cli.app import FAILED, app, tell, unwritten
 
 # commands register themselves, in the order of `fedsim --help`
 # isort: off
@@ -37,6 +37,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line of this process."""
+    _hold_standard_streams()
     # at the end, to look for garbage among all that torch and Ray have made takes half a second
     atexit.register(gc.freeze)
     # Import paths in a scenario may name modules beside it; what is installed comes first.
@@ -45,4 +46,20 @@ def main() -> None:
     except FileNotFoundError:  # torch's libraries do not load there either
         print("fedsim: the working folder has been removed; go to another one", file=sys.stderr)
         raise SystemExit(2) from None
-    app()
+    try:
+        app()
+    except OSError as error:  # a command's own are told by it: this is of its help
+        tell(unwritten(error))
+        raise SystemExit(FAILED) from None
+
+
+def _hold_standard_streams() -> None:
+    """Open those that are closed: the next file of a run would be taken for them by workers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            if os.open(os.devnull, os.O_RDWR) == number:
+                os.set_inheritable(number, True)
+        if number and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -136,10 +136,41 @@ def finish(produce: Callable[[], CommandOutcome], *, as_json: bool) -> None:
     if as_json:
         from fedsim.basics.json_files import to_json
 
-        typer.echo(to_json(outcome.document))
-    if outcome.ended_early or not as_json:
-        typer.echo("\n".join(outcome.lines), err=outcome.ended_early)
+        _result(to_json(outcome.document), outcome)
+    if outcome.ended_early:
+        tell("\n".join(outcome.lines))
+    elif not as_json:
+        _result("\n".join(outcome.lines), outcome)
     raise typer.Exit(outcome.code)
+
+
+def tell(text: str) -> None:
+    """Write lines to standard error; they are lost where it is full or closed."""
+    with contextlib.suppress(OSError, ValueError):
+        typer.echo(text, err=True)
+
+
+def _result(text: str, outcome: CommandOutcome) -> None:
+    """Write a result to standard output.
+
+    Raises:
+        Exit: If it takes nothing; a pipe that nobody reads any more is typer's to end.
+    """
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        folder = outcome.document.get("folder")
+        tell(unwritten(error) + (f"; the result is in {folder}" if folder else ""))
+        raise typer.Exit(outcome.code or FAILED) from None
+
+
+def unwritten(error: OSError) -> str:
+    """Say that standard output takes nothing; what is left of it is thrown away."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return f"fedsim: standard output cannot be written: {error.strerror or error}"
 
 
 def _failure(code: int, message: str, error: BaseException) -> CommandOutcome:

@@ -17,6 +17,7 @@ from fedsim.cli.app import (
     app,
     check_data,
     finish,
+    tell,
 )
 
 
@@ -59,7 +60,7 @@ def check(
 
         def say(text: str) -> None:
             if not quiet:
-                typer.echo(text, err=True)
+                tell(text)
 
         answer = run_check(
             scenarios or [], tier=tier, overrides=overrides or [], say=say, data=data

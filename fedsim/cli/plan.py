@@ -17,6 +17,7 @@ from fedsim.cli.app import (
     app,
     check_workers,
     finish,
+    tell,
 )
 from fedsim.cli.words import columns
 
@@ -77,7 +78,7 @@ def plan(
 
         def note(text: str) -> None:
             if not quiet:
-                typer.echo(text, err=True)
+                tell(text)
 
         with loaded.named_in_refusals():
             plans = plan_search.measure(loaded, rounds=rounds, workers=workers, note=note)

@@ -122,7 +122,8 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
         elif not self._told:
             self._told = True
-            print(f"fedsim: {LOG_FILE} cannot be written: {error.strerror}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):
+                print(f"fedsim: {LOG_FILE} cannot be written: {error.strerror}", file=sys.stderr)
 
     def close(self) -> None:
         """Close the file; what it still holds may find no room."""

@@ -1,8 +1,12 @@
-"""Live progress of a run: a moving bar on a terminal, plain lines everywhere else."""
+"""Live progress of a run: a moving bar on a terminal, plain lines everywhere else.
 
+It may be lost, where standard error is full or closed, and ends no run.
+"""
+
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -36,16 +40,14 @@ class Display:
 
     def note(self, text: str) -> None:
         """Show a line that stays, such as a client that failed or why a fallback was taken."""
-        if self._quiet:
-            return
-        console = self._live.console if self._live is not None else self._terminal()
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._print(text)
 
     def stop(self) -> None:
         """End the display; the terminal is as it was before. It may be called more than once."""
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            with self._losing():
+                live.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -58,6 +60,21 @@ class Display:
     ) -> None:
         self.stop()
 
+    def _print(self, text: str) -> None:
+        if self._quiet:
+            return
+        with self._losing():
+            console = self._live.console if self._live is not None else self._terminal()
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Show nothing any more once nothing can be shown."""
+        try:
+            yield
+        except (OSError, ValueError):  # full, broken; closed, or of another alphabet
+            self._quiet = True
+
     def _terminal(self) -> "Console":
         if self._console is None:
             from rich.console import Console
@@ -67,7 +84,12 @@ class Display:
 
     def _begin(self, picture: Callable[[], "RenderableType"], *, transient: bool = False) -> None:
         """Show a picture that is drawn anew every second, where there is a terminal."""
-        console = self._terminal()
+        with self._losing():
+            self._begin_on(self._terminal(), picture, transient=transient)
+
+    def _begin_on(
+        self, console: "Console", picture: Callable[[], "RenderableType"], *, transient: bool
+    ) -> None:
         if not console.is_terminal:
             return
         from rich.live import Live
@@ -155,11 +177,12 @@ class Progress(Display):
     def _show(self) -> None:
         self._shown, self._unshown = time.monotonic(), False
         if self._live is not None:
-            self._live.refresh()
+            with self._losing():
+                self._live.refresh()
             return
         width = len(str(self._total))
         line = f"round {self._round:>{width}}/{self._total}  {self._left():<11}  {self._facts()}"
-        self._terminal().print(line, highlight=False, markup=False, soft_wrap=True)
+        self._print(line)
 
     def _facts(self) -> str:
         numbers = [f"{_WORDS[metric]} {value:.4f}" for metric, value in self._numbers.items()]

@@ -1,5 +1,6 @@
 """A user id that nobody has, as in containers: no home folder, no name, no terminal."""
 
+import io
 import os
 import pwd
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import fedsim
@@ -15,6 +17,7 @@ from fedsim.basics.home import cache_root, expanded, home
 from fedsim.basics.project import enter
 from fedsim.cli import app
 from fedsim.cli.doctor import machine
+from fedsim.runs.progress import Progress
 from tests.cases.own_projects import project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,3 +127,64 @@ def test_a_working_folder_that_is_gone_is_said_in_a_line(tmp_path):
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr == "fedsim: the working folder has been removed; go to another one\n"
+
+
+def in_a_shell(command, folder, **environment):
+    """Run `fedsim COMMAND`, redirections included, in a process of its own."""
+    return subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m fedsim {command}"],
+        cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FEDSIM_CACHE": str(folder / "c"),
+             **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">/dev/null 2>&- <&-"])
+def test_progress_that_nobody_takes_ends_no_run(where, tmp_path):
+    project(tmp_path, rounds=2)
+    ended = in_a_shell(f"run scenario.toml --out run {where}", tmp_path)
+    assert ended.returncode == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert ended.stderr == ""
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+@pytest.mark.parametrize("asked", ["list strategies", "--help", "run scenario.toml -q --out run"])
+def test_a_result_that_standard_output_does_not_take_is_said_in_a_line(asked, tmp_path):
+    project(tmp_path, rounds=2)
+    ended = in_a_shell(f"{asked} >/dev/full", tmp_path)
+    assert ended.returncode == 1
+    line = "fedsim: standard output cannot be written: No space left on device"
+    assert ended.stderr == line + ("; the result is in run" if "run" in asked else "") + "\n"
+
+
+def test_a_display_is_quiet_once_it_cannot_be_written():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    for terminal in (False, True):
+        progress = Progress(2, console=Console(file=Full(), force_terminal=terminal))
+        progress.start(1)
+        for server_round in (1, 2):
+            progress.update(server_round, {}, done=1, failed=0, absent=0)
+        progress.note("a line")
+        progress.stop()
+
+
+@pytest.mark.parametrize("inside", ["", "/x/y"])
+def test_a_file_in_the_place_of_a_folder_is_named_with_the_variable(tmp_path, monkeypatch, inside):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("FEDSIM_CACHE", f"{file}{inside}")
+    with pytest.raises(ScenarioError, match=r"FEDSIM_CACHE = '.*': .*file is no folder but a file"):
+        cache_root()
+    monkeypatch.setenv("HOME", f"{file}{inside}")
+    for named in ("", "~/cache"):
+        monkeypatch.setenv("FEDSIM_CACHE", named)
+        with pytest.raises(ScenarioError, match=r"HOME = '.*': .*file is no folder.*set FEDSIM"):
+            cache_root()
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "new" / "cache"))
+    assert cache_root() == tmp_path / "new" / "cache"
