@@ -178,3 +178,43 @@ def test_a_table_s_column_that_holds_no_numbers_is_named(column, message):
     features = pd.DataFrame({"b": range(6), "a": column})
     with pytest.raises(ScenarioError, match=message):
         checked(DataSet(features, NAMES), "[data] name = 'mine:load'")
+
+
+LEVELS = pd.MultiIndex.from_product([range(3), ["x", "y"]])
+
+
+@pytest.mark.parametrize("field", ["features", "targets", "groups", "test_targets"])
+def test_an_index_of_several_levels_is_no_column_and_says_so(field):
+    given = {"features": FEATURES, "targets": [0, 1] * 3, field: LEVELS}
+    if field == "test_targets":
+        given["test_features"] = FEATURES
+    with pytest.raises(
+        ScenarioError, match=rf"{field} is a MultiIndex of 2 levels.*get_level_values"
+    ):
+        checked(DataSet(**given), "[data] name = 'mine:load'")
+
+
+def table(columns):
+    return pd.DataFrame([[0.5, 1.0], [0.25, 2.0]] * 3, columns=columns)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        table(["a", "b"]).set_index(LEVELS),
+        table(pd.MultiIndex.from_tuples([("u", "a"), ("u", "b")])),
+        table(["a", "a"]),
+        table(pd.CategoricalIndex(["a", "a"])),
+    ],
+)
+def test_a_table_counts_by_its_values_however_rows_and_columns_are_called(features):
+    found = checked(DataSet(features, [0, 1] * 3), "[data] name = 'mine:load'")
+    assert found.train.features.tolist() == table(["a", "b"]).to_numpy().tolist()
+
+
+def test_a_column_that_no_row_of_the_heading_names_is_refused():
+    names = [("Unnamed: 0_level_0", "Unnamed: 0_level_1"), ("u", "b")]
+    with pytest.raises(ScenarioError, match=r"features has a column without a name, its 1\."):
+        checked(
+            DataSet(table(pd.MultiIndex.from_tuples(names)), [0, 1] * 3), "[data] name = 'mine:l'"
+        )

@@ -40,6 +40,11 @@ def as_array(value: Any) -> npt.NDArray[Any]:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise Unfit("is missing", int(np.argwhere(np.ma.getmaskarray(value))[0, 0]))
     if hasattr(value, "isna"):  # of pandas, where a hole makes floats of whole numbers
+        if hasattr(value, "get_level_values") and getattr(value, "nlevels", 1) > 1:
+            raise Unfit(
+                f"is a {type(value).__name__} of {value.nlevels} levels, whose values are tuples; "
+                "return one of them, as in index.get_level_values(0)"
+            )
         holes = np.argwhere(np.asarray(value.isna()))
         if holes.size:
             raise Unfit("is missing", int(holes[0, 0]))

@@ -230,7 +230,8 @@ def _column_names(features: Any) -> list[str] | None:
     if columns is None or not hasattr(features, "isna"):
         return None
     for place, name in enumerate(columns, start=1):
-        if is_nameless(name):
+        parts = name if isinstance(name, tuple) else (name,)  # one per row of the heading
+        if all(is_nameless(part) for part in parts):
             raise Unfit(
                 f"has a column without a name, its {place}. ('{name}'), as row numbers have that "
                 "pandas writes; read the file with index_col, or drop the column"
