@@ -252,6 +252,7 @@ def test_a_file_of_own_code_under_any_key_is_found_from_anywhere_and_given_anew(
     assert said.exit_code == (1 if kind == "rows" else 2), said.output
     assert ("bring the data back" if kind == "rows" else "is not what the run began") in said.stderr
     Path("new").rename("old")
+    own_places(kind)  # as it was
     said = refused("other", "--set", f"{key}=nowhere")
     assert "would change the result" in said or '[strategy] folder = "nowhere"' in said
 
