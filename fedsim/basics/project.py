@@ -18,9 +18,9 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any
 
 from fedsim.basics.reads import by_now, watching
+from fedsim.basics.turns import others_run, require_free
 
 OURS = frozenset({"fedsim", "strategies", "clients", "__main__"})  # never put aside
 
@@ -42,10 +42,17 @@ def enter(folders: Sequence[str]) -> None:
     """Open a project's folders, and no others.
 
     Args:
-        folders: Absolute paths, the first one first; none closes those that are open.
+        folders: Absolute paths, the first one first; none closes those that are open, unless
+            another thread runs code in them.
+
+    Raises:
+        ScenarioError: If another thread runs code of another project.
     """
     global _open
     wanted = tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))
+    if not wanted and others_run(wanted):
+        return
+    require_free(wanted)
     with _lock:
         if wanted != _open:
             _put_aside(wanted)
@@ -136,34 +143,6 @@ def is_installed(folder: str) -> bool:
         return True
     own = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     return real in own or os.path.dirname(real) in own or real.endswith(".zip")
-
-
-class SentProject:
-    """A project that goes to another process: unpickled there, it opens the same folders.
-
-    Args:
-        folders: Its folders; None where nothing is named by import path.
-        main: What of `__main__` is named, by name: it travels by value.
-    """
-
-    def __init__(self, folders: Sequence[str] | None, main: Mapping[str, Any]) -> None:
-        self._folders, self._main = folders, dict(main)
-
-    def open(self) -> None:
-        """Let its modules be found, and no other project's."""
-        if self._folders is not None:
-            enter(self._folders)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (self._folders, self._main)
-
-
-def _arrive(folders: Sequence[str] | None, main: Mapping[str, Any]) -> SentProject:
-    arrived = SentProject(folders, main)
-    arrived.open()
-    for name, value in main.items():
-        setattr(sys.modules["__main__"], name, value)
-    return arrived
 
 
 class _Loader(SourceFileLoader):

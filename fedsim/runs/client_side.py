@@ -10,7 +10,7 @@ import torch
 from fedsim.basics import kernels_in_use
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import of_main
-from fedsim.basics.project import SentProject
+from fedsim.basics.sent_project import SentProject
 from fedsim.client.batching.augmentation import augmentation_of
 from fedsim.client.batching.poison import Poison
 from fedsim.client.executor import CohortExecutor

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsim.basics.turns import running
 from fedsim.engine.grid import LocalGrid
 from fedsim.runs import folder as run_folder
 from fedsim.runs.execute import RunResult, execute
@@ -42,9 +43,21 @@ def start(
         profile: Learns where the time goes; `profile.json` in the run folder then says it.
 
     Raises:
-        ScenarioError: If the scenario cannot be built or the folder is taken.
+        ScenarioError: If the scenario cannot be built, the folder is taken, or another thread runs
+            code of another project.
         RunError: If the run fails; `fedsim resume` goes on from its last checkpoint.
     """
+    with running(scenario.folders):
+        return _begin(scenario, out, workers, progress, profile)
+
+
+def _begin(
+    scenario: Scenario,
+    out: Path | str | None,
+    workers: int | None,
+    progress: "Progress | None",
+    profile: "Profile | None",
+) -> RunResult:
     with _starting(profile, "data, model and plan"):
         world = build(scenario, draws_seeded=True)
         folder = run_folder.create(None if out is None else Path(out), scenario)
@@ -81,13 +94,20 @@ def resume(
     require_simulated(folder.path)
     with folder.named_when_interrupted():
         scenario = take_up(folder, overrides)
-        with where_it_was_run(folder):
-            world = build(scenario, draws_seeded=True)
-        require_same_data(world, folder)
-        keep_places(scenario, folder)
-        if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
-            write_plan(world, folder)
-        return _run(world, folder, workers=workers, progress=progress)
+        with running(scenario.folders):
+            return _go_on(scenario, folder, workers, progress)
+
+
+def _go_on(
+    scenario: Scenario, folder: RunFolder, workers: int | None, progress: "Progress | None"
+) -> RunResult:
+    with where_it_was_run(folder):
+        world = build(scenario, draws_seeded=True)
+    require_same_data(world, folder)
+    keep_places(scenario, folder)
+    if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
+        write_plan(world, folder)
+    return _run(world, folder, workers=workers, progress=progress)
 
 
 def _run(

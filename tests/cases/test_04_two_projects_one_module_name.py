@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,40 @@ def test_an_edit_below_a_project_is_trained_in_the_same_session(tmp_path):
     layers = tmp_path / "p" / "lib" / "layers.py"
     layers.write_text(textwrap.dedent(NET).format(units=9))
     assert trained(fedsim.load_scenario(file), tmp_path / "b") == 9
+
+
+def test_a_second_thread_with_another_project_is_refused_and_harms_nobody(tmp_path):
+    waits = (
+        "\nimport time\nfrom pathlib import Path\n\nHERE = Path(__file__).parent\ntwice = net\n\n\n"
+        "def net(feature_shape, num_classes):\n    (HERE / 'begun').touch()\n"
+        "    for _ in range(3000):\n        if (HERE / 'go').exists():\n            break\n"
+        "        time.sleep(0.01)\n    from inside import layers\n"
+        "    return layers.net(feature_shape, num_classes)\n"
+    )
+    inside = {"inside/__init__": "", "inside/layers": NET.format(units=4)}
+    slow = project(tmp_path / "slow", model=NET.format(units=9) + waits, **inside)
+    inside["inside/layers"] = inside["model"] = NET.format(units=7)
+    other = project(tmp_path / "other", **inside)
+    plain = project(tmp_path / "plain", named="mlp")
+    second = fedsim.load_scenario(other)
+    first, found = fedsim.load_scenario(slow), []
+    thread = threading.Thread(target=lambda: found.append(trained(first, tmp_path / "a")))
+    thread.start()
+    try:
+        while not (tmp_path / "slow" / "begun").exists():
+            assert thread.is_alive()
+            time.sleep(0.01)
+        for attempt in (
+            lambda: trained(second, tmp_path / "b"),
+            lambda: fedsim.load_scenario(other),
+        ):
+            with pytest.raises(ScenarioError, match="another thread of this process runs code of"):
+                attempt()
+        assert not (tmp_path / "b").exists()
+        assert fedsim.load_scenario(plain).folders == []
+        assert fedsim.load_scenario(slow).code == first.code
+    finally:
+        (tmp_path / "slow" / "go").touch()
+        thread.join()
+    assert found == [4]
+    assert trained(second, tmp_path / "b") == 7

@@ -13,7 +13,7 @@ import fedsim
 from fedsim.basics.errors import ScenarioError
 from fedsim.basics.import_paths import of_main
 from fedsim.basics.json_files import read_json
-from fedsim.basics.project import SentProject
+from fedsim.basics.sent_project import SentProject
 from fedsim.cli import app
 from fedsim.engine.ray.place import in_words
 from tests.cases.own_projects import project
