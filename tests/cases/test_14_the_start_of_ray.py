@@ -250,3 +250,43 @@ def test_a_run_where_temporary_files_are_far_trains_and_leaves_no_folder(tmp_pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert set(Path("/tmp").glob("fedsim-ray-*")) <= before
+
+
+def test_a_fork_of_a_process_that_has_used_ray_is_told_so(monkeypatch):
+    session = cluster.RaySession()
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_start_ray", lambda *_: (False, None))
+    session.forked()  # before any use: as any other process
+    session.enter(None, 1, {}, None)
+    session.forked()
+    with pytest.raises(RunError, match=r"fork of one that has used Ray.*'inline'.*'spawn'"):
+        session.enter(None, 1, {}, None)
+
+
+@pytest.mark.slow
+def test_a_forked_process_ends_at_once_with_ray_and_runs_without(tmp_path):
+    project(tmp_path, engine="ray")
+    script = """
+        import os, signal
+        import fedsim
+        fedsim.start(fedsim.load_scenario("scenario.toml"), out="first", workers=1)
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            try:
+                fedsim.start(fedsim.load_scenario("scenario.toml"), out="second", workers=1)
+            except fedsim.basics.errors.RunError as error:
+                print(error, flush=True)
+            inline = fedsim.load_scenario("scenario.toml", ["engine.kind=inline"])
+            fedsim.start(inline, out="third")
+            os._exit(0)
+        print(os.waitpid(child, 0)[1], os.path.exists("third/summary.json"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path, check=False, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[-2].startswith("this process is a fork of one that has used Ray")
+    assert said[-1] == "0 True"

@@ -32,6 +32,13 @@ class RaySession:
         self._grids = 0  # those that keep the session; 0 of one that somebody else began
         self._folder: str | None = None
         self._over = threading.Event()
+        self._began = False  # ever, here or in the process that this is a fork of
+        self._is_fork = False
+
+    def forked(self) -> None:
+        """Take note that this process is a fork: Ray's connections are the other's."""
+        self._lock = threading.RLock()
+        self._is_fork = self._is_fork or self._began or ray.is_initialized()
 
     def enter(
         self,
@@ -44,8 +51,18 @@ class RaySession:
 
         Returns:
             Whether it was there already or is a cluster's, and whether it must be left.
+
+        Raises:
+            RunError: In a fork of a process that has used Ray, where Ray would wait for ever.
         """
+        if self._is_fork:
+            raise RunError(
+                "this process is a fork of one that has used Ray, and Ray does not work in it: "
+                "give the run [engine] kind = 'inline', or start the process anew, as with "
+                "multiprocessing.get_context('spawn')"
+            )
         with self._lock:
+            self._began = True
             joined = ray.is_initialized()
             if not joined:
                 with _own_handler():
@@ -93,6 +110,7 @@ class RaySession:
 
 
 SESSION = RaySession()
+os.register_at_fork(after_in_child=SESSION.forked)
 
 
 @contextlib.contextmanager
