@@ -70,11 +70,11 @@ def placed(
             continue
         path = os.path.abspath(expanded(value))
         _require_same(key, value, known[key], Path(path))
-        apply(document, [f"{key}={show(path)}"])
+        _put(document, key, path)
     for key, place in known.items():
         now, lies = at_key(document, key), os.path.abspath(expanded(place["lies"][0]))
         if now == place["value"] and os.path.abspath(expanded(now)) != lies:
-            apply(document, [f"{key}={show(lies)}"])  # the run was begun in another folder
+            _put(document, key, lies)  # the run was begun in another folder
             now = lies
         if _is_path(now) and not expanded(now).exists():
             table, _, name = key.rpartition(".")
@@ -103,7 +103,7 @@ def moved(document: dict[str, Any], now: Mapping[str, Any], folder: RunFolder) -
     before = deepcopy(known)
     for key, place in known.items():
         if isinstance(value := at_key(now, key), str) and value != at_key(document, key):
-            apply(document, [f"{key}={show(value)}"])
+            _put(document, key, value)
             if without_user(value) not in place["lies"]:
                 place["lies"].append(without_user(value))
     if known != before:
@@ -194,6 +194,15 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{key}.{name}", inside)
     elif isinstance(value, str):
         yield key, value
+
+
+def _put(document: dict[str, Any], key: str, value: str) -> None:
+    """Write a text into a document that has one under this key."""
+    *tables, name = key.split(".")
+    inside: Any = document
+    for table in tables:
+        inside = inside[table]
+    inside[name] = value
 
 
 def _is_path(value: object) -> bool:

@@ -257,6 +257,20 @@ def test_a_file_of_own_code_under_any_key_is_found_from_anywhere_and_given_anew(
     assert "would change the result" in said or '[strategy] folder = "nowhere"' in said
 
 
+@pytest.mark.parametrize("folder", ["x" * 200, "a 'quoted\" name", "\u00e9t\u00e9 \\ 2"])
+def test_a_place_may_have_any_name(tmp_path, folder, monkeypatch):
+    Path(folder).mkdir()
+    assigned, key, name = own_places("rows")
+    file = project(tmp_path / "p", rounds=ROUNDS, **FILES)
+    expected = interrupted(fedsim.load_scenario(file, assigned))
+    run = Path("run").absolute()
+    Path("old").rename(Path(folder) / "old")
+    there = Path(folder).absolute()
+    monkeypatch.chdir(tmp_path / "p")
+    assert resumed(run, "--set", f"{key}={there}/old/{name}") == expected
+    assert resumed(run) == expected
+
+
 def test_a_missing_file_of_a_strategy_is_named_with_the_key_that_holds_it(tmp_path):
     own_places("strat")
     file = project(tmp_path / "p", **FILES)
