@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 _SHOWS_SOURCES = linecache.__file__  # of warnings and errors
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_NO_FILES = ("/proc/", "/sys/", "/dev/")
+_NO_FILES = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/share/")  # the system's
 _MANY = 8  # variables that one line reads: it copies the environment
 # where is computed, not what
 _MACHINE = ("HOME", "USER", "LOGNAME", "PATH", "PWD", "TMPDIR", "HOSTNAME", "LANG", "DISPLAY")
@@ -125,16 +125,17 @@ def _hook() -> None:
             environment.__getitem__ = _told(environment.__getitem__)
 
 
-def _heard(event: str, arguments: tuple[Any, ...]) -> None:
-    if event != "open" or not _watch.open:
+def _heard(event: str, arguments: tuple[Any, ...], watch: _Watch = _watch) -> None:
+    # Python calls it to the end, when variables of modules are gone
+    if event != "open" or not watch.open:
         return
-    watches, _watch.open = _watch.open, []  # what this itself opens is nobody's
+    watches, watch.open = watch.open, []  # what this itself opens is nobody's
     try:
         path, mode, flags = arguments
         if isinstance(path, str | bytes):
             _take_down(watches, os.path.realpath(os.fsdecode(path)), mode, flags)
     finally:
-        _watch.open = watches
+        watch.open = watches
 
 
 def _take_down(watches: Sequence[_Seen], path: str, mode: str | None, flags: int) -> None:
@@ -168,15 +169,15 @@ def _is_users(frame: FrameType, file: str, folders: Sequence[str]) -> bool:
     return _real(file).startswith(tuple(folders)) and not _is_installed(os.path.dirname(file))
 
 
-def _told(get: Any) -> Any:
+def _told(get: Any, watch: _Watch = _watch) -> Any:
     @functools.wraps(get)
     def told(self: MutableMapping[str, str], key: str) -> Any:
-        if _watch.open and self is os.environ:
+        if watch.open and self is os.environ:
             frame: FrameType | None = sys._getframe(1)
             while frame is not None and frame.f_code.co_filename in _PASSED_ON:
                 frame = frame.f_back
             if frame is not None and isinstance(key, str) and not _of_machine(key):
-                for seen in _watch.open:
+                for seen in watch.open:
                     if _is_users(frame, frame.f_code.co_filename, seen.folders):
                         seen.variables[key] = frame.f_code.co_filename, frame.f_lineno
         return get(self, key)

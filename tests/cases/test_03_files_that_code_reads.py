@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -240,3 +242,16 @@ def test_nothing_is_watched_outside_of_a_watch_and_of_a_projects_code(tmp_path):
     with watching([folder]) as nothing:
         read_json(path)
     assert nothing.found == {}
+
+
+def test_a_process_that_has_watched_ends_quietly(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom fedsim.basics import reads\nwith reads.watching(['.']):\n    pass\n"
+        "class Late:\n    def __del__(self, open=open, environ=os.environ):\n"
+        "        open(__file__ if '__file__' in globals() else '/dev/null').close()\n"
+        "        environ.get('UNITS')\n"
+        "late = Late()\nreads.late = Late()\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
