@@ -46,12 +46,12 @@ def a_leak_between_clients(patch):
 
 
 def a_dropped_attribute(patch):
-    places = kept_state.KeptState._attributes
+    places = kept_state.KeptState._of_owners
 
     def all_but_one(self):
         return (place for place in places(self) if place.name != "steps")
 
-    patch.setattr(kept_state.KeptState, "_attributes", all_but_one)
+    patch.setattr(kept_state.KeptState, "_of_owners", all_but_one)
 
 
 def a_wrong_probe(patch):
