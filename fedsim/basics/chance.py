@@ -12,7 +12,8 @@ _FROM_SYSTEM = {"SystemRandom", "urandom", "getrandom", "uuid1", "uuid4", "randb
 _CLOCKS = {"time", "time_ns", "now", "utcnow", "perf_counter", "monotonic", "getpid"}
 _SEEDING = {"seed", "manual_seed", "seed_everything", "seed_all", *_UNSEEDED}
 _FOLDERS = {"listdir", "scandir", "iterdir", "glob", "rglob", "iglob"}
-_IN_ORDER = {"list", "tuple", "enumerate", "array", "asarray", "tensor", "as_tensor", "zip", "map"}
+_IN_ORDER = {"list", "tuple", "enumerate", "array", "asarray", "tensor", "as_tensor", "zip", "map",
+             "join", "fromkeys"}  # fmt: skip
 _ANY_ORDER = {"sorted", "len", "set", "frozenset", "sum", "min", "max", "any", "all", "Counter"}
 _LOOPS = ast.For, ast.comprehension
 _HASHES = "hash", "the order of a set"  # what PYTHONHASHSEED settles
@@ -58,7 +59,7 @@ def _call(node: ast.Call, settled: set[int]) -> Iterator[str]:
         yield from (
             f"{name} is seeded by the clock" for each in calls if _name(each.func) in _CLOCKS
         )
-    if isinstance(node.func, ast.Name) and name == "hash":
+    if isinstance(node.func, ast.Name) and name == "hash" and id(node) not in settled:
         yield "hash of text is another in each process"
     if name in _IN_ORDER and id(node) not in settled and any(map(_is_set, node.args)):
         yield "the order of a set of text decides"
@@ -87,6 +88,8 @@ def _settled(nodes: Iterable[ast.AST]) -> set[int]:
             inside |= {id(each) for each in ast.walk(node.value)}
         elif isinstance(node, ast.SetComp | ast.DictComp):
             inside |= {id(each) for each in node.generators}
+        elif isinstance(node, ast.FunctionDef) and node.name == "__hash__":
+            inside |= {id(each) for each in ast.walk(node)}  # what a dictionary asks for
     return inside
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
+from fedsim.basics.text import twice_in
+
 
 class FedsimError(Exception):
     """Base of every error that fedsim raises on purpose."""
@@ -120,9 +122,8 @@ def require_different(where: str, names: Sequence[str]) -> None:
     Raises:
         ScenarioError: Naming it.
     """
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise ScenarioError(f"{where}: '{name}' is there twice; name it once")
+    if (name := twice_in(names)) is not None:
+        raise ScenarioError(f"{where}: '{name}' is there twice; name it once")
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

@@ -1,6 +1,6 @@
 """Words for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _NAMED = 10  # clients
@@ -43,3 +43,18 @@ def in_seconds(value: float) -> str:
         ('12.3 ms', '2.00 s')
     """
     return f"{value * 1000:.1f} ms" if value < 0.1 else f"{value:.2f} s"
+
+
+def twice_in(names: Iterable[str]) -> str | None:
+    """Return the first name that is there a second time, or None.
+
+    Example:
+        >>> twice_in(["a", "b", "a"]), twice_in(["a", "b"])
+        ('a', None)
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

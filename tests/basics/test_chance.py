@@ -26,6 +26,7 @@ LEFT = {
     "for name in {'a', 'b'}: f(name)": "the order of a set of text decides",
     "x = [f(name) for name in set(names)]": "the order of a set of text decides",
     "m = dict(enumerate({r.name for r in rows}))": "the order of a set of text decides",
+    "text = ','.join(set(names))": "the order of a set of text decides",
     "x = [read(f) for f in os.listdir(d)]": "listdir has the file system's order: sort it",
     "for f in Path(d).glob('*.csv'): read(f)": "glob has the file system's order: sort it",
     "fs = list(d.iterdir())": "iterdir has the file system's order: sort it",
@@ -48,6 +49,7 @@ SETTLED = [
     "fs = os.listdir(d)\nfs.sort()\nx = [read(f) for f in fs]",
     "fs = list(d.iterdir())\nfor f in sorted(fs): read(f)",
     "self.hash(name)",
+    "class A:\n    def __hash__(self):\n        return hash(self.name)",
 ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.text import twice_in
 
 SUFFIXES = (".csv", ".json", ".parquet")
 
@@ -59,11 +60,9 @@ def _read_csv(path: str, content: bytes) -> Columns:
         raise refused(path, f"is not CSV: {error}") from error
     names = [name.strip() for name in rows[0]] if rows else []
     body = [row for row in rows[1:] if row]
-    if twice := [each for place, each in enumerate(names) if each and each in names[:place]]:
-        hint = "take one out"
-        if twice[0].lstrip("-").isdecimal():
-            hint = NO_NAMES
-        raise refused(path, f"has two columns '{twice[0]}'; {hint}")
+    if (twice := twice_in(filter(None, names))) is not None:
+        hint = NO_NAMES if twice.lstrip("-").isdecimal() else "take one out"
+        raise refused(path, f"has two columns '{twice}'; {hint}")
     for number, row in enumerate(body):
         if len(row) != len(names):
             comment = names[0].startswith(("#", "%", "//"))
@@ -110,12 +109,9 @@ def _parsed(path: str, content: bytes) -> Any:
     """Return what JSON says, or each client's samples as FedML and Python write them."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in table:
-                raise refused(path, f"has the key '{key}' twice in one table; write it once")
-            table[key] = value
-        return table
+        if (twice := twice_in(key for key, _ in pairs)) is not None:
+            raise refused(path, f"has the key '{twice}' twice in one table; write it once")
+        return dict(pairs)
 
     try:
         return json.loads(content, object_pairs_hook=once)

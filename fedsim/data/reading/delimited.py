@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.text import twice_in
 from fedsim.data.reading.headers import headless
 
 _HEAD = 1 << 16  # bytes that are looked at
@@ -208,10 +209,9 @@ def _separator(name: str, lines: Sequence[str], default: str) -> str:
 def _check(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], separator: str) -> None:
     """Refuse what a reader would make something else of than is there."""
     names = [each.strip() for each in header]
-    twice = [each for place, each in enumerate(names) if each and each in names[:place]]
-    if twice:
+    if (twice := twice_in(filter(None, names))) is not None:
         raise ScenarioError(
-            f"{name} has two columns '{twice[0]}'{headless(names)}; give each a name of its own"
+            f"{name} has two columns '{twice}'{headless(names)}; give each a name of its own"
         )
     if not rows:
         raise ScenarioError(f"{name} has no row below its first line")

@@ -1,6 +1,5 @@
 """JSON that is one object and no list of rows: LEAF's users, a table of columns, or neither."""
 
-import collections
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.text import twice_in
 from fedsim.data.reading.origins import Split, library
 
 _RECORDS = "write it with orient='records'"
@@ -94,12 +94,9 @@ def _object(name: str, file: Path) -> dict[str, Any] | None:
 
 def _once(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object; of a key that stands twice most readers would take the later value."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for place, key in enumerate(keys) if key in keys[:place])
+    if (twice := twice_in(key for key, _ in pairs)) is not None:
         raise ScenarioError(f"{name} has the key '{twice}' twice in one object; write it once")
-    return table
+    return dict(pairs)
 
 
 def _look_through(name: str, text: TextIO) -> None:
@@ -157,9 +154,7 @@ def _leaf(name: str, document: Mapping[str, Any]) -> _JsonTable:
     users = document.get("users", [*data] if isinstance(data, dict) else None)
     if not isinstance(data, dict) or not isinstance(users, list):
         raise ScenarioError(f"{name}: LEAF's user_data must be a table by user, and users a list")
-    called = [str(user) for user in users]
-    twice, _ = collections.Counter(called).most_common(1)[0] if called else ("", 0)
-    if called.count(twice) > 1:
+    if (twice := twice_in(map(str, users))) is not None:
         raise ScenarioError(f"{name}: user '{twice}' stands twice among its users")
     counts = document.get("num_samples", [None] * len(users))
     if len(counts) != len(users):
