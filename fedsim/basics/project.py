@@ -15,12 +15,13 @@ import sys
 import sysconfig
 import threading
 import time
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 
 from fedsim.basics.reads import by_now, watching
-from fedsim.basics.turns import others_run, require_free
+from fedsim.basics.turns import others_run, real, require_free
 
 OURS = frozenset({"fedsim", "strategies", "clients", "__main__"})  # never put aside
 
@@ -32,7 +33,8 @@ _aside: dict[str, dict[str, ModuleType]] = {}  # by folder
 _paths_aside: dict[str, list[str]] = {}  # what a project's modules put on sys.path, by folder
 _no_projects: dict[str, ModuleType] = {}  # thousands, which no scenario need look at again
 _loaded: dict[str, str] = {}  # the hash of each file as it was imported
-_read: dict[str, tuple[ModuleType, dict[str, str]]] = {}  # by module, what it read while imported
+# what each module read while it was imported; two projects may each have one of a name
+_read: "weakref.WeakKeyDictionary[ModuleType, dict[str, str]]" = weakref.WeakKeyDictionary()
 _read_later: dict[tuple[str, ...], dict[str, str]] = {}  # by folders, what their code read later
 _unchanged: dict[str, tuple[ModuleType, tuple[int, ...]]] = {}  # by module, what `_stamp` said
 _SETTLED_NS = 2_000_000_000  # file systems keep times in steps of up to two seconds
@@ -49,7 +51,7 @@ def enter(folders: Sequence[str]) -> None:
         ScenarioError: If another thread runs code of another project.
     """
     global _open
-    wanted = tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))
+    wanted = real(folders)
     if not wanted and others_run(wanted):
         return
     require_free(wanted)
@@ -81,11 +83,17 @@ def has_read(found: Mapping[str, str]) -> None:
     _read_later.setdefault(_open, {}).update(found)
 
 
-def read_by_modules() -> dict[str, str]:
-    """Return what modules of the open folders have read while they were imported, see `Reads`."""
+def read_by_modules(files: Collection[str]) -> dict[str, str]:
+    """Return what modules have read while they were imported, see `Reads`.
+
+    Args:
+        files: The files of those that are asked for, from their folder, see `Code`.
+    """
     found: dict[str, str] = {}
-    for name, (module, mine) in _read.items():
-        if sys.modules.get(name) is module:
+    for module, mine in _read.items():
+        place = module.__name__.replace(".", "/")
+        asked_for = not {f"{place}.py", f"{place}/__init__.py"}.isdisjoint(files)
+        if asked_for and sys.modules.get(module.__name__) is module:
             found |= mine
     return found
 
@@ -158,7 +166,7 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         with watching(_open) as reads:
             super().exec_module(module)
-        _read[module.__name__] = module, reads.found
+        _read[module] = reads.found
 
 
 class _Finder:
@@ -247,8 +255,7 @@ def _differs_by_now(name: str, module: ModuleType) -> bool:
 
     Or what the module has read while it was imported.
     """
-    imported, read = _read.get(name, (None, {}))
-    if imported is module and read and by_now(read, _open) != read:
+    if (read := _read.get(module)) and by_now(read, _open) != read:
         return True
     stamp = _stamp(module)
     found = _unchanged.get(name)

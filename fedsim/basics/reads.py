@@ -92,26 +92,37 @@ def watching(folders: Sequence[str]) -> Iterator[Reads]:
                 reads.found[_shown(path, folders)] = digest
 
 
-def by_now(before: Mapping[str, str], folders: Sequence[str]) -> dict[str, str]:
+def by_now(
+    before: Mapping[str, str], folders: Sequence[str], moves: Sequence[tuple[str, str]] = ()
+) -> dict[str, str]:
     """Return the hashes, as they are now, of what was read.
 
     Args:
         before: What was read, see `Reads`. A file outside of the project that is no longer there
             counts as it was: what reads it finds it elsewhere, or says so.
         folders: Those of the project.
+        moves: Where files and folders lay that have been moved, and where they lie now.
     """
     now = {}
     for name, digest in before.items():
         if name.startswith(ENVIRONMENT):
             now[name] = _of_variable(name.removeprefix(ENVIRONMENT))
-        elif os.path.isabs(path := os.path.expanduser(name)):
-            now[name] = _of_file(path) or digest
-        else:
-            here = (_of_file(os.path.join(folder, name)) for folder in folders)
-            found = next((each for each in here if each is not None), None)
-            if found is not None:
-                now[name] = found
+            continue
+        path = os.path.expanduser(name)
+        places = [path] if os.path.isabs(path) else [os.path.join(each, name) for each in folders]
+        there = [moved for place in places if (moved := _moved(place, moves))] or places
+        found = next((each for each in map(_of_file, there) if each is not None), None)
+        if found is not None or os.path.isabs(path):
+            now[name] = found or digest
     return now
+
+
+def _moved(path: str, moves: Sequence[tuple[str, str]]) -> str | None:
+    """Where a file lies now that has been moved, or None."""
+    for old, new in moves:
+        if path == old or path.startswith(old + os.sep):
+            return new + path[len(old) :]
+    return None
 
 
 def _hook() -> None:

@@ -34,18 +34,19 @@ def running(folders: Sequence[str]) -> Iterator[None]:
     Raises:
         ScenarioError: If another thread runs code of another project.
     """
-    me, wanted = threading.get_ident(), _real(folders)
+    me, wanted = threading.get_ident(), real(folders)
+    if not wanted:
+        yield
+        return
     with _running.lock:
-        if wanted:
-            require_free(wanted)
+        require_free(wanted)
         before = _running.folders.get(me)
-        if wanted:
-            _running.folders[me] = wanted
+        _running.folders[me] = wanted
     try:
         yield
     finally:
         with _running.lock:
-            _running.folders.pop(me, None)
+            del _running.folders[me]
             if before is not None:
                 _running.folders[me] = before
 
@@ -73,5 +74,6 @@ def require_free(wanted: Sequence[str]) -> None:
         )
 
 
-def _real(folders: Sequence[str]) -> tuple[str, ...]:
+def real(folders: Sequence[str]) -> tuple[str, ...]:
+    """Return folders without symbolic links, each once."""
     return tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))

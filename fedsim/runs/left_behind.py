@@ -18,7 +18,7 @@ from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.basics.reads import Reads, by_now
 from fedsim.basics.sources import NO_CODE, Code, changes
 from fedsim.runs.folder import SCENARIO_FILE, RunFolder
-from fedsim.runs.places import moved, placed
+from fedsim.runs.places import moved, moves, placed
 from fedsim.scenario.overrides import apply, key_of
 from fedsim.scenario.scenario import Scenario, code_in, without_user
 from fedsim.scenario.tables import WITH_PATHS
@@ -137,7 +137,8 @@ def _require_same_code(document: Mapping[str, Any], folder: RunFolder, origin: s
     now = code_in(document, origin)
     read, folders = reads_of(folder.path), document.get("modules", "").split(os.pathsep)
     paths = [os.path.expanduser(each) for each in folders if each]
-    if what := changes({**before.files, **read}, {**now.files, **by_now(read, paths)}):
+    found = by_now(read, paths, moves(document, folder))
+    if what := changes({**before.files, **read}, {**now.files, **found}):
         raise ScenarioError(
             f"{folder.path}: {what} since the run began, so going on would not give the "
             "undisturbed run's result; bring the old content back, or start a new run with "

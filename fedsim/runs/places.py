@@ -19,8 +19,8 @@ from fedsim.basics.home import expanded
 from fedsim.basics.import_paths import is_import_path
 from fedsim.basics.json_files import read_json, taking, write_json_atomic
 from fedsim.runs.folder import RunFolder
-from fedsim.scenario.overrides import apply, key_of
-from fedsim.scenario.scenario import Scenario, at_key, without_user
+from fedsim.scenario.overrides import apply, at_key, key_of, with_key
+from fedsim.scenario.scenario import Scenario, without_user
 from fedsim.scenario.tables import FACTORY_TABLES, OPTIONAL_TABLES, WITH_PATHS
 from fedsim.strategy.foreign import nested
 
@@ -70,11 +70,11 @@ def placed(
             continue
         path = os.path.abspath(expanded(value))
         _require_same(key, value, known[key], Path(path))
-        _put(document, key, path)
+        document.update(with_key(document, key, path))
     for key, place in known.items():
         now, lies = at_key(document, key), os.path.abspath(expanded(place["lies"][0]))
         if now == place["value"] and os.path.abspath(expanded(now)) != lies:
-            _put(document, key, lies)  # the run was begun in another folder
+            document.update(with_key(document, key, lies))  # the run was begun in another folder
             now = lies
         if _is_path(now) and not expanded(now).exists():
             table, _, name = key.rpartition(".")
@@ -103,7 +103,7 @@ def moved(document: dict[str, Any], now: Mapping[str, Any], folder: RunFolder) -
     before = deepcopy(known)
     for key, place in known.items():
         if isinstance(value := at_key(now, key), str) and value != at_key(document, key):
-            _put(document, key, value)
+            document.update(with_key(document, key, value))
             if without_user(value) not in place["lies"]:
                 place["lies"].append(without_user(value))
     if known != before:
@@ -111,6 +111,17 @@ def moved(document: dict[str, Any], now: Mapping[str, Any], folder: RunFolder) -
         with taking(file):
             write_json_atomic(file, known)
     return document
+
+
+def moves(document: Mapping[str, Any], folder: RunFolder) -> list[tuple[str, str]]:
+    """Return where such files have lain, and where a run's document says that they lie now."""
+    found = []
+    for key, place in places_of(folder).items():
+        if isinstance(now := at_key(document, key), str):
+            new = os.path.abspath(expanded(now))
+            olds = (os.path.abspath(expanded(lies)) for lies in place["lies"])
+            found += [(old, new) for old in olds if old != new]
+    return found
 
 
 @contextlib.contextmanager
@@ -194,15 +205,6 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _leaves(f"{key}.{name}", inside)
     elif isinstance(value, str):
         yield key, value
-
-
-def _put(document: dict[str, Any], key: str, value: str) -> None:
-    """Write a text into a document that has one under this key."""
-    *tables, name = key.split(".")
-    inside: Any = document
-    for table in tables:
-        inside = inside[table]
-    inside[name] = value
 
 
 def _is_path(value: object) -> bool:

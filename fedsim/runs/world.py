@@ -133,7 +133,7 @@ def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
     with watching(scenario.folders) as reads:
         built = _around(scenario, data, code, on_node, draws_seeded)
     project.has_read(reads.found)
-    return replace(built, reads=Reads({**project.read_by_modules(), **reads.found}))
+    return replace(built, reads=Reads({**project.read_by_modules(code.files), **reads.found}))
 
 
 def _around(

@@ -1,7 +1,7 @@
 """`--set table.key=value`: assignments to a scenario's document."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedsim.basics.errors import ScenarioError, printable
@@ -78,6 +78,28 @@ def key_of(override: str) -> list[str]:
         ['engine', 'kind']
     """
     return _key_parts(override.partition("=")[0])
+
+
+def at_key(document: Mapping[str, Any], key: str) -> Any:
+    """Return what a document has under `table.key`, None where there is nothing."""
+    found: Any = document
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def with_key(document: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return a document with a value under `table.key`; the one given stays as it is.
+
+    Example:
+        >>> with_key({"data": {"name": "a"}}, "data.path", "b")
+        {'data': {'name': 'a', 'path': 'b'}}
+    """
+    first, _, rest = key.partition(".")
+    if rest:
+        inside = document.get(first)
+        value = with_key(inside if isinstance(inside, Mapping) else {}, rest, value)
+    return {**document, first: value}
 
 
 def _key_parts(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fedsim.basics.errors import (
@@ -11,6 +12,7 @@ from fedsim.basics.errors import (
     printable,
     show,
 )
+from fedsim.scenario.overrides import at_key
 from fedsim.scenario.tables import WITH_PATHS
 
 _T = TypeVar("_T")
@@ -50,12 +52,10 @@ class ScenarioProblems:
     def _of_file(self, error: OSError, table: str) -> str:
         """Say which key of a table names the file that could not be opened."""
         wanted = str(error.filename)
-        given: Any = self.tables
-        for part in table.split("."):
-            given = given.get(part) if isinstance(given, Mapping) else None
+        given = at_key(self.tables, table)
         for key, value in (given or {}).items() if isinstance(given, Mapping) else ():
             path = os.path.expanduser(value) if isinstance(value, str) else ""
-            if not path or not os.path.abspath(wanted).startswith(os.path.abspath(path)):
+            if not path or not Path(os.path.abspath(wanted)).is_relative_to(os.path.abspath(path)):
                 continue
             inside = "" if wanted in (value, path) else f"{wanted}: "
             where = "" if os.path.isabs(path) else f" in the working folder {os.getcwd()}"

@@ -24,7 +24,7 @@ from fedsim.scenario.client_table import as_written
 from fedsim.scenario.combinations import check_clients
 from fedsim.scenario.expectations import Expectation
 from fedsim.scenario.identity import identity_of
-from fedsim.scenario.overrides import apply
+from fedsim.scenario.overrides import apply, with_key
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
     FACTORY_TABLES,
@@ -272,23 +272,8 @@ class Scenario:
         # with the parts that the strategy adds, as clients have them
         document = {**self.resolved(), "client": dict(self.client)}
         for key, value in self.first_places.items():
-            document = _with(document, key.split("."), value)
+            document = with_key(document, key, value)
         return identity_of(document)
-
-
-def at_key(document: Mapping[str, Any], key: str) -> Any:
-    """Return what a document has under `table.key`, None where there is nothing."""
-    found: Any = document
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
-def _with(table: Mapping[str, Any], key: Sequence[str], value: Any) -> dict[str, Any]:
-    inside = table.get(key[0])
-    if len(key) > 1:
-        value = _with(inside if isinstance(inside, Mapping) else {}, key[1:], value)
-    return {**table, key[0]: value}
 
 
 def code_in(document: Mapping[str, Any], origin: str) -> Code:

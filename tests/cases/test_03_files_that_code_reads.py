@@ -191,6 +191,56 @@ def test_a_project_that_has_moved_has_the_same_files(tmp_path):
     fedsim.resume(tmp_path / "run", overrides=[f"modules={tmp_path / 'q'}"])
 
 
+ARGUMENT = HEAD + NETWORK.format(units="json.loads(Path(words).read_text())['units']").replace(
+    "num_classes):", "num_classes, words: str):"
+)
+
+
+@pytest.mark.parametrize("inside", ["p/old.json", "old.json"])
+def test_a_file_that_is_an_argument_may_move_and_counts_where_it_lies_then(tmp_path, inside):
+    file = made(tmp_path, ARGUMENT)
+    old, new = tmp_path / inside, tmp_path / "new.json"
+    (tmp_path / "p" / "config.json").rename(old)
+    run = tmp_path / "run"
+    begin(file, run, f"task={{model='model:net', words='{old}'}}")
+    old.rename(new)
+    for how in ([f"task.words={new}"], []):
+        (run / "summary.json").unlink()
+        fedsim.resume(run, overrides=how)
+    (run / "summary.json").unlink()
+    new.write_text('{"units": 5}')
+    with pytest.raises(ScenarioError, match=r"old\.json has changed since the run began"):
+        fedsim.resume(run)
+
+
+def test_two_projects_with_modules_of_one_name_have_each_its_own_files(tmp_path):
+    model = READERS["an import"]
+    files = [project(tmp_path / name, model=model) for name in ("p", "q")]
+    for units, name in ((4, "p"), (6, "q")):
+        write(tmp_path / name, units)
+
+    def sizes():
+        return [build(fedsim.load_scenario(file)).layout.dim for file in files]
+
+    assert sizes() == [30 * units + units + units * 2 + 2 for units in (4, 6)]
+    write(tmp_path / "p", 5)
+    assert sizes() == [30 * units + units + units * 2 + 2 for units in (5, 6)]
+    for name, file in zip(("p", "q"), files, strict=True):
+        begin(file, tmp_path / f"run-{name}")
+        read = read_json(tmp_path / f"run-{name}" / "code.json")["read"]
+        assert list(read) == ["config.json"]
+
+
+def test_what_another_module_of_the_project_reads_is_none_of_a_run_s(tmp_path):
+    other = "from pathlib import Path\nTEXT = Path(__file__).with_name('other.txt').read_text()\n"
+    file = made(tmp_path, READERS["an import"], other=other + NETWORK.format(units="4").replace(
+        "def net", "from torch import nn\n\n\ndef net"))  # fmt: skip
+    (tmp_path / "p" / "other.txt").write_text("x")
+    build(fedsim.load_scenario(file, ["task.model=other:net"]))
+    begin(file, tmp_path / "run")
+    assert list(read_json(tmp_path / "run" / "code.json")["read"]) == ["config.json"]
+
+
 def test_what_a_loader_reads_is_compared_by_what_it_gives(tmp_path):
     loader = (
         "import os\nfrom pathlib import Path\nfrom fedsim.data import DataSet\n\n"

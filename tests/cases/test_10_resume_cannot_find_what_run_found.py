@@ -280,6 +280,14 @@ def test_a_missing_file_of_a_strategy_is_named_with_the_key_that_holds_it(tmp_pa
         fedsim.load_scenario(file, ["strategy={name='strat:Reads', folder='gone'}"])
 
 
+def test_a_missing_file_whose_name_only_begins_like_an_argument_is_none_of_its_key(tmp_path):
+    own_places("strat")
+    other = FILES["strat"].replace('(Path(folder) / "names.txt")', "Path(folder + 'er.txt')")
+    file = project(tmp_path / "p", **{**FILES, "strat": other})
+    with pytest.raises(ScenarioError, match=r"\[strategy\] \"older.txt\": No such file"):
+        fedsim.load_scenario(file, ["strategy={name='strat:Reads', folder='old'}"])
+
+
 def test_a_word_that_is_a_folders_name_by_chance_stays_a_word(tmp_path):
     Path("mean").mkdir()
     words = FILES["strat"].replace("folder: str", "folder: str, kind: str = 'mean'")
