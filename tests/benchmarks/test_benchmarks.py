@@ -233,6 +233,7 @@ for table in {tables!r}:
 """
 
 
+@pytest.mark.slow
 def test_every_algorithm_has_a_client_and_a_server_at_flower():
     tables = [dict(work.strategy) for work in ALGORITHMS.values()]
     script = QUICKLY + ASKED.format(folder=str(contest.SYSTEMS_FOLDER), tables=tables)

@@ -19,6 +19,7 @@ from fedsim.runs.checkpoint import latest
 from fedsim.strategy.foreign import dump_attributes, load_attributes
 from fedsim.strategy.held.strategies import StrategyMemory, try_out
 from tests.cases import elsewhere, rememberers, worlds
+from tests.tiers import by_turns
 
 SHORT = {"rounds": 4, "checkpoint": {"every": 1}}
 
@@ -253,11 +254,11 @@ def test_a_strategy_of_an_installed_package_is_the_user_s_too(tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "name",
-    [
+    by_turns([
         "OtherModule", "ImportedLate", "ByFunction", "ByAttribute", "SharedList", "MutableDefault",
         "OtherClass", "ClassMethod", "FunctionAttribute", "BySingleton", "Slots", "Decorated",
         "CallableObject",
-    ],
+    ]),
 )  # fmt: skip
 def test_what_a_strategy_keeps_outside_of_itself_survives_a_power_cut(name, tmp_path, caplog):
     described = worlds.scenario(f"tests.cases.elsewhere:{name}", **SHORT)

@@ -19,6 +19,7 @@ from fedsim.cli import app
 from fedsim.cli.doctor import machine
 from fedsim.runs.progress import Progress
 from tests.cases.own_projects import project
+from tests.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = """
@@ -141,17 +142,21 @@ def in_a_shell(command, folder, **environment):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">/dev/null 2>&- <&-"])
-def test_progress_that_nobody_takes_ends_no_run(where, tmp_path):
+@pytest.mark.parametrize("engine", ["inline", slow("ray")])
+def test_progress_that_nobody_takes_ends_no_run(where, engine, tmp_path):
     project(tmp_path, rounds=2)
-    ended = in_a_shell(f"run scenario.toml --out run {where}", tmp_path)
+    ended = in_a_shell(f"run scenario.toml --out run --set engine.kind={engine} {where}", tmp_path)
     assert ended.returncode == 0
     assert (tmp_path / "run" / "summary.json").is_file()
     assert ended.stderr == ""
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+QUIET = "run scenario.toml -q --out run --set engine.kind=inline"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
-@pytest.mark.parametrize("asked", ["list strategies", "--help", "run scenario.toml -q --out run"])
+@pytest.mark.parametrize("asked", ["list strategies", slow("--help"), QUIET])
 def test_a_result_that_standard_output_does_not_take_is_said_in_a_line(asked, tmp_path):
     project(tmp_path, rounds=2)
     ended = in_a_shell(f"{asked} >/dev/full", tmp_path)

@@ -202,6 +202,7 @@ def fixed_point(name, steps, *, rounds=60, lr=0.05, target=TARGET, **arguments):
     return float(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize(
     ("name", "arguments"),
@@ -216,6 +217,7 @@ def test_their_fixed_point_is_the_optimum(name, arguments, steps):
     assert fixed_point(name, steps, **arguments) == pytest.approx(OPTIMUM, abs=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_that_of_averaging_is_not(steps):
     assert abs(fixed_point("fedavg", steps, weighted=False) - OPTIMUM) > 0.05
@@ -224,6 +226,7 @@ def test_that_of_averaging_is_not(steps):
     assert abs(near - OPTIMUM) > 1e-3
 
 
+@pytest.mark.slow
 def test_fednova_takes_the_inconsistency_of_unequal_steps_away():
     """With steps so small that clients do not drift, what is left is how many each takes.
 

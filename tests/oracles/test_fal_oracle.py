@@ -9,6 +9,7 @@ from fedsim.engine.inline import InlineGrid
 from strategies.fal import FAL
 from tests.laws import federations as fed
 from tests.oracles import fal_oracle as oracle
+from tests.tiers import slow
 
 COHORTS = ((0, 3, 5), (1, 2, 3, 4, 5), (0, 3, 7))
 DATA = fed.InMemoryData()
@@ -65,7 +66,7 @@ def held(kind, strategy, attack, *, random_start=False, oracle_options=None, **p
         np.testing.assert_allclose(found[name], model[name], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", ["batched", slow("vmap"), slow("loop")])
 @pytest.mark.parametrize("random_start", [False, True], ids=["from the sample", "random start"])
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_three_rounds_of_fal_equal_the_oracle(norm, random_start, kind):

@@ -19,6 +19,7 @@ from strategies.pfedme import PFedMe
 from tests.laws import federations as fed
 from tests.oracles import personal_oracle as oracle
 from tests.oracles.test_drift_oracle import COHORTS, DATA, LR, batches_of, flat, gradient
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 
@@ -52,7 +53,7 @@ MIXTURES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize(("options", "theirs"), MIXTURES.values(), ids=MIXTURES)
 def test_three_rounds_of_apfl_equal_the_oracle(options, theirs, kind):
     start, found, kept = run(APFL(), "personal_mixture", kind=kind, alpha=0.4, **options)
@@ -450,6 +451,7 @@ def test_the_engine_gives_the_specifications_table(apart):
     assert_printed(row_of_the_table(apart, mixed), TABLE[apart])
 
 
+@pytest.mark.slow
 def test_a_mixture_is_better_than_either_model_where_clients_are_apart_and_few_samples_each():
     apart, alike = Regressions(0.6), Regressions(0.0)
     mixed, shared, _ = mixtures(apart, alpha=0.25, adaptive=False, rounds=80)
@@ -459,6 +461,7 @@ def test_a_mixture_is_better_than_either_model_where_clients_are_apart_and_few_s
     assert alike.error(mixtures(alike, alpha=0.25, adaptive=False, rounds=60)[1][None]) < 0.05
 
 
+@pytest.mark.slow
 def test_a_trained_alpha_grows_with_the_clients_distance():
     found = [
         mixtures(Regressions(apart), alpha=0.5, adaptive=True, alpha_lr=0.01, rounds=60)[2]

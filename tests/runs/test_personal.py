@@ -20,6 +20,7 @@ from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
 from fedsim.scenario.scenario import Scenario
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 TABLES = {
     "seed": 3,
@@ -166,6 +167,7 @@ def test_the_summary_forgets_who_was_untrained_once_all_have_trained(tmp_path):
     assert summary["final"]["personal/clients"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partition", "gains"),
     [
@@ -250,7 +252,7 @@ def averaged(tmp_path_factory):
     return run(tmp_path_factory.mktemp("averaged") / "run", **ALL_PERSONAL)[1]
 
 
-@pytest.mark.parametrize("name", fed.strategies())
+@pytest.mark.parametrize("name", by_turns(fed.strategies()))
 def test_with_all_personal_no_strategy_has_anything_to_decide(name, averaged, tmp_path):
     """What differs is what its parts of local training do at the clients."""
     tables, expected = dict(ALL_PERSONAL), averaged
@@ -353,7 +355,7 @@ def test_attacks_privacy_and_other_strategies_work_on_the_shorter_update(tables,
     assert all(bool(stack.isfinite().all()) for stack in saved.client_state.values())
 
 
-@pytest.mark.parametrize("name", fed.strategies())
+@pytest.mark.parametrize("name", by_turns(fed.strategies()))
 def test_every_strategy_decides_about_what_is_shared(name, tmp_path):
     tables = {"strategy": {"name": name}, "participation": {"kind": "full"}, "rounds": 2}
     if Choice("strategies", {"name": name}).takes(discovery.TOPOLOGY):

@@ -14,6 +14,7 @@ from fedsim.client.procedure import Batch
 from fedsim.tasks.named import make_task
 from tests.clients.parts.test_model_contrastive import two_rounds
 from tests.laws import federations as fed
+from tests.tiers import slow
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
 KINDS = ("batched", "vmap", "loop")
@@ -59,7 +60,7 @@ def test_where_nothing_is_moved_it_changes_no_bit(plain, kind):
         pytest.param("cnn", "batch", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("loss", ["adversarial", "trades", "mixed"])
+@pytest.mark.parametrize("loss", [slow("adversarial"), slow("trades"), "mixed"])
 def test_every_executor_trains_alike(model, statistics, loss):
     part = {"radius": 0.3, "step": 0.1, "steps": 3, "loss": loss, "statistics": statistics}
     found = [trained(kind, model, **part) for kind in KINDS]
@@ -68,11 +69,9 @@ def test_every_executor_trains_alike(model, statistics, loss):
     assert float((found[0] - trained("batched", model)).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "loss",
-    [*(pytest.param(each, marks=pytest.mark.slow) for each in ("adversarial", "trades")), "mixed"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("loss", ["adversarial", "trades", "mixed"])
 def test_every_executor_trains_alike_beside_parts_that_use_all_of_a_gradient(loss, model):
     moving = {"name": "adversarial", "radius": 0.3, "step": 0.1, "steps": 2, "loss": loss}
     found = [two_rounds(kind, model, [moving, *BESIDE]) for kind in KINDS]

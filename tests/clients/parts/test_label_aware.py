@@ -14,6 +14,7 @@ from fedsim.client.procedure import CLASS_COUNTS, Named
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS, trained
 from tests.laws import federations as fed
+from tests.tiers import slow
 
 PARTS = {
     "calibrated": {"name": "calibrated_logits", "tau": 0.8},
@@ -66,7 +67,7 @@ def test_nobody_counts_where_nobody_asks():
     assert batches.known == {}
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("model", ["mlp", slow("cnn")])
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("beside", [[], [{"name": "margin", "coefficient": 0.3}]])
 def test_executors_agree(part, model, beside):

@@ -10,6 +10,7 @@ from fedsim.client.part import ClientPart
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS
 from tests.laws import federations as fed
+from tests.tiers import slow
 
 PART = {"name": "model_contrastive", "mu": 2.0}
 KINDS = ("batched", "vmap", "loop")
@@ -26,7 +27,7 @@ def two_rounds(kind, model, parts):
     return executor.train(fed.job(executor, CLIENTS, server_round=2, shared=shared, **state)).params
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", "mlp_dropout"])
+@pytest.mark.parametrize("model", ["mlp", slow("cnn"), slow("mlp_dropout")])
 @pytest.mark.parametrize("beside", [[], [{"name": "sharpness_aware", "rho": 0.2}]])
 def test_executors_agree(model, beside):
     batched, vmapped, looped = (two_rounds(kind, model, [PART, *beside]) for kind in KINDS)

@@ -8,12 +8,13 @@ from clients.parts.not_true_distillation import NotTrueDistillation, not_true_di
 from fedsim.client.part import ClientPart, Here, Own
 from tests.clients.parts.test_proximal import CLIENTS, trained
 from tests.laws import federations as fed
+from tests.tiers import slow
 
 PART = {"name": "not_true_distillation", "beta": 2.0, "tau": 1.5}
 KINDS = ("batched", "vmap", "loop")
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn", "mlp_dropout"])
+@pytest.mark.parametrize("model", ["mlp", slow("cnn"), slow("mlp_dropout")])
 @pytest.mark.parametrize("beside", [[], [{"name": "sharpness_aware", "rho": 0.2}]])
 def test_executors_agree(model, beside):
     options = {"model": model, "parts": [PART, *beside]}

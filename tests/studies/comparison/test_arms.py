@@ -68,6 +68,7 @@ def test_one_arm_closes_no_gap_and_two_of_one_name_are_refused(file):
         with_arms(variants, ["local", "local"])
 
 
+@pytest.mark.slow
 def test_the_gap_closed_is_in_the_tables_and_in_the_files(file, tmp_path):
     arms = ("--arm", "centralised", "--arm", "local")
     done = fedsim("compare", file, *arms, "--seeds", 3, "--quiet", "--json", "--out", "study")
