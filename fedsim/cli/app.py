@@ -120,13 +120,19 @@ def terminal_width() -> int:
 
 def finish(produce: Callable[[], CommandOutcome], *, as_json: bool) -> None:
     """Do a command's work, print what came of it, and exit with its code."""
+    terminated = threading.Event()
     try:
-        with _terminable(), _only_results_on_stdout() if as_json else contextlib.nullcontext():
+        with (
+            _terminable(terminated),
+            _only_results_on_stdout() if as_json else contextlib.nullcontext(),
+        ):
             outcome = produce()
-    except _Terminated as error:
-        outcome = _failure(TERMINATED, "terminated", error)
     except KeyboardInterrupt as error:
-        outcome = _failure(INTERRUPTED, "interrupted", error)
+        # Ray, and other libraries, raise an interrupt of their own in place of the one that came
+        if terminated.is_set():
+            outcome = _failure(TERMINATED, "terminated", error)
+        else:
+            outcome = _failure(INTERRUPTED, "interrupted", error)
     except ScenarioError as error:
         outcome = _failure(REFUSED, str(error), error)
     except FedsimError as error:
@@ -192,16 +198,17 @@ def _failure(code: int, message: str, error: BaseException) -> CommandOutcome:
     return CommandOutcome(document, lines, code, ended_early=True)
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end, as batch systems do; it ends as one that was interrupted."""
-
-
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """End on SIGTERM as on an interrupt: with a line that says how to go on."""
+def _terminable(terminated: threading.Event) -> Iterator[None]:
+    """End on SIGTERM as on an interrupt: with a line that says how to go on.
+
+    Args:
+        terminated: Is set where SIGTERM came, as batch systems send it.
+    """
 
     def terminate(*_: object) -> None:
-        raise _Terminated
+        terminated.set()
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -277,10 +277,11 @@ def _is_imported(kind: str, name: str) -> bool:
 
 def _modules_in(folder: str) -> Iterator[str]:
     """Name the modules and packages of a folder; quicker than pkgutil, and asked for often."""
-    for entry in os.scandir(folder):
-        stem, dot, suffix = entry.name.partition(".")
-        if suffix == "py" or (not dot and os.path.isfile(os.path.join(entry, "__init__.py"))):
-            yield stem
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, dot, suffix = entry.name.partition(".")
+            if suffix == "py" or (not dot and os.path.isfile(os.path.join(entry, "__init__.py"))):
+                yield stem
 
 
 def _registry(kind: str) -> dict[str, Callable[..., Any]]:

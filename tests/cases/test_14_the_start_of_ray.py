@@ -217,6 +217,38 @@ def test_two_runs_at_a_time_share_one_session_which_the_last_one_ends(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == [2, 200, False]
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_an_interrupt_that_a_library_raises_in_place_of_ours_is_told_by_its_signal(
+    number, code, said, tmp_path
+):
+    script = """
+        import os, sys, time
+        import typer
+        from fedsim.cli.app import finish
+
+        def as_ray_does():
+            try:
+                os.kill(os.getpid(), int(sys.argv[1]))
+                time.sleep(5)
+            except BaseException:
+                pass
+            raise KeyboardInterrupt
+
+        try:
+            finish(as_ray_does, as_json=False)
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(int(number))],
+        cwd=tmp_path, check=False, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, f"fedsim: {said}\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.0, 1.0, 2.0, 4.0, 8.0])
 def test_sigterm_at_any_moment_of_the_start_ends_with_143_and_says_how_to_go_on(tmp_path, after_s):

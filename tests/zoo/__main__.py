@@ -5,6 +5,7 @@ Draws anew until the time is over or something is found, and says how to see it 
 
 import subprocess
 import sys
+import tempfile
 import time
 
 EXAMPLES = 60  # of each test in one go; as the profile "search" in tests/conftest.py says
@@ -21,7 +22,11 @@ def main() -> int:
             sys.executable, "-m", "pytest", "-q", "-x", "tests/zoo/test_search.py",
             "--hypothesis-profile=search", f"--hypothesis-seed={seed}", "--show-capture=no",
         ]  # fmt: skip
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        # pytest clears away what its other sessions have left, also while they go on
+        with tempfile.TemporaryDirectory(prefix="fedsim-zoo-") as own:
+            ended = subprocess.run(
+                [*command, f"--basetemp={own}/go"], capture_output=True, text=True, check=False
+            )
         if ended.returncode:
             print(ended.stdout[-6000:], ended.stderr[-2000:])
             print("found; again by:", " ".join(command[1:]))
