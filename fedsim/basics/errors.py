@@ -17,6 +17,10 @@ class ScenarioError(FedsimError, ValueError):
     """A scenario, an override or a command line was refused before round 1 (exit code 2)."""
 
 
+class SchemaError(ScenarioError):
+    """A site's data lack what the scenario asks for; said without anything that is in them."""
+
+
 class RunError(FedsimError, RuntimeError):
     """A run could not go on; the message names round, cause and remedy (exit code 1).
 

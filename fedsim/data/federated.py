@@ -125,6 +125,16 @@ class FederatedData(abc.ABC):
         return self.num_clients
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the samples of every client can be had in this process."""
+        return True
+
+    @property
+    def to_try(self) -> "FederatedData":
+        """What a user's model is tried on before round 1: these, or samples in their place."""
+        return self
+
+    @property
     def num_classes(self) -> int:
         """Classes of the targets; 0 when they are numbers."""
         return self.spec.num_classes

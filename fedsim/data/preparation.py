@@ -17,9 +17,12 @@ from fedsim.data.centralised import CentralisedData
 from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.data.loaded import PooledSource
 from fedsim.data.partitions.named import PARTITIONS, partition_factory
+from fedsim.data.partitions.partition import Partition
 from fedsim.data.pooled import PooledData
 from fedsim.data.sets.formats import DATASETS
 from fedsim.data.sets.user import DataSet, user_factory
+from fedsim.data.sites.source import NAME as SITES
+from fedsim.data.sites.source import SiteSource, over_files
 from fedsim.data.synthetic import GeneratedSource, SyntheticData
 
 __all__ = ["DATASETS", "PARTITIONS", "Arrays", "ClientRows", "DataSet", "FederatedData", "prepare"]
@@ -67,16 +70,40 @@ def federate(
         cache_dir: See `prepare`.
         content: See `DataRecipe`.
     """
-    data, source = _made(dataset_factory, data, "name")
-    partition, division = _made(partition_factory, partition, "kind")
-    root = cache_root() if cache_dir is None else Path(cache_dir).absolute()
-    recipe = DataRecipe(data, partition, seed, root, reopen, content)
+    source, division, recipe = asked_for(data, partition, seed=seed, cache_dir=cache_dir)
+    recipe = recipe._replace(content=content)
     divided: FederatedData
     if isinstance(source, PooledSource):
         divided = PooledData(source, division, recipe)
+    elif isinstance(source, SiteSource):
+        divided = over_files(source, recipe)
     else:
         divided = SyntheticData(source, division, recipe)
     return CentralisedData(divided, divided.recipe) if division.centralised else divided
+
+
+def asked_for(
+    data: Mapping[str, Any],
+    partition: Mapping[str, Any],
+    *,
+    seed: int,
+    cache_dir: Path | None = None,
+) -> tuple[PooledSource | GeneratedSource | SiteSource, Partition, DataRecipe]:
+    """Return what the tables name, and what the data are had with; nothing is read yet.
+
+    Args:
+        data: See `prepare`.
+        partition: See `prepare`.
+        seed: See `prepare`.
+        cache_dir: See `prepare`.
+
+    Raises:
+        ScenarioError: If a name is unknown, or a value impossible.
+    """
+    data, source = _made(dataset_factory, data, "name")
+    partition, division = _made(partition_factory, partition, "kind")
+    root = cache_root() if cache_dir is None else Path(cache_dir).absolute()
+    return source, division, DataRecipe(data, partition, seed, root, reopen)
 
 
 def reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
@@ -102,7 +129,7 @@ def reopen(recipe: tuple[Any, ...], manifest_sha256: str) -> FederatedData:
     return federated
 
 
-def dataset_factory(name: str) -> Callable[..., PooledSource | GeneratedSource]:
+def dataset_factory(name: str) -> Callable[..., PooledSource | GeneratedSource | SiteSource]:
     """Return the factory of a data set; its keyword arguments are scenario keys.
 
     Args:
@@ -127,9 +154,10 @@ def _made(
     arguments = dict(table)
     name = str(arguments.pop(key, None))
     factory = find(name)
-    if arguments.get("path") is not None:
-        # the recipe travels to processes with other working directories
-        arguments["path"] = str(expanded(arguments["path"]).absolute())
+    for key_of_path in ("path", "sites", "test") if name == SITES else ("path",):
+        if arguments.get(key_of_path) is not None:
+            # the recipe travels to processes with other working directories
+            arguments[key_of_path] = str(expanded(arguments[key_of_path]).absolute())
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(factory).parameters.values()

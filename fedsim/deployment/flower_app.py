@@ -12,7 +12,7 @@ The run-config holds one scenario's path; the same strategy, client procedure an
 
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
+from fedsim.deployment import own_data
 from fedsim.deployment.node_software import recording, refusing
+from fedsim.deployment.own_data import let_agree
 from fedsim.deployment.site import SitePolicy, at_server, at_site
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.grids.nodes import PartitionGrid
+from fedsim.runs.own_sites import has_own_sites, sites_expected, world_at_server
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
 
@@ -46,16 +49,20 @@ def _serve(grid: Grid, context: Context) -> None:
     from fedsim.runs.execute import execute
     from fedsim.runs.progress import Progress
 
-    world, folder = _taken_up(context) if _resumes(context) else _begun(context)
-    wait_s = float(context.run_config.get("wait-s", 300.0))
-    promise = world.scenario.promise
-    nodes = PartitionGrid(
-        grid,
-        world.data.num_clients,
-        timeout_s=wait_s,
-        record=recording(folder.path, promise),
-        why_not=refusing(promise),
-    )
+    scenario = scenario_of(context)
+    promise = scenario.promise
+
+    def nodes_of(clients: int) -> PartitionGrid:
+        wait_s = float(context.run_config.get("wait-s", 300.0))
+        return PartitionGrid(grid, clients, timeout_s=wait_s, why_not=refusing(promise))
+
+    own = nodes_of(sites_expected(scenario)) if has_own_sites(scenario) else None
+    begin = _taken_up if _resumes(context) else _begun
+    world, folder = begin(context, scenario, None if own is None else own.data_told)
+    nodes = own or nodes_of(world.data.num_clients)
+    if own is not None:
+        let_agree(nodes, world)
+    nodes.record_in(recording(folder.path, promise))
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
         progress = Progress(world.scenario.rounds)
@@ -70,14 +77,15 @@ def _resumes(context: Context) -> bool:
     return asked
 
 
-def _begun(context: Context) -> "tuple[World, RunFolder]":
+def _begun(
+    context: Context, scenario: Scenario, told: Sequence[Mapping[str, Any]] | None
+) -> "tuple[World, RunFolder]":
     """The scenario, built, and the folder of a new run."""
     from fedsim.runs import folder as run_folder
     from fedsim.runs.manifest import write_plan
     from fedsim.runs.on_nodes import NODES_FILE, flower_runs
-    from fedsim.runs.world import build
 
-    world = build(scenario_of(context))
+    world = world_at_server(scenario, told)
     out = str(context.run_config.get("out", ""))
     said = {NODES_FILE: flower_runs(context.run_config, context.run_id)}
     folder = run_folder.create(Path(out) if out else None, world.scenario, said)
@@ -85,7 +93,9 @@ def _begun(context: Context) -> "tuple[World, RunFolder]":
     return world, folder
 
 
-def _taken_up(context: Context) -> "tuple[World, RunFolder]":
+def _taken_up(
+    context: Context, scenario: Scenario, told: Sequence[Mapping[str, Any]] | None
+) -> "tuple[World, RunFolder]":
     """The scenario, built, and the folder of the run that is gone on with.
 
     Raises:
@@ -97,20 +107,18 @@ def _taken_up(context: Context) -> "tuple[World, RunFolder]":
     from fedsim.runs.left_behind import take_up
     from fedsim.runs.manifest import require_same_data, write_plan
     from fedsim.runs.on_nodes import note_flower_run, require_nothing_kept, require_on_nodes
-    from fedsim.runs.world import build
 
     out = str(context.run_config.get("out", ""))
     if not out:
         raise ScenarioError("resume=true needs out: the folder, on the server, of the run")
     folder = run_folder.open_existing(Path(out))
     require_on_nodes(folder.path)
-    scenario = scenario_of(context)
     if take_up(folder).sha256 != scenario.sha256:
         raise ScenarioError(
             f"resume=true: scenario and set are of another run than out={show(out)}; give them as "
             f"it was begun: `{run_folder.resuming(folder.path)}`"
         )
-    world = build(scenario)
+    world = world_at_server(scenario, told)
     require_nothing_kept(world)
     require_same_data(world, folder)
     note_flower_run(folder.path, context.run_config, context.run_id)
@@ -135,9 +143,11 @@ def _answer(
     message: Message, context: Context, policy: SitePolicy, known: Callable[[str], None]
 ) -> Message:
     config = context.run_config
-    scenario, app = _app(str(config.get("scenario", "")), str(config.get("set", "")), policy)
-    known(scenario)
-    return app(message, context)
+    scenario = _scenario(str(config.get("scenario", "")), str(config.get("set", "")), policy)
+    known(scenario().sha256)
+    if has_own_sites(scenario()):
+        return own_data.answer(message, context, policy, scenario)
+    return _app(scenario)(message, context)
 
 
 client_app = _ScenarioApp()
@@ -155,9 +165,15 @@ def _load(path: str, overrides: str) -> Scenario:
 
 
 @functools.cache
-def _app(path: str, overrides: str, policy: SitePolicy) -> tuple[str, CohortApp]:
-    """The scenario's hash and its ClientApp, built once under a site's policy."""
+def _scenario(path: str, overrides: str, policy: SitePolicy) -> Callable[[], Scenario]:
+    """What returns the scenario, read once under a site's policy."""
+    scenario = _load(path, overrides)
+    return lambda: scenario
+
+
+@functools.cache
+def _app(scenario: Callable[[], Scenario]) -> CohortApp:
+    """The scenario's ClientApp, built once."""
     from fedsim.runs.world import build
 
-    scenario = _load(path, overrides)
-    return scenario.sha256, build(scenario, on_node=True).app
+    return build(scenario(), on_node=True).app

@@ -60,6 +60,8 @@ class Deployment:
         compose_file: The compose file.
         overlays: Compose files put over it, such as `deploy/tls.yml`.
         folder: Where the services live, with a log each; a temporary folder when None.
+        within: For some services, the command that starts theirs, such as `unshare -m` for a
+            namespace of its own.
         start_timeout_s: How long a service may take to become healthy.
 
     Raises:
@@ -74,11 +76,12 @@ class Deployment:
         *,
         overlays: Sequence[str | Path] = (),
         folder: str | Path | None = None,
+        within: Mapping[str, Sequence[str]] | None = None,
         start_timeout_s: float = 90.0,
     ) -> None:
         self.compose_file = Path(compose_file)
         self.services = read_services(self.compose_file, [Path(path) for path in overlays])
-        self._folder = folder
+        self._folder, self._within = folder, dict(within or {})
         self._start_timeout_s = start_timeout_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._flower = FlowerCommands(self._flwr, self._client_logs, start_timeout_s)
@@ -96,8 +99,8 @@ class Deployment:
             ).resolve()
             self._addresses = Addresses(list(self.services), free_port)
             self._commands = {
-                name: self._addresses.rewrite(name, service.command)
-                for name, service in self.services.items()
+                name: [*self._within.get(name, ()), *self._addresses.rewrite(name, each.command)]
+                for name, each in self.services.items()
             }
             self._guard = stack.enter_context(
                 subprocess.Popen(
@@ -284,7 +287,7 @@ class Deployment:
         return [
             self._log_path(name)
             for name, command in self._commands.items()
-            if command[0] == "flower-superexec"
+            if "flower-superexec" in command
         ]
 
     def _tell_guard(self, word: str) -> None:

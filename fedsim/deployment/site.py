@@ -30,7 +30,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from fedsim.basics.errors import ScenarioError, show, unknown
+from fedsim.basics.errors import ScenarioError, SchemaError, show, unknown
 from fedsim.basics.import_paths import permitting
 from fedsim.basics.project import OURS, is_installed
 
@@ -38,6 +38,7 @@ SITE = "site"  # the key of the node config, and the table of the file
 VARIABLE = "FEDSIM_SITE"
 _APP = Path(__file__).resolve().parents[2]  # where this package lies: the app's folder, if bundled
 _ERRORS = ("place", "text")
+SHARED = ("labels", "sums")
 _OF_SOFTWARE = "fedsim.basics.kernels_in_use"  # whose errors say nothing of data
 _log = logging.getLogger("fedsim")
 
@@ -52,12 +53,18 @@ class SitePolicy:
             `modules`.
         errors: What an error reply says: the "place" in the code, or the error's "text" too.
         audit: A file that gets a line for every instruction; None for none.
+        data: The site's file or folder, for scenarios whose sites have their own; None leaves it to
+            the node config.
+        share: What the server is told of these data beside columns, counts and a hash: "labels",
+            the values of the target's classes, and "sums", for standardising.
     """
 
     imports: tuple[str, ...] = ()
     overrides: tuple[str, ...] | None = None
     errors: str = "place"
     audit: Path | None = None
+    data: Path | None = None
+    share: tuple[str, ...] = SHARED
 
     def why_not(self, module: str | None) -> str | None:
         """Say why a scenario may not use what a module defines; None if it may."""
@@ -115,26 +122,35 @@ def read_policy(path: Path) -> SitePolicy:
     for name in given:
         if name not in keys:
             raise ScenarioError(f"site file {path}: {unknown(name, 'a key of [site]', keys)}")
-    for name in ("imports", "overrides"):
+    for name in ("imports", "overrides", "share"):
         if name in given and not _are_names(given[name]):
             raise ScenarioError(
                 f"site file {path}: [site] {name} = {show(given[name])}: must be a list of names"
             )
-    errors, audit = given.get("errors", _ERRORS[0]), given.get("audit")
+    errors = given.get("errors", _ERRORS[0])
     if errors not in _ERRORS:
         raise ScenarioError(
             f"site file {path}: [site] errors: {unknown(str(errors), 'a choice', _ERRORS)}"
         )
-    if audit is not None and not (isinstance(audit, str) and os.path.isabs(audit)):
-        raise ScenarioError(
-            f"site file {path}: [site] audit = {show(audit)}: must be an absolute path"
-        )
+    for name in ("audit", "data"):
+        place = given.get(name)
+        if place is not None and not (isinstance(place, str) and os.path.isabs(place)):
+            raise ScenarioError(
+                f"site file {path}: [site] {name} = {show(place)}: must be an absolute path"
+            )
+    for each in given.get("share", ()):
+        if each not in SHARED:
+            raise ScenarioError(
+                f"site file {path}: [site] share: {unknown(str(each), 'a choice', SHARED)}"
+            )
     overrides = given.get("overrides")
     return SitePolicy(
-        tuple(given.get("imports", ())),
-        None if overrides is None else tuple(overrides),
-        errors,
-        None if audit is None else Path(audit),
+        imports=tuple(given.get("imports", ())),
+        overrides=None if overrides is None else tuple(overrides),
+        errors=errors,
+        audit=Path(given["audit"]) if "audit" in given else None,
+        data=Path(given["data"]) if "data" in given else None,
+        share=tuple(given.get("share", SHARED)),
     )
 
 
@@ -186,6 +202,8 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
         _log.exception("error %s, which the server is told the place of", failed)
         if noted.refused:
             raise ScenarioError("; ".join(dict.fromkeys(noted.refused))) from None
+        if isinstance(error, SchemaError):
+            raise
         place = place_of(error)
         if policy.errors == "text" or f" at {_OF_SOFTWARE}:" in place:
             raise

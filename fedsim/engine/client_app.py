@@ -90,12 +90,10 @@ class CohortApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message: train, evaluate, or say what this node holds and runs."""
-        client = int(context.node_config[PARTITION_ID])
+        client = client_of(context)
         kind = message.metadata.message_type
         if kind.partition(".")[0] == MessageType.QUERY:
-            software = json.dumps(versions())
-            told = ConfigRecord({PARTITION_ID: client, SOFTWARE: software})
-            return Message(RecordDict({PARTITION: told}), reply_to=message)
+            return told_of_node(message, context)
         if kind not in (MessageType.TRAIN, SETUP, MessageType.EVALUATE):
             raise ValueError(
                 f"message type '{kind}' is not one of train, train.setup, evaluate, query"
@@ -128,6 +126,25 @@ class CohortApp(ClientApp):
         if kind != SETUP and result.state and _is_finite(result):
             context.state[CLIENT_STATE] = array_record({n: t[0] for n, t in result.state.items()})
         return Message(_reply_content(layout, result), reply_to=message)
+
+
+def client_of(context: Context) -> int:
+    """Return which client a node is."""
+    return int(str(context.node_config[PARTITION_ID]))
+
+
+def told_of_node(message: Message, context: Context, **more: str) -> Message:
+    """Return the answer to a query: the client that a node is, and what runs there.
+
+    Args:
+        message: The query.
+        context: The node's.
+        **more: What else the node says.
+    """
+    told = ConfigRecord(
+        {PARTITION_ID: client_of(context), SOFTWARE: json.dumps(versions()), **more}
+    )
+    return Message(RecordDict({PARTITION: told}), reply_to=message)
 
 
 def _is_finite(result: ChunkResult) -> bool:

@@ -215,3 +215,9 @@ PARTITION_ID = "partition-id"
 
 
 SOFTWARE = "software"
+
+
+DATA = "data"  # what a site says of its data, as JSON
+
+
+AGREED = "agreed"  # what all sites agreed on: the record of an instruction, and its key

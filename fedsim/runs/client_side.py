@@ -275,7 +275,7 @@ def _tried(
     if not owned:
         return plan, None
     kinds: tuple[ExecutorKind, ...] = (plan.executor,)
-    asked = scenario.engine.executor
+    asked, data = scenario.engine.executor, data.to_try
     if plan.executor == "batched" and asked == "auto":
         kinds = ("batched", "vmap")
     make = functools.partial(_executor, data, scenario.task, scenario.seed, plan)

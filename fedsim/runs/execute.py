@@ -146,13 +146,14 @@ def _loop(
     """The round loop that a scenario describes, over a grid with its wrappers."""
     scenario, engine = world.scenario, world.scenario.engine
     stop = scenario.evaluation.stop
+    is_tested = not world.personal and len(world.data.test.targets) > 0
     return RoundLoop(
         strategy=world.strategy,
         grid=grid,
         num_rounds=scenario.rounds,
-        evaluate=None if world.personal else on_the_test_set(world),
+        evaluate=on_the_test_set(world) if is_tested else None,
         pooled=on_pooled_splits(world) if scenario.evaluation.pooled else None,
-        robust=on_moved_samples(world),
+        robust=on_moved_samples(world) if is_tested else None,
         kept=world.kept,
         evaluate_every=scenario.evaluation.every,
         local_clients=local_clients(world),

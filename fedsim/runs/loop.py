@@ -166,13 +166,20 @@ class RoundLoop:
 
     def _evaluate(self, arrays: ArrayRecord) -> dict[str, float]:
         """Test metrics of the model, and those of every node's own model as mean and extremes."""
-        if self.evaluate is None:
-            return {}
-        found = {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
+        found: dict[str, float] = {}
+        if self.evaluate is not None:
+            found |= {f"test/{name}": value for name, value in self.evaluate(arrays).items()}
         if self.pooled is not None:
             found |= {f"pooled/{name}": value for name, value in self.pooled(arrays).items()}
         if self.robust is not None:
             found |= {f"robust/{name}": value for name, value in self.robust(arrays).items()}
+        return {**found, **self._of_nodes()}
+
+    def _of_nodes(self) -> dict[str, float]:
+        """Test metrics of every node's own model, as mean and extremes."""
+        if self.evaluate is None:
+            return {}
+        found: dict[str, float] = {}
         columns: dict[str, list[float]] = {}
         for record in self._ours.personal_records():
             for name, value in self.evaluate(record).items():

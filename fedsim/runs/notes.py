@@ -7,6 +7,7 @@ from fedsim.client.trial import Findings
 from fedsim.data.federated import FederatedData
 from fedsim.federation.participation.kinds import Participation
 from fedsim.scenario.idle_keys import idle_keys
+from fedsim.scenario.recorded_metrics import has_no_test
 from fedsim.scenario.scenario import Scenario
 
 _PLACES = 3  # that a note names
@@ -56,8 +57,14 @@ def notes_of(
 
 
 def _unmeasured(scenario: Scenario) -> str | None:
-    """Say that no accuracy of personal models will be known."""
-    if not scenario.task.get("personal") or scenario.evaluation.clients:
+    """Say that no accuracy of personal models, or of any, will be known."""
+    evaluation = scenario.evaluation
+    if has_no_test(scenario) and not evaluation.clients and not evaluation.pooled:
+        return (
+            "nothing measures the model: name the server's own file in [data] test, or let sites "
+            "test it on a share of theirs, [partition] test_fraction with [evaluation] clients"
+        )
+    if not scenario.task.get("personal") or evaluation.clients:
         return None
     return (
         "[task] personal with [evaluation] clients = 0: only clients can measure models with "

@@ -38,6 +38,7 @@ from fedsim.runs.client_side import (
 )
 from fedsim.runs.notes import notes_of
 from fedsim.runs.start_model import StartModel, own_start, with_weights
+from fedsim.runs.where_data_lie import check_where_data_lie
 from fedsim.scenario.discovery import TOPOLOGY
 from fedsim.scenario.recorded_metrics import check_watched
 from fedsim.scenario.scenario import Scenario
@@ -102,7 +103,13 @@ class World:
     reads: Reads = field(default_factory=lambda: Reads({}))
 
 
-def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = False) -> World:
+def build(
+    scenario: Scenario,
+    *,
+    on_node: bool = False,
+    draws_seeded: bool = False,
+    data: FederatedData | None = None,
+) -> World:
     """Build everything; nothing runs yet.
 
     Args:
@@ -111,13 +118,15 @@ def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = Fal
             initialisation, for the weights come with the server's first message.
         draws_seeded: Whether what a strategy draws when it is made, from the process's generators,
             is the seed's; in a deployment it is the operating system's, as all privacy noise.
+        data: The clients' data, where they are not had by reading them all, as at a site of a
+            deployment; None prepares what the scenario says.
 
     Raises:
         ScenarioError: If the parts do not fit each other, or into memory.
         RunError: If the data cannot be had.
     """
     try:
-        return _build(scenario, on_node, draws_seeded)
+        return _build(scenario, on_node, draws_seeded, data)
     except (MemoryError, OverflowError, ValueError) as error:
         if not is_too_large(error):
             raise
@@ -125,11 +134,13 @@ def build(scenario: Scenario, *, on_node: bool = False, draws_seeded: bool = Fal
         raise ScenarioError(f"{largest}: is too large: {error}") from error
 
 
-def _build(scenario: Scenario, on_node: bool, draws_seeded: bool) -> World:
+def _build(
+    scenario: Scenario, on_node: bool, draws_seeded: bool, given: FederatedData | None
+) -> World:
     scenario.open_folders()
     code = scenario.code
     kernels_in_use.keep(scenario.engine.bits)
-    data = _data(scenario)  # whose content is compared, so what a loader reads need not be
+    data = _data(scenario, given)  # whose content is compared, so what a loader reads need not be
     with watching(scenario.folders) as reads:
         built = _around(scenario, data, code, on_node, draws_seeded)
     project.has_read(reads.found)
@@ -156,7 +167,7 @@ def _around(
     if is_import_path(str(scenario.task.get("model", ""))):
         task.require_repeatable(scenario.seed, model)
     left_out = check_last_batches(
-        scenario, data, task, model, procedure, alone=plan.executor == "loop"
+        scenario, data.to_try, task, model, procedure, alone=plan.executor == "loop"
     )
     start = with_weights(model, scenario.task, on_node=on_node)
     check_tensors(scenario, procedure, start.known())
@@ -177,7 +188,7 @@ def _around(
     )  # fmt: skip
 
 
-def _data(scenario: Scenario) -> FederatedData:
+def _data(scenario: Scenario, given: FederatedData | None) -> FederatedData:
     """The clients' data."""
     evaluation = scenario.evaluation
     if (evaluation.clients or evaluation.pooled) and not scenario.partition.get("test_fraction"):
@@ -186,7 +197,10 @@ def _data(scenario: Scenario) -> FederatedData:
             f"[evaluation] {asked}: clients evaluate on their local test splits, and [partition] "
             "test_fraction = 0 leaves them none; set it above 0"
         )
-    data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
+    data = given
+    if data is None:
+        data = prepare(scenario.data, scenario.partition, seed=scenario.seed)
+    check_where_data_lie(scenario, data)
     if scenario.partition.get("clients") is None:
         scenario.check_clients(data.num_clients)
     _check_batch(scenario, data)

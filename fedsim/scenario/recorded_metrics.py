@@ -154,7 +154,14 @@ def _without_a_model(scenario: Scenario, phase: str) -> str | None:
             "with [task] personal: the server has no whole model that it could measure; say "
             f'"personal/{name}" or "local/{name}_mean", with [evaluation] clients = K'
         )
+    if phase in ("test", "robust", "nodes") and has_no_test(scenario):
+        return "without [data] test: the server has no test set of its own; name its file there"
     return None
+
+
+def has_no_test(scenario: Scenario) -> bool:
+    """Return whether the server has no samples to test on: sites have theirs, and it need not."""
+    return scenario.data.get("name") == "sites" and scenario.data.get("test") is None
 
 
 def _shows_success(attack: Attack | None, measured: list[str]) -> bool:

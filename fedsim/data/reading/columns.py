@@ -57,7 +57,7 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     notes["columns"]["target"] = target_names[0] if len(target_names) == 1 else target_names
     if columns.group is not None:
         notes["columns"]["group"] = columns.group
-    features, preprocessing, said = _features(splits, roles, columns)
+    features, preprocessing, said = read_features(splits, roles, columns)
     targets, num_classes, label_names = read_targets(splits, roles, columns)
     if label_names:
         notes["label_names"] = label_names
@@ -103,10 +103,19 @@ def _read(splits: Mapping[str, Split], columns: Columns) -> Loaded:
     )
 
 
-def _features(
+def read_features(
     splits: Mapping[str, Split], roles: Roles, columns: Columns
 ) -> tuple[dict[str, Features], dict[str, Any], list[str]]:
-    """Return features by split, how they were prepared, and what their user should know."""
+    """Return features by split, how they were prepared, and what their user should know.
+
+    Args:
+        splits: The data set's splits.
+        roles: Which columns are read.
+        columns: What the scenario says of its columns.
+
+    Raises:
+        ScenarioError: If a value cannot be used, with its place.
+    """
     found: dict[str, Features] = {}
     if roles.kind == "image":
         wanted, odd = columns.images, Counter[str]()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedsim.basics.errors import ScenarioError
+from fedsim.basics.errors import ScenarioError, SchemaError
 from fedsim.basics.text import twice_in
 from fedsim.data.reading.headers import headless
 
@@ -214,7 +214,7 @@ def _check(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], sepa
             f"{name} has two columns '{twice}'{headless(names)}; give each a name of its own"
         )
     if not rows:
-        raise ScenarioError(f"{name} has no row below its first line")
+        raise SchemaError(f"{name} has no row below its first line")
     for number, row in enumerate(rows):
         if len(row) > len(header):
             mark = _NAMES.get(separator, repr(separator))

@@ -122,7 +122,7 @@ class LocalFiles:
         try:
             yield
         except ScenarioError as error:
-            raise ScenarioError(f"[data] path = '{self.root}': {error}") from None
+            raise type(error)(f"[data] path = '{self.root}': {error}") from None
 
     def _written(
         self, named: Mapping[str, list[tuple[str, Path]]]

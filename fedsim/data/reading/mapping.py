@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedsim.basics.errors import ScenarioError, nearest
 from fedsim.data.reading.headers import headless
-from fedsim.data.reading.images import ImageFormat
+from fedsim.data.reading.images import Channels, ImageFormat
 from fedsim.data.reading.origins import Split, library
 from fedsim.data.reading.texts import first_text
 from fedsim.data.reading.values import MIXED, kind_of
@@ -45,6 +45,50 @@ class Columns:
     num_classes: int = 0
     standardise: bool | None = None
     standardise_target: bool = False
+
+
+def columns_of(
+    features: str | Sequence[str] | None,
+    target: str | Sequence[str] | None,
+    group: str | None,
+    target_type: TargetType,
+    standardise: bool | None,
+    standardise_target: bool,
+    resize: Sequence[int] | None,
+    channels: Channels,
+) -> Columns:
+    """Return what a scenario says of its columns, from its keys.
+
+    Raises:
+        ScenarioError: If a value is impossible.
+    """
+    size = None
+    if resize is not None:
+        if len(resize) != 2 or min(resize) < 1:
+            raise ScenarioError(
+                f"[data] resize = {list(resize)}: must be [height, width], each >= 1"
+            )
+        size = (resize[0], resize[1])
+    return Columns(
+        features=_names("features", features),
+        target=_names("target", target),
+        group=group,
+        target_type=target_type,
+        images=ImageFormat(channels, size, resize=size is not None),
+        standardise=standardise,
+        standardise_target=standardise_target,
+    )
+
+
+def _names(key: str, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or len(set(names)) < len(names):
+        raise ScenarioError(
+            f"[data] {key} = {list(names)}: must name one column or more, each once"
+        )
+    return names
 
 
 class Roles(NamedTuple):

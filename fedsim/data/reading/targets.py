@@ -42,7 +42,7 @@ def read_targets(
         name: [Column(split, column) for column in roles.target] for name, split in splits.items()
     }
     if roles.kind == "text":
-        one = {name: np.concatenate(p[0].blocks(_character)) for name, p in parts.items()}
+        one = {name: as_characters(p[0]) for name, p in parts.items()}
         return dict(one), characters.VOCABULARY, []
     kind = kind_of(types[roles.target[0]])
     numbers = columns.target_type == "numbers" or len(roles.target) > 1 or kind == "list"
@@ -59,7 +59,7 @@ def read_targets(
                     f"column '{column}' holds text, and [data] target is to be numbers: "
                     f"{first_text(splits, column)}, or name another target"
                 )
-        amounts = {name: _number_targets(p) for name, p in parts.items()}
+        amounts = {name: as_amounts(p) for name, p in parts.items()}
         if columns.target_type == "auto" and len(roles.target) == 1 and kind != "list":
             _require_fractions(parts["train"][0], amounts)
         return dict(amounts), 0, []
@@ -80,7 +80,8 @@ def _require_fractions(train: Column, amounts: Mapping[str, Numbers]) -> None:
         )
 
 
-def _number_targets(parts: Sequence[Column]) -> Numbers:
+def as_amounts(parts: Sequence[Column]) -> Numbers:
+    """Return the numbers of one column, of several side by side, or of one of lists, `[n, ...]`."""
     if len(parts) == 1 and kind_of(parts[0].split.rows.features[parts[0].name]) == "list":
         return read_lists(parts[0], None)
     each = [np.concatenate(part.blocks(to_numbers)) for part in parts]
@@ -114,6 +115,11 @@ def _class_targets(
         except Unfit as unfit:
             raise part.refused(unfit) from unfit
     return targets, known, names
+
+
+def as_characters(column: Column) -> Ints:
+    """Return a column of single characters as tokens, `[n]`."""
+    return np.concatenate(column.blocks(_character))
 
 
 def _character(values: Any) -> Ints:

@@ -14,11 +14,12 @@ from fedsim.data.loaded import PooledSource
 from fedsim.data.reading.columns import read
 from fedsim.data.reading.delimited import Decimal, Dialect
 from fedsim.data.reading.files import find_files
-from fedsim.data.reading.images import Channels, ImageFormat
-from fedsim.data.reading.mapping import Columns, TargetType
+from fedsim.data.reading.images import Channels
+from fedsim.data.reading.mapping import Columns, TargetType, columns_of
 from fedsim.data.reading.origins import HubRepository, Origin
 from fedsim.data.sets.bundled import breast_cancer, check_fraction, diabetes, digits
 from fedsim.data.sets.presets import PRESETS
+from fedsim.data.sites.source import SiteSource, sites
 from fedsim.data.synthetic import GeneratedSource, synthetic
 from fedsim.data.zipf import zipf
 
@@ -88,7 +89,7 @@ def folder(
         group=group,
         dialect=Dialect(separator, decimal, encoding),
     )
-    columns = _columns(
+    columns = columns_of(
         features,
         target,
         group,
@@ -144,7 +145,7 @@ def hub(
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ScenarioError(f"[data] repository = '{repository}': must be 'owner/name'")
     origin = HubRepository("hub", repository, config, revision, train, test)
-    columns = _columns(
+    columns = columns_of(
         features,
         target,
         group,
@@ -158,56 +159,18 @@ def hub(
     return _source("hub", origin, columns, test_fraction if test is None else 0.0)
 
 
-DATASETS: dict[str, Callable[..., PooledSource | GeneratedSource]] = {
+DATASETS: dict[str, Callable[..., PooledSource | GeneratedSource | SiteSource]] = {
     "digits": digits,
     "breast_cancer": breast_cancer,
     "diabetes": diabetes,
     **PRESETS,
     "folder": folder,
     "hub": hub,
+    "sites": sites,
     "synthetic": synthetic,
     "zipf": zipf,
     "brittle": brittle,
 }
-
-
-def _columns(
-    features: str | Sequence[str] | None,
-    target: str | Sequence[str] | None,
-    group: str | None,
-    target_type: TargetType,
-    standardise: bool | None,
-    standardise_target: bool,
-    resize: Sequence[int] | None,
-    channels: Channels,
-) -> Columns:
-    size = None
-    if resize is not None:
-        if len(resize) != 2 or min(resize) < 1:
-            raise ScenarioError(
-                f"[data] resize = {list(resize)}: must be [height, width], each >= 1"
-            )
-        size = (resize[0], resize[1])
-    return Columns(
-        features=_names("features", features),
-        target=_names("target", target),
-        group=group,
-        target_type=target_type,
-        images=ImageFormat(channels, size, resize=size is not None),
-        standardise=standardise,
-        standardise_target=standardise_target,
-    )
-
-
-def _names(key: str, given: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if not names or len(set(names)) < len(names):
-        raise ScenarioError(
-            f"[data] {key} = {list(names)}: must name one column or more, each once"
-        )
-    return names
 
 
 def _source(name: str, origin: Origin, columns: Columns, test_fraction: float) -> PooledSource:

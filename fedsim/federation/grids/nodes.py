@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.basics.errors import RunError, printable
@@ -17,7 +17,7 @@ from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
-from fedsim.messages.records import PARTITION, PARTITION_ID, SOFTWARE
+from fedsim.messages.records import AGREED, DATA, PARTITION, PARTITION_ID, SOFTWARE
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
@@ -73,6 +73,9 @@ class PartitionGrid(GridWrapper):
         self._stable: dict[int, int] = {}  # our node of each of Flower's
         self._asked: set[int] = set()  # nodes that were asked for their partition
         self._spare: dict[int, int] = {}  # partitions of nodes that joined beside those asked
+        self._data: dict[int, Mapping[str, Any]] = {}  # what each of them says of its data
+        self._agreed: str | None = None
+        self._unfit: Callable[[int, Mapping[str, Any]], str | None] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -93,6 +96,26 @@ class PartitionGrid(GridWrapper):
             self._tell()
         return self._nodes
 
+    @property
+    def data_told(self) -> list[Mapping[str, Any]]:
+        """What the node of each client says of its data, by client id; empty where it says none."""
+        return [self._data.get(node, {}) for node in self.nodes.tolist()]
+
+    def agree(self, agreed: str, unfit: Callable[[int, Mapping[str, Any]], str | None]) -> None:
+        """Let every instruction say what the nodes agreed on of their data.
+
+        Args:
+            agreed: That, as JSON.
+            unfit: Says why a node that joins later, with some client id, does not fit, or None.
+        """
+        self._agreed, self._unfit = agreed, unfit
+
+    def record_in(self, record: Callable[[Sequence[Node]], None]) -> None:
+        """Tell of all nodes now, and whenever one has taken a client's place."""
+        self._record = record
+        if self._nodes is not None:
+            self._tell()
+
     def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
         """Return the replies of the nodes that hold the clients' partitions.
 
@@ -102,6 +125,8 @@ class PartitionGrid(GridWrapper):
         """
         self._look_again()
         sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
+        if self._agreed is not None:
+            _say(self._agreed, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
@@ -216,6 +241,10 @@ class PartitionGrid(GridWrapper):
                         f"node {node}: holds partition {partition} of {self._num_clients}"
                     )
                     continue
+                self._data[node] = data = _read(told.get(DATA), plain=False)
+                if self._unfit is not None and (why := self._unfit(partition, data)):
+                    reasons.append(f"node {node}: {why}")
+                    continue
                 held.append((partition, node))
         return _Answers(held, reasons)
 
@@ -227,14 +256,35 @@ class _Answers(NamedTuple):
     reasons: list[str]
 
 
-def _read(told: object) -> Mapping[str, Any]:
-    """What a node says of its software; nothing where it cannot be read."""
+def _say(agreed: str, messages: Sequence[Message]) -> None:
+    """Add to instructions what nodes agreed on; those that share their content go on to."""
+    record, made = ConfigRecord({AGREED: agreed}), dict[int, RecordDict]()
+    for message in messages:
+        content = message.content
+        if id(content) not in made:
+            made[id(content)] = RecordDict({**content, AGREED: record})
+        message.content = made[id(content)]
+
+
+def taken_from(message: Message) -> str | None:
+    """Take what nodes agreed on out of an instruction; None where it does not say it."""
+    record = message.content.config_records.get(AGREED)
+    if record is None:
+        return None
+    del message.content[AGREED]
+    return str(record[AGREED])
+
+
+def _read(told: object, *, plain: bool = True) -> Mapping[str, Any]:
+    """What a node says of itself, as text where it is plain; nothing where it cannot be read."""
     try:
         found = json.loads(told) if isinstance(told, str) else {}
     except ValueError:
         return {}
     if not isinstance(found, dict):
         return {}
+    if not plain:
+        return found
     return {printable(str(name)): printable(str(value)) for name, value in found.items()}
 
 

@@ -1,0 +1,109 @@
+"""What a node answers in a scenario whose sites have data of their own, and what the server makes.
+
+A node says what its data are before round 1, as far as its site's file allows. Every instruction
+then carries what all sites agreed on, so that a node that was restarted needs to remember nothing.
+"""
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Message, MessageType
+
+from fedsim.basics.errors import SchemaError, printable
+from fedsim.deployment.site import SitePolicy
+from fedsim.engine.client_app import CohortApp, client_of, told_of_node
+from fedsim.federation.grids.nodes import PartitionGrid, taken_from
+from fedsim.runs.own_sites import agreement_of, app_at_site, described
+from fedsim.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedsim.runs.world import World
+
+DATA_PATH = "data-path"  # the key of the node config
+VARIABLE = "FEDSIM_SITE_DATA"
+_log = logging.getLogger("fedsim")
+
+
+def answer(
+    message: Message, context: Context, policy: SitePolicy, load: Callable[[], Scenario]
+) -> Message:
+    """Answer a message from a site's own data.
+
+    Args:
+        message: The message.
+        context: The node's.
+        policy: What the site allows.
+        load: Returns the scenario; the same function for the same scenario.
+
+    Raises:
+        SchemaError: If the site has no data that the scenario could use.
+        ScenarioError: If they cannot be read, or are others than before round 1.
+    """
+    client, file = client_of(context), _file(context, policy)
+    if message.metadata.message_type.partition(".")[0] == MessageType.QUERY:
+        told = _allowed(described(load(), str(file), client), policy)
+        return told_of_node(message, context, data=json.dumps(told))
+    agreed = taken_from(message)
+    if agreed is None:
+        raise SchemaError("the instruction does not say what the sites agreed on")
+    return _app(load, str(file), client, agreed)(message, context)
+
+
+@functools.cache
+def _app(load: Callable[[], Scenario], file: str, client: int, agreed: str) -> CohortApp:
+    """The ClientApp over the site's own data, built once."""
+    return app_at_site(load(), file, client, agreed)
+
+
+def _file(context: Context, policy: SitePolicy) -> Path:
+    """Where the site's data lie: as its file says, or its node config, or the machine."""
+    given = context.node_config.get(DATA_PATH)
+    named = None if given is None else Path(str(given))
+    if policy.data is not None and named is not None and named != policy.data:
+        raise SchemaError(f"its site file and {DATA_PATH} of its node config name different data")
+    variable = os.environ.get(VARIABLE)
+    file = policy.data or named or (Path(variable) if variable else None)
+    if file is None:
+        raise SchemaError(
+            f"names no data: set {DATA_PATH} in --node-config, data in its site file, or {VARIABLE}"
+        )
+    if not file.exists():
+        _log.error("%s: there is no such file or folder", file.absolute())
+        raise SchemaError("its file is not there; the node's log says which")
+    return file
+
+
+def _allowed(told: dict[str, Any], policy: SitePolicy) -> dict[str, Any]:
+    """What a site says of its data, as far as its policy allows."""
+    if "sums" not in policy.share:
+        told["moments"] = {}
+    if "labels" not in policy.share:
+        if told["labels"]:
+            raise SchemaError(
+                "its site file does not let it tell its classes: name them in [data] labels of the "
+                "scenario, or let it, [site] share"
+            )
+        if told["unlisted"]:
+            _log.error("not among [data] labels: %s", told["unlisted"])
+            told["unlisted"] = ["?"] * len(told["unlisted"])
+    return told
+
+
+def let_agree(nodes: PartitionGrid, world: "World") -> None:
+    """Let every instruction carry what the sites agreed on, and take in no other data later."""
+    agreed, hashes = agreement_of(world)
+
+    def unfit(client: int, told: Mapping[str, Any]) -> str | None:
+        if told.get("sha256") == hashes[client]:
+            return None
+        return (
+            f"the data of partition {client} are others than before round 1 "
+            f"({printable(str(told.get('sha256')))[:12]}, not {hashes[client][:12]})"
+        )
+
+    nodes.agree(agreed, unfit)
