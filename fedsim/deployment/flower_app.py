@@ -46,6 +46,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _serve(grid: Grid, context: Context) -> None:
+    from fedsim.runs.declared_replies import declared_replies
     from fedsim.runs.execute import execute
     from fedsim.runs.progress import Progress
 
@@ -63,6 +64,7 @@ def _serve(grid: Grid, context: Context) -> None:
     if own is not None:
         let_agree(nodes, world)
     nodes.record_in(recording(folder.path, promise))
+    nodes.hold_to(declared_replies(world))
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
         progress = Progress(world.scenario.rounds)

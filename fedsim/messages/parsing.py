@@ -43,6 +43,39 @@ class Parsed(NamedTuple):
         return tuple(sorted((n, tuple(t.shape), str(t.dtype)) for n, t in named.items()))
 
 
+class ReplyForm(NamedTuple):
+    """What replies hold besides the model.
+
+    Attributes:
+        arrays: Names, shapes and types of arrays besides the model, or in its place, sorted.
+        metrics: Names of metrics.
+        by_vote: Whether this is what most replies hold; then no other array may stand beside it.
+    """
+
+    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
+    metrics: tuple[str, ...]
+    by_vote: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the arrays."""
+        return frozenset(name for name, *_ in self.arrays)
+
+    def has_arrays(self, row: Parsed) -> bool:
+        """Whether a reply holds these arrays, and none more that the model is read from."""
+        if self.by_vote:
+            return row.signature == self.arrays
+        return {*self.arrays} <= {*row.signature} and row.encoded.keys() <= self.names
+
+    def is_all_of(self, row: Parsed) -> bool:
+        """Whether a reply holds nothing more."""
+        return row.signature == self.arrays and row.metrics.keys() == {*self.metrics}
+
+    def has_metrics(self, row: Parsed) -> bool:
+        """Whether a reply holds these metrics."""
+        return row.metrics.keys() >= {*self.metrics}
+
+
 class Refused(ValueError):
     """A reply does not fit what was asked for; `cause` is one of `CAUSES`."""
 
@@ -103,7 +136,30 @@ def _received(message: Message, sent: Cohort) -> Tensor:
     return sent.personal.params[place]
 
 
-def usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+def expected(rows: Iterable[Parsed], declared: ReplyForm | None = None) -> ReplyForm:
+    """Return what every reply of a round must hold besides the model.
+
+    Args:
+        rows: The replies.
+        declared: What procedure and task declare; None, or what no reply holds, takes the most
+            common arrays and metrics (of equally common ones the smallest).
+    """
+    replies = list(rows)
+    if declared is not None and any(
+        declared.has_arrays(row) and declared.has_metrics(row) for row in replies
+    ):
+        return declared
+    arrays = _usual(row.signature for row in replies)
+    metrics = _usual(tuple(sorted(row.metrics)) for row in replies)
+    return ReplyForm(arrays, metrics, by_vote=True)
+
+
+def declared_by(row: Parsed) -> ReplyForm:
+    """Return what a reply holds that is right by definition."""
+    return ReplyForm(row.signature, tuple(sorted(row.metrics)))
+
+
+def _usual(signatures: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     """Return the most common of the clients' signatures (of equally common ones the smallest)."""
     counted = Counter(signatures)
     return min(counted, key=lambda s: (-counted[s], s)) if counted else ()

@@ -23,7 +23,7 @@ from fedsim.messages.cohort import DEFAULT_TTL, Cohort
 from fedsim.messages.failures import ERROR_CODES, Failure
 from fedsim.messages.layout import Layout
 from fedsim.messages.lazy import LazyMessages, next_message_id
-from fedsim.messages.parsing import Parsed, Refused, parse, usual
+from fedsim.messages.parsing import Parsed, Refused, ReplyForm, expected, parse
 from fedsim.messages.records import ARRAYS, EXTRA, METRICS, NUM_EXAMPLES, array_record, model_record
 
 
@@ -267,12 +267,15 @@ class Replies(LazyMessages):
         )
 
     @classmethod
-    def from_messages(cls, messages: Iterable[Message], sent: Cohort) -> "Replies":
+    def from_messages(
+        cls, messages: Iterable[Message], sent: Cohort, declared: ReplyForm | None = None
+    ) -> "Replies":
         """Stack ordinary messages, refusing those that do not fit what was asked for.
 
         Args:
             messages: Replies in any order, errors among them.
             sent: The instructions they answer; who is missing is listed as absent.
+            declared: What replies hold besides the model; None goes by what most of them hold.
         """
         clients = dict(zip(sent.nodes.tolist(), sent.client_ids.tolist(), strict=True))
         answered: dict[int, Parsed] = {}
@@ -296,7 +299,7 @@ class Replies(LazyMessages):
         for client in sent.client_ids.tolist():
             if client not in answered and client not in failures:
                 failures[client] = Failure(client, sent.server_round, "absent", "no reply arrived")
-        return _stacked(answered, [*failures.values(), *strangers], sent)
+        return _stacked(answered, [*failures.values(), *strangers], sent, declared)
 
 
 def _stackable(some: Replies, others: Replies) -> bool:
@@ -310,22 +313,22 @@ def _stackable(some: Replies, others: Replies) -> bool:
     return signature(some) == signature(others)
 
 
-def _stacked(answered: Mapping[int, Parsed], failures: Sequence[Failure], sent: Cohort) -> Replies:
-    """Replies of those whose arrays and metrics are the usual ones."""
+def _stacked(
+    answered: Mapping[int, Parsed],
+    failures: Sequence[Failure],
+    sent: Cohort,
+    declared: ReplyForm | None,
+) -> Replies:
+    """Replies of those whose arrays and metrics are those expected; what they hold more is left."""
     failures, odd = list(failures), set[int]()
-    extras = usual(row.signature for row in answered.values())
-    metrics = usual(tuple(sorted(row.metrics)) for row in answered.values())
+    wanted = expected(answered.values(), declared)
     for client, row in sorted(answered.items()):
-        if row.signature != extras:
-            cause, why = (
-                "names",
-                f"extra arrays differ from the usual {[n for n, *_ in extras]}",
-            )
-        elif not row.metrics.keys() >= set(metrics):
-            cause, why = (
-                "metrics",
-                f"metrics {sorted(row.metrics)} lack some of {list(metrics)}",
-            )
+        if not wanted.has_arrays(row):
+            cause = "names"
+            why = f"extra arrays differ from those expected, {sorted(wanted.names)}"
+        elif not wanted.has_metrics(row):
+            cause = "metrics"
+            why = f"metrics {sorted(row.metrics)} lack some of {list(wanted.metrics)}"
         else:
             continue
         odd.add(client)
@@ -333,7 +336,7 @@ def _stacked(answered: Mapping[int, Parsed], failures: Sequence[Failure], sent: 
     ids = sorted(answered.keys() - odd)
     if not ids:
         return Replies.empty(sent, failures)
-    rows = [answered[client] for client in ids]
+    rows, names = [answered[client] for client in ids], wanted.names
     trained = sent.message_type != MessageType.EVALUATE
     places = np.searchsorted(sent.client_ids, ids)
     personal = sent.personal.params
@@ -345,17 +348,18 @@ def _stacked(answered: Mapping[int, Parsed], failures: Sequence[Failure], sent: 
         params=torch.stack([r.params for r in rows if r.params is not None]) if trained else None,
         reference=reference if trained else None,
         buffers={n: torch.stack([r.buffers[n] for r in rows]) for n in rows[0].buffers},
-        extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra},
+        extra={n: torch.stack([r.extra[n] for r in rows]) for n in rows[0].extra if n in names},
         encoded={n: torch.stack([r.encoded[n] for r in rows]) for n in rows[0].encoded},
         num_examples=torch.tensor([r.num_examples for r in rows], dtype=torch.int64),
         metrics={
             name: torch.tensor([r.metrics[name] for r in rows], dtype=torch.float64)
-            for name in metrics
+            for name in wanted.metrics
         },
         staleness=torch.zeros(len(rows), dtype=torch.int64),
         failures=tuple(failures),
         message_type=sent.message_type,
         ttl=sent.ttl,
         group=sent.group,
-        _built={place: row.message for place, row in enumerate(rows)},
+        # one that holds more is built anew without it
+        _built={n: row.message for n, row in enumerate(rows) if wanted.is_all_of(row)},
     )

@@ -17,6 +17,7 @@ from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.parsing import ReplyForm
 from fedsim.messages.records import AGREED, DATA, PARTITION, PARTITION_ID, SOFTWARE
 from fedsim.messages.replies import Replies
 
@@ -75,6 +76,7 @@ class PartitionGrid(GridWrapper):
         self._spare: dict[int, int] = {}  # partitions of nodes that joined beside those asked
         self._data: dict[int, Mapping[str, Any]] = {}  # what each of them says of its data
         self._agreed: str | None = None
+        self._declares: Callable[[Cohort], ReplyForm | None] = _nothing
         self._unfit: Callable[[int, Mapping[str, Any]], str | None] | None = None
 
     @property
@@ -110,6 +112,14 @@ class PartitionGrid(GridWrapper):
         """
         self._agreed, self._unfit = agreed, unfit
 
+    def hold_to(self, declares: Callable[[Cohort], ReplyForm | None]) -> None:
+        """Hold replies to what procedure and task declare, and not to what most of them hold.
+
+        Args:
+            declares: Says what the replies to some instructions hold; None where it is not known.
+        """
+        self._declares = declares
+
     def record_in(self, record: Callable[[Sequence[Node]], None]) -> None:
         """Tell of all nodes now, and whenever one has taken a client's place."""
         self._record = record
@@ -130,7 +140,8 @@ class PartitionGrid(GridWrapper):
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        replies = Replies.from_messages([self._back(each, asked) for each in answers], cohort)
+        back = [self._back(each, asked) for each in answers]
+        replies = Replies.from_messages(back, cohort, self._declares(cohort))
         gone = set(cohort.client_ids[cohort.is_absent].tolist())
         waited = "" if timeout is None else f" within {timeout:g} s"
         failures = [
@@ -247,6 +258,10 @@ class PartitionGrid(GridWrapper):
                     continue
                 held.append((partition, node))
         return _Answers(held, reasons)
+
+
+def _nothing(_: Cohort) -> ReplyForm | None:
+    return None
 
 
 class _Answers(NamedTuple):
