@@ -9,7 +9,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # Torch is by far the largest layer and changes least: it goes first, before any of our files but
 # the pinned versions.
-RUN mkdir -p /app/build /app/runs /app/data /app/.flwr
+RUN mkdir -p /app/build /app/runs /app/state /app/data /app/.flwr
 COPY --chown=app:app constraints.txt /app/build/
 RUN python -m pip install --no-cache-dir --constraint /app/build/constraints.txt \
     --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple torch

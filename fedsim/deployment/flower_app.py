@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
 from fedsim.deployment import own_data
+from fedsim.deployment.client_state import answered_with_state
 from fedsim.deployment.node_software import recording, refusing
 from fedsim.deployment.own_data import let_agree
 from fedsim.deployment.site import SitePolicy, at_server, at_site
@@ -48,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(grid: Grid, context: Context) -> None:
     from fedsim.runs.declared_replies import declared_replies
     from fedsim.runs.execute import execute
+    from fedsim.runs.on_nodes import experiment_in, require_nothing_kept
     from fedsim.runs.progress import Progress
 
     scenario = scenario_of(context)
@@ -65,6 +67,9 @@ def _serve(grid: Grid, context: Context) -> None:
         let_agree(nodes, world)
     nodes.record_in(recording(folder.path, promise))
     nodes.hold_to(declared_replies(world))
+    nodes.go_on_as(experiment_in(folder.path))
+    if _resumes(context) and not nodes.all_keep_state:
+        require_nothing_kept(world)
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
         progress = Progress(world.scenario.rounds)
@@ -108,7 +113,7 @@ def _taken_up(
     from fedsim.runs import folder as run_folder
     from fedsim.runs.left_behind import take_up
     from fedsim.runs.manifest import require_same_data, write_plan
-    from fedsim.runs.on_nodes import note_flower_run, require_nothing_kept, require_on_nodes
+    from fedsim.runs.on_nodes import note_flower_run, require_on_nodes
 
     out = str(context.run_config.get("out", ""))
     if not out:
@@ -121,7 +126,6 @@ def _taken_up(
             f"it was begun: `{run_folder.resuming(folder.path)}`"
         )
     world = world_at_server(scenario, told)
-    require_nothing_kept(world)
     require_same_data(world, folder)
     note_flower_run(folder.path, context.run_config, context.run_id)
     if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
@@ -147,9 +151,15 @@ def _answer(
     config = context.run_config
     scenario = _scenario(str(config.get("scenario", "")), str(config.get("set", "")), policy)
     known(scenario().sha256)
-    if has_own_sites(scenario()):
-        return own_data.answer(message, context, policy, scenario)
-    return _app(scenario)(message, context)
+
+    def answer(message: Message, context: Context) -> Message:
+        if has_own_sites(scenario()):
+            return own_data.answer(message, context, policy, scenario)
+        return _app(scenario)(message, context)
+
+    points = scenario().checkpoint
+    keep = points.every * (points.keep + 1)
+    return answered_with_state(answer, message, context, policy, keep)
 
 
 client_app = _ScenarioApp()

@@ -17,7 +17,7 @@ from flwr.app import Context, Message, MessageType
 from fedsim.basics.errors import SchemaError, printable
 from fedsim.deployment.site import SitePolicy
 from fedsim.engine.client_app import CohortApp, client_of, told_of_node
-from fedsim.federation.grids.nodes import PartitionGrid, taken_from
+from fedsim.federation.grids.nodes import PartitionGrid, agreed_in
 from fedsim.runs.own_sites import agreement_of, app_at_site, described
 from fedsim.scenario.scenario import Scenario
 
@@ -48,7 +48,7 @@ def answer(
     if message.metadata.message_type.partition(".")[0] == MessageType.QUERY:
         told = _allowed(described(load(), str(file), client), policy)
         return told_of_node(message, context, data=json.dumps(told))
-    agreed = taken_from(message)
+    agreed = agreed_in(message)
     if agreed is None:
         raise SchemaError("the instruction does not say what the sites agreed on")
     return _app(load, str(file), client, agreed)(message, context)

@@ -55,6 +55,7 @@ class SitePolicy:
         audit: A file that gets a line for every instruction; None for none.
         data: The site's file or folder, for scenarios whose sites have their own; None leaves it to
             the node config.
+        state: A folder where clients' states outlive the node and its run; None for none.
         share: What the server is told of these data beside columns, counts and a hash: "labels",
             the values of the target's classes, and "sums", for standardising.
     """
@@ -64,6 +65,7 @@ class SitePolicy:
     errors: str = "place"
     audit: Path | None = None
     data: Path | None = None
+    state: Path | None = None
     share: tuple[str, ...] = SHARED
 
     def why_not(self, module: str | None) -> str | None:
@@ -132,7 +134,7 @@ def read_policy(path: Path) -> SitePolicy:
         raise ScenarioError(
             f"site file {path}: [site] errors: {unknown(str(errors), 'a choice', _ERRORS)}"
         )
-    for name in ("audit", "data"):
+    for name in ("audit", "data", "state"):
         place = given.get(name)
         if place is not None and not (isinstance(place, str) and os.path.isabs(place)):
             raise ScenarioError(
@@ -150,6 +152,7 @@ def read_policy(path: Path) -> SitePolicy:
         errors=errors,
         audit=Path(given["audit"]) if "audit" in given else None,
         data=Path(given["data"]) if "data" in given else None,
+        state=Path(given["state"]) if "state" in given else None,
         share=tuple(given.get("share", SHARED)),
     )
 

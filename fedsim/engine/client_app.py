@@ -1,7 +1,7 @@
 """The ClientApp made from a client procedure: one message on a node, a cohort in the engine."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedsim.basics.versions import versions
 from fedsim.client.clipping import bound_of, clip
@@ -28,6 +29,7 @@ from fedsim.messages.records import (
     ARRAYS,
     CLIENT_STATE,
     EXTRA,
+    KEEPS_STATE,
     METRICS,
     NUM_EXAMPLES,
     PARTITION,
@@ -104,14 +106,13 @@ class CohortApp(ClientApp):
             raise ValueError("the instruction holds no model under 'arrays'")
         params, buffers = model_tensors(layout, record)
         extra = message.content.array_records.get(EXTRA)
-        config = next(iter(message.content.config_records.values()), ConfigRecord())
+        config = _settings_of(message)
         trains = kind != MessageType.EVALUATE
-        saved = context.state.array_records.get(CLIENT_STATE)
-        state = {} if saved is None else named_tensors(saved)
+        state = state_in(context)
         result = self.run_chunk(
             ChunkJob(
                 action="train" if trains else "evaluate",
-                server_round=int(config.get(SERVER_ROUND, 0)),  # type: ignore[arg-type]
+                server_round=round_of(message),
                 client_ids=(client,),
                 absent=(False,),
                 layout=layout.fingerprint,
@@ -124,8 +125,30 @@ class CohortApp(ClientApp):
             )
         )
         if kind != SETUP and result.state and _is_finite(result):
-            context.state[CLIENT_STATE] = array_record({n: t[0] for n, t in result.state.items()})
+            keep_state(context, {n: t[0] for n, t in result.state.items()})
         return Message(_reply_content(layout, result), reply_to=message)
+
+
+def _settings_of(message: Message) -> ConfigRecord:
+    return next(iter(message.content.config_records.values()), ConfigRecord())
+
+
+def round_of(message: Message) -> int:
+    """Return the round that an instruction is of; 0 where it does not say it."""
+    return int(_settings_of(message).get(SERVER_ROUND, 0))  # type: ignore[arg-type]
+
+
+def state_in(context: Context) -> dict[str, Tensor]:
+    """Return what the client of a node keeps from round to round, by name; empty without any."""
+    saved = context.state.array_records.get(CLIENT_STATE)
+    return {} if saved is None else named_tensors(saved)
+
+
+def keep_state(context: Context, state: Mapping[str, Tensor]) -> None:
+    """Let a node keep its client's state, by name; none where it is empty."""
+    context.state.pop(CLIENT_STATE, None)
+    if state:
+        context.state[CLIENT_STATE] = array_record(state)
 
 
 def client_of(context: Context) -> int:
@@ -145,6 +168,12 @@ def told_of_node(message: Message, context: Context, **more: str) -> Message:
         {PARTITION_ID: client_of(context), SOFTWARE: json.dumps(versions()), **more}
     )
     return Message(RecordDict({PARTITION: told}), reply_to=message)
+
+
+def says_it_keeps_state(reply: Message) -> Message:
+    """Add to the answer to a query that the client's state outlives the node; returns it."""
+    reply.content.config_records[PARTITION][KEEPS_STATE] = True
+    return reply
 
 
 def _is_finite(result: ChunkResult) -> bool:

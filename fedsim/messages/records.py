@@ -220,4 +220,10 @@ SOFTWARE = "software"
 DATA = "data"  # what a site says of its data, as JSON
 
 
+EXPERIMENT = "experiment"  # which run, however often it was gone on with: the record, and its key
+
+
+KEEPS_STATE = "keeps-state"  # whether a node keeps client states where they outlive it
+
+
 AGREED = "agreed"  # what all sites agreed on: the record of an instruction, and its key

@@ -86,6 +86,11 @@ def require_simulated(folder: Path) -> None:
         )
 
 
+def experiment_in(folder: Path) -> str:
+    """Return what a run over SuperNodes is called, however often it was gone on with."""
+    return str(read_plain(folder / NODES_FILE)["runs"][0])
+
+
 def require_nothing_kept(world: "World") -> None:
     """Refuse to go on on nodes that have forgotten what their clients kept from round to round.
 
@@ -101,6 +106,7 @@ def require_nothing_kept(world: "World") -> None:
         named = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
         raise ScenarioError(
             "resume=true: clients of this scenario keep tensors from round to round "
-            f"({named}), and nodes keep them for one run of Flower's only: start a new "
-            "run, without resume and with another out"
+            f"({named}), and nodes keep them for one run of Flower's only, unless all have a "
+            "folder for them ([site] state, or FEDSIM_SITE_STATE): start a new run, without resume "
+            "and with another out"
         )

@@ -104,12 +104,12 @@ class Sites(Fleet):
         super().__init__(app, len(files), run_config=config, **options)
 
 
-def deployed(file, files, out, *, grid=Sites, overrides="", resume=False, **options):
+def deployed(file, files, out, *, grid=Sites, overrides="", resume=False, number=7, **options):
     """Run a scenario over nodes; return the run's folder."""
     config = {"scenario": str(file), "set": overrides, "out": str(out), "wait-s": 5.0}
     if resume:
         config["resume"] = True
-    context = SimpleNamespace(run_config=config, run_id=7)
+    context = SimpleNamespace(run_config=config, run_id=number)
     flower_app.main(grid(files, config, **options), context)
     return out
 

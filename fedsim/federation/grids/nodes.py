@@ -18,7 +18,15 @@ from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.parsing import ReplyForm
-from fedsim.messages.records import AGREED, DATA, PARTITION, PARTITION_ID, SOFTWARE
+from fedsim.messages.records import (
+    AGREED,
+    DATA,
+    EXPERIMENT,
+    KEEPS_STATE,
+    PARTITION,
+    PARTITION_ID,
+    SOFTWARE,
+)
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
@@ -75,7 +83,8 @@ class PartitionGrid(GridWrapper):
         self._asked: set[int] = set()  # nodes that were asked for their partition
         self._spare: dict[int, int] = {}  # partitions of nodes that joined beside those asked
         self._data: dict[int, Mapping[str, Any]] = {}  # what each of them says of its data
-        self._agreed: str | None = None
+        self._said: dict[str, str] = {}  # to every node, beside its instruction
+        self._keeping: set[int] = set()  # nodes whose client states outlive them
         self._declares: Callable[[Cohort], ReplyForm | None] = _nothing
         self._unfit: Callable[[int, Mapping[str, Any]], str | None] | None = None
 
@@ -110,7 +119,16 @@ class PartitionGrid(GridWrapper):
             agreed: That, as JSON.
             unfit: Says why a node that joins later, with some client id, does not fit, or None.
         """
-        self._agreed, self._unfit = agreed, unfit
+        self._said[AGREED], self._unfit = agreed, unfit
+
+    def go_on_as(self, experiment: str) -> None:
+        """Let every instruction say which run it is of, however often that was gone on with."""
+        self._said[EXPERIMENT] = experiment
+
+    @property
+    def all_keep_state(self) -> bool:
+        """Whether every client's node keeps its state where it outlives the node and the run."""
+        return self._keeping.issuperset(self.nodes.tolist())
 
     def hold_to(self, declares: Callable[[Cohort], ReplyForm | None]) -> None:
         """Hold replies to what procedure and task declare, and not to what most of them hold.
@@ -135,8 +153,7 @@ class PartitionGrid(GridWrapper):
         """
         self._look_again()
         sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
-        if self._agreed is not None:
-            _say(self._agreed, sent)
+        _say(self._said, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
@@ -252,6 +269,8 @@ class PartitionGrid(GridWrapper):
                         f"node {node}: holds partition {partition} of {self._num_clients}"
                     )
                     continue
+                if told.get(KEEPS_STATE):
+                    self._keeping.add(node)
                 self._data[node] = data = _read(told.get(DATA), plain=False)
                 if self._unfit is not None and (why := self._unfit(partition, data)):
                     reasons.append(f"node {node}: {why}")
@@ -271,23 +290,41 @@ class _Answers(NamedTuple):
     reasons: list[str]
 
 
-def _say(agreed: str, messages: Sequence[Message]) -> None:
-    """Add to instructions what nodes agreed on; those that share their content go on to."""
-    record, made = ConfigRecord({AGREED: agreed}), dict[int, RecordDict]()
+def _say(said: Mapping[str, str], messages: Sequence[Message]) -> None:
+    """Add to instructions what every node is told; those that share their content go on to."""
+    if not said:
+        return
+    records = {name: ConfigRecord({name: text}) for name, text in said.items()}
+    made = dict[int, RecordDict]()
     for message in messages:
         content = message.content
         if id(content) not in made:
-            made[id(content)] = RecordDict({**content, AGREED: record})
+            made[id(content)] = RecordDict({**content, **records})
         message.content = made[id(content)]
 
 
-def taken_from(message: Message) -> str | None:
-    """Take what nodes agreed on out of an instruction; None where it does not say it."""
-    record = message.content.config_records.get(AGREED)
+def _taken_from(message: Message, name: str) -> str | None:
+    """Take what every node is told out of an instruction; None where it does not say it.
+
+    Args:
+        message: The instruction.
+        name: What it is about: `AGREED` or `EXPERIMENT`.
+    """
+    record = message.content.config_records.get(name) if message.has_content() else None
     if record is None:
         return None
-    del message.content[AGREED]
-    return str(record[AGREED])
+    del message.content[name]
+    return str(record[name])
+
+
+def agreed_in(message: Message) -> str | None:
+    """Take what sites agreed on out of an instruction; None where it does not say it."""
+    return _taken_from(message, AGREED)
+
+
+def experiment_of(message: Message) -> str | None:
+    """Take out of an instruction which run it is of; None where it does not say it."""
+    return _taken_from(message, EXPERIMENT)
 
 
 def _read(told: object, *, plain: bool = True) -> Mapping[str, Any]:
