@@ -42,11 +42,11 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario over the SuperNodes, into a run folder on this machine."""
-    with at_server(context):
-        _serve(grid, context)
+    with at_server(context) as policy:
+        _serve(grid, context, policy)
 
 
-def _serve(grid: Grid, context: Context) -> None:
+def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
     from fedsim.runs.declared_replies import declared_replies
     from fedsim.runs.execute import execute
     from fedsim.runs.on_nodes import experiment_in, require_nothing_kept
@@ -57,7 +57,9 @@ def _serve(grid: Grid, context: Context) -> None:
 
     def nodes_of(clients: int) -> PartitionGrid:
         wait_s = float(context.run_config.get("wait-s", 300.0))
-        return PartitionGrid(grid, clients, timeout_s=wait_s, why_not=refusing(promise))
+        return PartitionGrid(
+            grid, clients, timeout_s=wait_s, why_not=refusing(promise), bound=policy.nodes
+        )
 
     own = nodes_of(sites_expected(scenario)) if has_own_sites(scenario) else None
     begin = _taken_up if _resumes(context) else _begun

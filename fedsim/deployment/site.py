@@ -33,6 +33,7 @@ from flwr.app import Context, Message
 from fedsim.basics.errors import ScenarioError, SchemaError, show, unknown
 from fedsim.basics.import_paths import permitting
 from fedsim.basics.project import OURS, is_installed
+from fedsim.basics.text import twice_in
 
 SITE = "site"  # the key of the node config, and the table of the file
 VARIABLE = "FEDSIM_SITE"
@@ -56,6 +57,8 @@ class SitePolicy:
         data: The site's file or folder, for scenarios whose sites have their own; None leaves it to
             the node config.
         state: A folder where clients' states outlive the node and its run; None for none.
+        nodes: On the server: which partition each of Flower's nodes holds, pairs (node, partition);
+            None takes the nodes' word.
         share: What the server is told of these data beside columns, counts and a hash: "labels",
             the values of the target's classes, and "sums", for standardising.
     """
@@ -66,6 +69,7 @@ class SitePolicy:
     audit: Path | None = None
     data: Path | None = None
     state: Path | None = None
+    nodes: tuple[tuple[int, int], ...] | None = None
     share: tuple[str, ...] = SHARED
 
     def why_not(self, module: str | None) -> str | None:
@@ -153,8 +157,29 @@ def read_policy(path: Path) -> SitePolicy:
         audit=Path(given["audit"]) if "audit" in given else None,
         data=Path(given["data"]) if "data" in given else None,
         state=Path(given["state"]) if "state" in given else None,
+        nodes=_read_nodes(given["nodes"], path) if "nodes" in given else None,
         share=tuple(given.get("share", SHARED)),
     )
+
+
+def _read_nodes(given: Any, path: Path) -> tuple[tuple[int, int], ...]:
+    """The partition of each of Flower's nodes, by node.
+
+    Raises:
+        ScenarioError: If it is no table of them, or two hold one partition.
+    """
+    where = f"site file {path}: [site] nodes"
+    if not isinstance(given, dict) or not given:
+        raise ScenarioError(f"{where} = {show(given)}: must be a table, such as {{ 4711 = 0 }}")
+    for node, partition in given.items():
+        if not node.isdecimal() or type(partition) is not int or partition < 0:
+            raise ScenarioError(
+                f"{where}: {node} = {show(partition)}: must be Flower's number of a node and its "
+                "partition, from 0"
+            )
+    if (twice := twice_in(map(str, given.values()))) is not None:
+        raise ScenarioError(f"{where}: two nodes hold partition {twice}; each has its own")
+    return tuple(sorted((int(node), partition) for node, partition in given.items()))
 
 
 @dataclass
@@ -246,8 +271,8 @@ def policy_of(node_config: Mapping[str, Any]) -> SitePolicy:
 
 
 @contextlib.contextmanager
-def at_server(context: Context) -> Iterator[None]:
-    """Hold the server's side of a scenario to the policy of its machine, for a while.
+def at_server(context: Context) -> Iterator[SitePolicy]:
+    """Hold the server's side of a scenario to the policy of its machine, which is returned.
 
     Raises:
         ScenarioError: If the run-config changes what it may not.
@@ -255,7 +280,7 @@ def at_server(context: Context) -> Iterator[None]:
     policy = policy_of({})
     policy.require_overridable(overrides_of(context))
     with permitting(policy.why_not):
-        yield
+        yield policy
 
 
 def overrides_of(context: Context) -> list[str]:

@@ -1,6 +1,7 @@
 """What a site lets others' scenarios do on its node, and what of its errors leaves it."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,3 +222,38 @@ def test_the_machine_of_a_superexec_may_name_the_file_instead(site_file, monkeyp
 def test_what_another_processor_would_be_needed_for_is_said_in_words():
     with pytest.raises(RunError, match="this process computes with other kernels"):
         asked("engine.bits=portable")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("3", "must be a table, such as"),
+        ("{}", "must be a table, such as"),
+        ("{ rome = 0 }", "rome = 0: must be Flower's number of a node and its partition"),
+        ("{ 4711 = '0' }", '4711 = "0": must be'),
+        ("{ 4711 = -1 }", "4711 = -1: must be"),
+        ("{ 4711 = true }", "4711 = true: must be"),
+        ("{ 4711 = 0, 4712 = 0 }", "two nodes hold partition 0"),
+    ],
+)
+def test_a_server_s_file_that_binds_nodes_wrongly_is_refused(nodes, expected, tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_text(f"[site]\nnodes = {nodes}\n")
+    with pytest.raises(ScenarioError, match=re.escape(expected)):
+        read_policy(file)
+
+
+def test_the_server_holds_nodes_to_the_partitions_of_its_own_file(monkeypatch, tmp_path):
+    file = tmp_path / "server.toml"
+    monkeypatch.setenv("FEDSIM_SITE", str(file))
+    nodes = fleet("rounds=1")
+    config = {"scenario": SCENARIO, "set": "rounds=1", "out": str(tmp_path / "run"), "wait-s": 1.0}
+    context = SimpleNamespace(run_config=config, run_id=1)
+    first, second = nodes.nodes.values()
+    file.write_text(f"[site]\nnodes = {{ {first} = 1, {second} = 0 }}\n")
+    with pytest.raises(RunError, match="says partition 0, and holds 1"):
+        flower_app.main(nodes, context)
+    file.write_text(f"[site]\nnodes = {{ {first} = 0, {second} = 1 }}\n")
+    config["out"] = str(tmp_path / "again")
+    flower_app.main(nodes, context)
+    assert (tmp_path / "again" / "summary.json").is_file()

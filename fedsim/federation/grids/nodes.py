@@ -61,6 +61,8 @@ class PartitionGrid(GridWrapper):
         poll_s: Seconds between looks.
         record: Is told of all nodes, by client id, whenever one has taken a client's place.
         why_not: Says why a node with some software may take no part, or None.
+        bound: Which partition each of Flower's nodes holds, pairs (node, partition), whatever nodes
+            say; None takes their word.
     """
 
     def __init__(
@@ -72,10 +74,12 @@ class PartitionGrid(GridWrapper):
         poll_s: float = 0.5,
         record: Callable[[Sequence[Node]], None] | None = None,
         why_not: Callable[[Mapping[str, Any]], str | None] | None = None,
+        bound: Iterable[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(inner)
         self._record, self._why_not = record, why_not
         self._software: dict[int, Mapping[str, Any]] = {}  # of each of Flower's nodes that answered
+        self._bound = None if bound is None else dict(bound)
         self._num_clients = num_clients
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
@@ -181,6 +185,7 @@ class PartitionGrid(GridWrapper):
         deadline = time.monotonic() + self.timeout_s
         while True:
             present = sorted(self.inner.get_node_ids())
+            present = self._bound_among(present)
             if len(present) >= self._num_clients:
                 break
             if time.monotonic() > deadline:
@@ -212,12 +217,20 @@ class PartitionGrid(GridWrapper):
             _log.warning("%s; it takes no part", reason)
         return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
 
+    def _bound_among(self, nodes: Iterable[int]) -> list[int]:
+        """The nodes that may hold a partition: nobody else is waited for, or asked."""
+        if self._bound is None:
+            return list(nodes)
+        clients = self._num_clients
+        return [node for node in nodes if self._bound.get(node, clients) < clients]
+
     def _look_again(self) -> None:
         """Ask nodes that joined since; one that holds a partition whose node is gone takes over.
 
         A SuperNode that was restarted is another node to Flower.
         """
         nodes, present = self.nodes.tolist(), set(self.inner.get_node_ids())
+        present = set(self._bound_among(present))
         if new := sorted(present - self._asked):
             told = self._partitions_of(new, min(self.timeout_s, _LATER_S))
             self._spare |= {node: partition for partition, node in told.held}
@@ -255,6 +268,10 @@ class PartitionGrid(GridWrapper):
             elif PARTITION in reply.content.config_records:
                 told = reply.content.config_records[PARTITION]
                 partition = int(told[PARTITION_ID])  # type: ignore[arg-type]
+                if self._bound is not None and self._bound[node] != partition:
+                    its = self._bound[node]
+                    reasons.append(f"node {node}: says partition {partition}, and holds {its}")
+                    continue
                 self._software[node] = software = _read(told.get(SOFTWARE))
                 other = _other_flower(partition, str(software.get("flwr", "")))
                 if not other and self._why_not is not None and (why := self._why_not(software)):

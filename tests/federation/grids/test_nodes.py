@@ -141,3 +141,60 @@ def test_a_node_whose_partition_is_none_is_named_and_takes_no_part(caplog):
         assert len(PartitionGrid(fleet, 3).nodes) == 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == f"node {fleet.nodes[3]}: holds partition 3 of 3; it takes no part"
+
+
+# --- which partition a node holds is the server's to say, where its file says it ------------------
+
+
+def bound(fleet):
+    return [(node, partition) for partition, node in fleet.nodes.items()]
+
+
+def test_a_node_that_is_not_among_those_bound_is_neither_asked_nor_waited_for():
+    fleet = fleet_of_four()
+    known = bound(fleet)
+    fleet.twins[2**61] = 1  # another that says it holds partition 1
+    nodes = PartitionGrid(fleet, CLIENTS, bound=known)
+    assert nodes.nodes.tolist() == list(fleet.nodes.values())
+    assert 2**61 not in {node for node, _ in fleet.asked}
+    assert not round_of(nodes).failures
+    with pytest.raises(RunError, match="both hold partition 1"):  # the control
+        len(PartitionGrid(fleet, CLIENTS).nodes)
+
+
+def test_a_node_that_says_another_partition_than_its_own_is_named():
+    fleet = fleet_of_four()
+    known = dict(bound(fleet))
+    first, second = fleet.nodes[0], fleet.nodes[1]
+    known[first], known[second] = 1, 0
+    with pytest.raises(RunError, match=rf"node {first}: says partition 0, and holds 1"):
+        len(PartitionGrid(fleet, CLIENTS, bound=known.items(), timeout_s=1.0).nodes)
+
+
+def test_a_partition_that_is_bound_is_not_taken_over_by_another_node():
+    fleet = fleet_of_four()
+    nodes = PartitionGrid(fleet, CLIENTS, bound=bound(fleet))
+    round_of(nodes)
+    fleet.listed = False
+    gone = fleet.nodes[3]
+    fleet.restart(3)  # a new node to Flower, which is not bound
+    fleet.silent.add(gone)
+    assert causes(round_of(nodes)).keys() == {3}
+    assert nodes.nodes.tolist()[3] == gone
+
+
+def test_those_bound_are_waited_for_by_name():
+    fleet = fleet_of_four()
+    known = bound(fleet)
+    late = fleet.nodes.pop(2)
+    fleet.twins[2**61] = 2
+    with pytest.raises(RunError, match=r"3 of 4 nodes joined within 0\.2 s"):
+        len(PartitionGrid(fleet, CLIENTS, bound=known, timeout_s=0.2).nodes)
+    assert late not in fleet.get_node_ids()
+
+
+def test_a_node_that_is_bound_to_a_partition_beyond_the_scenario_s_is_not_asked():
+    fleet = fleet_of_four()
+    nodes = PartitionGrid(fleet, CLIENTS - 1, bound=bound(fleet))
+    assert nodes.nodes.tolist() == [fleet.nodes[client] for client in range(CLIENTS - 1)]
+    assert fleet.nodes[CLIENTS - 1] not in {node for node, _ in fleet.asked}
