@@ -10,6 +10,7 @@ from fedsim.engine.inline import InlineGrid
 from fedsim.runs.start import start
 from fedsim.scenario.load import load
 from tests.deployment.sites_apart import Sites, deployed, outcome, scenario, written
+from tests.tiers import slow
 
 STATEFUL = {
     "optimiser": {"tables": "[checkpoint]\nevery = 1"},
@@ -72,7 +73,7 @@ def federation(tmp_path, name, *, folders=True):
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [slow(1), 3])
 def test_nodes_that_are_started_again_go_on_with_what_their_clients_kept(name, after, tmp_path):
     file, files, mine = federation(tmp_path, name)
     start(load(file), out=tmp_path / "simulated")
@@ -81,7 +82,7 @@ def test_nodes_that_are_started_again_go_on_with_what_their_clients_kept(name, a
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-@pytest.mark.parametrize("dies_in", [1, 3, 5])
+@pytest.mark.parametrize("dies_in", [slow(1), 3, slow(5)])
 def test_a_run_whose_server_died_goes_on_to_the_undisturbed_bits(name, dies_in, tmp_path):
     file, files, mine = federation(tmp_path, name)
     start(load(file), out=tmp_path / "simulated")

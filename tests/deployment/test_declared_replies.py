@@ -10,6 +10,7 @@ from fedsim.messages.parsing import ReplyForm
 from fedsim.runs.declared_replies import declared_replies
 from tests.deployment.sites_apart import Sites, deployed, outcome, scenario, written
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 CASES = {
     "averaging": {},
@@ -88,7 +89,7 @@ def test_what_lacks_a_metric_is_refused_though_its_name_comes_first(tmp_path):
     assert failed == [{"0": "metrics"}] * 3
 
 
-@pytest.mark.parametrize("name", fed.strategies())
+@pytest.mark.parametrize("name", by_turns(fed.strategies(), 6))
 def test_of_every_strategy_it_is_what_honest_nodes_send(name, monkeypatch, tmp_path):
     told = []
 

@@ -19,6 +19,7 @@ from tests.deployment.sites_apart import (
     write,
     written,
 )
+from tests.tiers import by_turns
 
 STRATEGIES = ["fedavg", "fedau", "fedld", "fedlex", "flag"]
 
@@ -28,7 +29,7 @@ def simulated(file, out):
     return out
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", by_turns(STRATEGIES, 4))
 def test_the_bits_of_a_simulation_over_all_files(strategy, tmp_path):
     files = written(tmp_path / "data")
     write(tmp_path / "held_out.csv", *rows_of(9, 20))
