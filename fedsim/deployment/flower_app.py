@@ -7,7 +7,7 @@ The run-config holds one scenario's path; the same strategy, client procedure an
     set         overrides, "table.key=value" separated by spaces
     out         the run folder on the server; empty makes one under `runs/`
     resume      true goes on with the run in `out` from its last checkpoint
-    wait-s      seconds to wait for all SuperNodes
+    wait-s      seconds to wait for all SuperNodes, in place of the scenario's [deployment] wait_s
 """
 
 import functools
@@ -27,6 +27,7 @@ from fedsim.deployment.node_software import recording, refusing
 from fedsim.deployment.own_data import let_agree
 from fedsim.deployment.site import SitePolicy, at_server, at_site
 from fedsim.engine.client_app import CohortApp
+from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.runs.own_sites import has_own_sites, sites_expected, world_at_server
 from fedsim.scenario.load import load
@@ -56,9 +57,14 @@ def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
     promise = scenario.promise
 
     def nodes_of(clients: int) -> PartitionGrid:
-        wait_s = float(context.run_config.get("wait-s", 300.0))
+        asked = scenario.deployment or WhoMustBeThere()
         return PartitionGrid(
-            grid, clients, timeout_s=wait_s, why_not=refusing(promise), bound=policy.nodes
+            grid,
+            clients,
+            timeout_s=float(context.run_config.get("wait-s") or asked.wait_s),
+            rejoin_s=asked.rejoin_s,
+            why_not=refusing(promise),
+            bound=policy.nodes,
         )
 
     own = nodes_of(sites_expected(scenario)) if has_own_sites(scenario) else None

@@ -17,7 +17,15 @@ from fedsim.data.preparation import prepare
 from fedsim.scenario.scenario import Scenario
 
 FEDERATED, CENTRALISED, LOCAL = "federated", "centralised", "local"
-_OF_A_FEDERATION = ("strategy", "attack", "topology", "devices", "admission", "expect")
+_OF_A_FEDERATION = (
+    "strategy",
+    "attack",
+    "topology",
+    "devices",
+    "admission",
+    "deployment",
+    "expect",
+)
 
 
 def arm_of(scenario: Scenario, arm: str) -> Scenario:

@@ -145,7 +145,8 @@ def _loop(
 ) -> RoundLoop:
     """The round loop that a scenario describes, over a grid with its wrappers."""
     scenario, engine = world.scenario, world.scenario.engine
-    stop = scenario.evaluation.stop
+    stop, sites = scenario.evaluation.stop, scenario.deployment
+    required = frozenset() if sites is None else frozenset(sites.required)
     is_tested = not world.personal and len(world.data.test.targets) > 0
     return RoundLoop(
         strategy=world.strategy,
@@ -157,7 +158,7 @@ def _loop(
         kept=world.kept,
         evaluate_every=scenario.evaluation.every,
         local_clients=local_clients(world),
-        policy=Policy(engine.on_failure, engine.min_replies, engine.quorum),
+        policy=Policy(engine.on_failure, engine.min_replies, engine.quorum, required),
         early_stop=EarlyStop(stop.metric, stop.target, stop.patience, stop.mode) if stop else None,
         round_timeout_s=engine.round_timeout_s,
         seed=seed,

@@ -20,11 +20,13 @@ class Policy:
         min_replies: Fewer admissible replies than this, when clients failed, end the run.
         quorum: When a client fails, the round stands only if at least this share of the clients
             that did not drop out gave an admissible reply; in (0, 1], None switches the check off.
+        required: Clients whose failure ends the run.
     """
 
     on_failure: Literal["skip", "retry", "stop"] = "skip"
     min_replies: int = 1
     quorum: float | None = None
+    required: frozenset[int] = frozenset()
 
     def judge(self, report_round: int, selected: int, failures: Sequence[Failure]) -> None:
         """Raise when the round cannot stand.
@@ -37,6 +39,11 @@ class Policy:
             return
         if self.on_failure == "stop":
             raise RunError(f"{failed[0]}; [engine] on_failure = 'stop'")
+        needed = [f for f in failed if missing([f]) & self.required]
+        if needed:
+            raise RunError(
+                f"{needed[0]}; client {needed[0].client_id} is among [deployment] required"
+            )
         replied = selected - len(missing(failures))
         if replied < self.min_replies:
             raise RunError(

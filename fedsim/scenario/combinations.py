@@ -52,6 +52,11 @@ def check_clients(
     expected = problems.attempt(lambda: int(participation.make().expected_cohort(clients)))
     if (devices := fixed["devices"]) is not None and devices.over_select > 1:
         problems.attempt(lambda: _check_over_selection(devices, participation, clients))
+    for client in fixed["deployment"].required if fixed["deployment"] else ():
+        if not 0 <= client < clients:
+            problems.add(
+                f"[deployment] required: client {client} does not exist; must be 0 to {clients - 1}"
+            )
     strategy = choices.get("strategy")
     if strategy is not None and expected is not None and strategy.takes(COHORT):
         problems.attempt(lambda: strategy.make(expected_cohort=expected), where="[strategy] ")

@@ -18,6 +18,7 @@ from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
 from fedsim.federation.admission_table import Admission
+from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
 from fedsim.scenario.client_table import as_written
@@ -67,6 +68,7 @@ class Scenario:
         topology: `kind` and its keys; empty for strategies that need no graph.
         devices: What happens to selected clients inside a round, or None.
         admission: How far one reply may move the model, or None.
+        deployment: Which sites a run does not go on without, or None.
         engine: Where and how clients are computed.
         evaluation: What is measured, and how often.
         checkpoint: How often a run can be resumed from.
@@ -95,6 +97,7 @@ class Scenario:
     topology: dict[str, Any]
     devices: Devices | None
     admission: Admission | None
+    deployment: WhoMustBeThere | None
     engine: Engine
     evaluation: EvaluationTable
     checkpoint: CheckpointTable

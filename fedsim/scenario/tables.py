@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.kernels import Bits
 from fedsim.federation.admission_table import Admission
+from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 
 FACTORY_TABLES = ("task", "data", "partition", "participation", "strategy", "client")
@@ -174,7 +175,11 @@ class Head(Table):
 
 
 # a scenario may leave them out
-OPTIONAL_FIXED: dict[str, type[BaseModel]] = {"devices": Devices, "admission": Admission}
+OPTIONAL_FIXED: dict[str, type[BaseModel]] = {
+    "devices": Devices,
+    "admission": Admission,
+    "deployment": WhoMustBeThere,
+}
 FIXED_TABLES: dict[str, type[Table]] = {
     "engine": Engine,
     "evaluation": EvaluationTable,

@@ -169,6 +169,11 @@ def test_policy_skip_lets_a_round_with_enough_replies_stand():
     ("policy", "failures", "message"),
     [
         (Policy("stop"), [failure(7, "raised")], "client 7, round 3: raised"),
+        (
+            Policy(required=frozenset([2])),
+            [failure(1, "raised"), failure(2, "died")],
+            r"client 2, round 3: died.*client 2 is among \[deployment\] required",
+        ),
         (Policy(min_replies=3), [failure(1, "hung"), failure(2, "died")], "2 of 4 clients replied"),
     ],
 )
@@ -179,6 +184,8 @@ def test_policy_ends_the_run_with_the_client_named(policy, failures, message):
 
 def test_drop_out_is_no_failure_and_a_second_reply_takes_nothing_away():
     Policy("stop").judge(3, 2, [failure(1, "absent"), failure(2, "absent")])
+    required = Policy(required=frozenset([2]))
+    required.judge(3, 4, [failure(2, "absent"), failure(1, "died"), failure(2, "twice")])
     Policy("skip", min_replies=4).judge(3, 4, [failure(1, "twice"), failure(9, "stranger")])
 
 

@@ -19,6 +19,7 @@ from fedsim.data.reading.mapping import Roles, TargetType, columns_of
 from fedsim.data.sites.agreement import Agreement, agree
 from fedsim.data.sites.description import Description, describe
 from fedsim.data.sites.site_data import SamplesHere, SiteData, content_of, fitted
+from fedsim.data.sites.stored import stored_site
 from fedsim.data.sites.tables import HowToRead, SiteTable, find_site, read_site
 
 NAME = "sites"
@@ -161,7 +162,7 @@ def described_at_site(
         ScenarioError: If the file cannot be used.
     """
     check_partition(recipe.partition)
-    table = _stored(find_site(path, source.how), source.how, recipe)
+    table = stored_site(find_site(path, source.how), source.how, recipe)
     return _described("", table, source.how, recipe, client)
 
 
@@ -185,7 +186,7 @@ def at_site(
     key = {**_key(source, recipe, [files], None), "client": client, "agreed": agreement.sha256}
 
     def make() -> cache.Content:
-        table = _stored(files, source.how, recipe)
+        table = stored_site(files, source.how, recipe)
         told = _described("", table, source.how, recipe, client)
         if told.sha256 != agreement.hashes[client]:
             raise ScenarioError(
@@ -287,33 +288,6 @@ def _read(name: str, files: LocalFiles, how: HowToRead) -> SiteTable:
         return read_site(files, how)
     except ScenarioError as error:
         raise ScenarioError(f"[data] site '{name}': {error}") from None
-
-
-def _stored(files: LocalFiles, how: HowToRead, recipe: DataRecipe) -> SiteTable:
-    """A site's table, read once as long as its file is the same."""
-
-    def make() -> cache.Content:
-        table = read_site(files, how)
-        arrays = {"features": table.features, "targets": table.targets}
-        info = {
-            "target_kind": table.target_kind,
-            "roles": list(table.roles),
-            "preprocessing": table.preprocessing,
-            "said": list(table.said),
-        }
-        return cache.Content(arrays, info)
-
-    key = {"file": files.identity, "root": str(files.root), "how": repr(how)}
-    arrays, info = cache.entry(recipe.cache_dir, f"{NAME}-read", key, make)
-    features, target, kind = info["roles"]
-    return SiteTable(
-        arrays["features"],
-        arrays["targets"],
-        info["target_kind"],
-        Roles(tuple(features), tuple(target), kind),
-        info["preprocessing"],
-        tuple(info["said"]),
-    )
 
 
 def _described(

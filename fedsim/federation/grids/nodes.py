@@ -61,6 +61,7 @@ class PartitionGrid(GridWrapper):
         poll_s: Seconds between looks.
         record: Is told of all nodes, by client id, whenever one has taken a client's place.
         why_not: Says why a node with some software may take no part, or None.
+        rejoin_s: Seconds that instructions wait for a node that is gone.
         bound: Which partition each of Flower's nodes holds, pairs (node, partition), whatever nodes
             say; None takes their word.
     """
@@ -74,13 +75,14 @@ class PartitionGrid(GridWrapper):
         poll_s: float = 0.5,
         record: Callable[[Sequence[Node]], None] | None = None,
         why_not: Callable[[Mapping[str, Any]], str | None] | None = None,
+        rejoin_s: float = 0.0,
         bound: Iterable[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(inner)
         self._record, self._why_not = record, why_not
         self._software: dict[int, Mapping[str, Any]] = {}  # of each of Flower's nodes that answered
         self._bound = None if bound is None else dict(bound)
-        self._num_clients = num_clients
+        self._num_clients, self._rejoin_s = num_clients, rejoin_s
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
         self._stable: dict[int, int] = {}  # our node of each of Flower's
@@ -156,6 +158,7 @@ class PartitionGrid(GridWrapper):
         is who dropped out by the scenario.
         """
         self._look_again()
+        self._await(cohort.client_ids[~cohort.is_absent].tolist())
         sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
         _say(self._said, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
@@ -216,6 +219,26 @@ class PartitionGrid(GridWrapper):
         for reason in told.reasons:
             _log.warning("%s; it takes no part", reason)
         return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
+
+    def _await(self, clients: Sequence[int]) -> None:
+        """Wait a while for nodes of these clients that are gone: one that is restarted comes back.
+
+        A node that died is listed by Flower until it has missed its signs of life.
+        """
+        deadline = time.monotonic() + self._rejoin_s
+        while self._rejoin_s:
+            present = set(self.inner.get_node_ids())
+            gone = [client for client in clients if int(self.nodes[client]) not in present]
+            if not gone:
+                return
+            if time.monotonic() > deadline:
+                _log.warning(
+                    "no node of partition %s came back within %g s",
+                    ", ".join(map(str, gone)), self._rejoin_s,
+                )  # fmt: skip
+                return
+            time.sleep(self.poll_s)
+            self._look_again()
 
     def _bound_among(self, nodes: Iterable[int]) -> list[int]:
         """The nodes that may hold a partition: nobody else is waited for, or asked."""
