@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fedsim.basics.kernels import settings
+from fedsim.deployment.compose import read_services
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = sorted((ROOT / "deploy").glob("*.yml"))
@@ -150,7 +151,8 @@ def test_services_that_talk_share_a_network_and_no_third_one_is_on_a_runtime_api
         for network in service["networks"]:
             members.setdefault(network, set()).add(name)
     assert members == {
-        "fleet": {"superlink", "supernode-1", "supernode-2"},
+        "fleet-1": {"superlink", "supernode-1"},
+        "fleet-2": {"superlink", "supernode-2"},
         "server": {"superlink", "superexec-server"},
         "node-1": {"supernode-1", "superexec-client-1"},
         "node-2": {"supernode-2", "superexec-client-2"},
@@ -162,6 +164,33 @@ def test_data_is_mounted_read_only_wherever_the_app_runs():
         mounts = [volume for volume in service.get("volumes", []) if ":/app/data" in volume]
         wanted = ["${FEDSIM_DATA:-./data}:/app/data:ro"] if name.startswith("superexec") else []
         assert mounts == wanted, name
+
+
+def test_with_the_overlay_of_sites_a_node_s_clients_see_their_own_site_alone(monkeypatch):
+    monkeypatch.setenv("FEDSIM_SITE_1", "/srv/rome")
+    monkeypatch.delenv("FEDSIM_SITE_2", raising=False)
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    found = read_services(ROOT / "docker-compose.yml", [ROOT / "deploy" / "sites.yml"])
+    assert found["superexec-client-1"].volumes == {"data": Path("/srv/rome")}
+    assert found["superexec-client-2"].volumes == {"data": ROOT / "sites" / "2"}
+    assert found["superexec-server"].volumes["data"] == ROOT / "data"
+    for name, service in found.items():
+        is_client = name.startswith("superexec-client")
+        assert service.environment.get("FEDSIM_SITE_DATA") == ("data" if is_client else None)
+
+
+def test_with_the_overlay_of_states_each_node_has_a_volume_of_its_own():
+    document = load(ROOT / "deploy" / "state.yml")
+    mounts = [each["volumes"] for each in document["services"].values()]
+    assert mounts == [["state-1:/app/state"], ["state-2:/app/state"]]
+    assert set(document["volumes"]) == {"state-1", "state-2"}
+    files = [ROOT / "deploy" / name for name in ("sites.yml", "state.yml")]
+    found = read_services(ROOT / "docker-compose.yml", files)
+    for name in ("superexec-client-1", "superexec-client-2"):
+        assert found[name].environment["FEDSIM_SITE_STATE"] == "state"
+        assert found[name].volumes.keys() == {"data", "state"}
+    made = (ROOT / "Dockerfile").read_text()
+    assert "/app/state" in made  # a volume takes the owner of the folder that the image has
 
 
 def test_only_the_superlink_is_published_and_only_on_this_machine():

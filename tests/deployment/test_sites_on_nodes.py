@@ -1,8 +1,12 @@
 """Four sites as processes, each with its own file, in a mount namespace without the others'."""
 
+import json
 import os
 import shutil
 import subprocess
+import threading
+import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -31,8 +35,8 @@ def can_hide():
     return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 
 
-def four_nodes(file, seen):
-    """The compose file with four nodes, which read what they see of the sites."""
+def four_nodes(file, seen, kept):
+    """The compose file with four nodes, which read what they see of the sites, and keep states."""
     document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = document["services"]
     for number in range(1, SITES + 1):
@@ -45,6 +49,7 @@ def four_nodes(file, seen):
         ]
         client["depends_on"] = {f"supernode-{number}": {"condition": "service_healthy"}}
         client["volumes"] = []
+        client["environment"] = client["environment"] | {"FEDSIM_SITE_STATE": f"{kept}/{number}"}
         if number > 1:
             services[f"supernode-{number}"] = node
             services[f"superexec-client-{number}"] = client
@@ -52,6 +57,8 @@ def four_nodes(file, seen):
         f"partition-id=0 num-partitions={SITES} data-path='{seen[0]}'"
     )
     services["superexec-client-1"]["volumes"] = []
+    first = services["superexec-client-1"]
+    first["environment"] = first["environment"] | {"FEDSIM_SITE_STATE": f"{kept}/1"}
     file.write_text(yaml.safe_dump(document))
     return file
 
@@ -80,7 +87,7 @@ def deployment(sites, tmp_path_factory):
         within[f"superexec-client-{number}"] = list(map(str, hidden))
     hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh"]
     within["superexec-server"] = [*hidden, str(folder / "sites")]
-    compose = four_nodes(nodes / "docker-compose.yml", seen)
+    compose = four_nodes(nodes / "docker-compose.yml", seen, nodes / "kept")
     with Deployment(compose, folder=nodes / "run", within=within) as running:
         yield running
 
@@ -141,3 +148,63 @@ def _with_node_config(deployment, service, place, more, file, tmp_path):
         deployment.kill(service)
         commands[service] = before
         deployment.restart(service)
+
+
+def rounds_of(out):
+    """The rounds that are over, as the run's folder has them."""
+    found = [f.read_text().splitlines() for f in out.rglob("participation.jsonl")]
+    return [json.loads(line) for lines in found for line in lines]
+
+
+def until(running, out, server_round):
+    """Wait until a round is over, or the run."""
+    while not running.done() and len(rounds_of(out)) < server_round:
+        time.sleep(0.2)
+
+
+def started(deployment, settings):
+    """A run that goes on beside the test."""
+    running = Future()
+
+    def run():
+        try:
+            running.set_result(deployment.flwr_run(ROOT, settings, timeout_s=550))
+        except Exception as error:
+            running.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return running
+
+
+KILLED = """
+on_failure = "retry"
+retries = 3
+[checkpoint]
+every = 1
+[deployment]
+rejoin_s = 120.0
+"""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_nodes_and_processes_that_are_killed_change_no_bit(deployment, sites, strategy, tmp_path):
+    folder, files = sites
+    file = scenario(
+        folder, files, f"killed_{strategy}.toml", strategy=strategy, rounds=8, tables=KILLED,
+        participation="bernoulli", rate="rate = 0.75", data=f'test = "{folder}/held_out.csv"',
+    )  # fmt: skip
+    start(load(file), out=tmp_path / "simulated")
+    out = tmp_path / "run"
+    running = started(deployment, {"scenario": str(file), "out": str(out)})
+    for after, service in ((2, "supernode-2"), (4, "superexec-client-3"), (6, "supernode-4")):
+        until(running, out, after)
+        time.sleep(1.0)  # into the round
+        deployment.kill(service)
+        deployment.restart(service)
+    running.result()
+    expected, found = outcome(tmp_path / "simulated"), outcome(out)
+    assert found[0] == expected[0]
+    assert [each["test/loss"] for each in found[1]] == [each["test/loss"] for each in expected[1]]
+    assert sum(each.get("clients/retried", 0) for each in found[1]) >= 1
+    assert [each.get("clients/failed", 0) for each in found[1]] == [0] * 9
