@@ -12,6 +12,7 @@ from fedsim.client.part import ClientPart, Here, Own, Trained, as_sent, sent_as
 from fedsim.client.parts import Parts
 from fedsim.client.procedure import Named
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
 
@@ -79,7 +80,7 @@ def test_the_order_of_the_list_is_the_order_of_the_changes():
         assert changed["w"].tolist() == [expected] * 2
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 @pytest.mark.parametrize("kept", [False, True], ids=["fresh", "kept"])
 def test_what_a_part_keeps_and_returns_is_the_same_in_every_executor(kind, momentum, kept):
@@ -99,7 +100,7 @@ def test_what_a_part_keeps_and_returns_is_the_same_in_every_executor(kind, momen
     assert torch.equal(executor.train(job).state["Counting/steps"], 2 * steps)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_a_client_without_samples_took_no_step(kind):
     procedure = LocalSGD(parts=[Counting()])
     executor = fed.make_executor(
@@ -179,7 +180,7 @@ class Elsewhere(ClientPart):
         return there
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_what_else_a_gradient_has_stays_beside_a_function_in_its_place(kind):
     """Samples are moved by the model itself, and the gradient is taken elsewhere."""
     found = [

@@ -28,6 +28,7 @@ from tests.laws.federations import (
     named_bits,
     result_bits,
 )
+from tests.tiers import by_turns
 
 KINDS = ("loop", "batched", "vmap")
 MODEL, OWN = "personal_output", ("output.weight", "output.bias")
@@ -63,7 +64,7 @@ def test_a_reply_holds_what_is_shared_and_the_state_what_is_personal(model):
         assert not torch.equal(result.state[f"personal.{name}"][2], start[name]), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"momentum": 0.9}, {"optimizer": "adam"}, {"clip_norm": 0.5, "proximal": 0.1}],
@@ -91,7 +92,7 @@ def test_training_is_that_of_the_whole_model_bit_for_bit(kind, arguments):
         assert torch.equal(plain.metrics["loss"][place], second.metrics["loss"][place])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_clients_of_a_chunk_without_a_state_start_from_the_initial_tensors(kind):
     executor = make_executor(MODEL, kind=kind)
     first = executor.train(job(executor, (3, 4, 6)))
@@ -102,7 +103,7 @@ def test_clients_of_a_chunk_without_a_state_start_from_the_initial_tensors(kind)
     assert result_bits(mixed, 0) != result_bits(first, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_a_state_does_not_change_when_the_next_chunk_is_trained(kind):
     executor = make_executor(MODEL, kind=kind)
     result = executor.train(job(executor, (3, 4)))
@@ -111,7 +112,7 @@ def test_a_state_does_not_change_when_the_next_chunk_is_trained(kind):
     assert named_bits(result.state) == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_a_client_without_samples_keeps_the_tensors_that_it_has(kind):
     executor = make_executor(MODEL, data=InMemoryData((5, 0)), kind=kind)
     result = executor.train(job(executor, (0, 1)))
@@ -119,7 +120,7 @@ def test_a_client_without_samples_keeps_the_tensors_that_it_has(kind):
     assert all(torch.equal(result.state[f"personal.{n}"][1], start[n]) for n in OWN)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_a_guidance_leaves_personal_tensors_their_steps(kind):
     """A strategy knows shared parameters alone; stopping those lets a head train."""
     guided = make_procedure(parts=[{"name": "guidance"}])
@@ -134,7 +135,7 @@ def test_a_guidance_leaves_personal_tensors_their_steps(kind):
         assert not torch.equal(result.state[f"personal.{name}"][0], initial[name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_personal_tensors_that_are_not_finite_make_the_loss_nan_so_that_the_reply_is_refused(kind):
     """What is shared may still be finite: the last step alone has blown up the head."""
     executor = make_executor(MODEL, make_procedure(local_steps=1, batch_size=256), kind=kind)
@@ -177,7 +178,7 @@ def test_nobody_is_called_personalised_where_nothing_is_personal():
 # --- all personal: every client alone -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["plain", "kept momentum"])
 def test_with_all_personal_a_client_is_trained_as_alone_bit_for_bit(kind, momentum):
     """Its solo run: the plain procedure on the whole model, handed its own result every round."""

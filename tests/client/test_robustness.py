@@ -15,6 +15,7 @@ from fedsim.client.robustness import RobustEvaluation
 from fedsim.runs.world import build
 from fedsim.scenario.scenario import Scenario
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 
@@ -191,7 +192,7 @@ def test_a_scenario_without_it_keeps_its_hash():
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_clients_measure_their_own_samples(kind):
     """As the server would on these samples; a client without any has no numbers."""
     attack = RobustEvaluation((0.1, 0.3), steps=4)

@@ -12,6 +12,7 @@ from fedsim.client.overriding import descent_of
 from fedsim.client.step_sizes import step_sizes
 from tests.client.test_part import CLIENTS, Counting
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 UNITS = 14
 TABLES = {
@@ -83,7 +84,7 @@ def test_what_says_nothing_changes_no_bit(table):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_over_rounds_it_is_a_step_size_of_the_round(kind):
     schedule = {"kind": "cosine", "length": 8}
     scheduled = LocalSGD(local_lr=0.2, batch_size=8, schedule=schedule)
@@ -104,7 +105,7 @@ def test_a_set_up_exchange_is_no_round_of_it():
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_over_steps_it_is_torchs_descent(kind, momentum):
     table = {"kind": "cosine", "over": "steps", "length": 8, "warmup": 2}

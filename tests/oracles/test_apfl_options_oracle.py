@@ -16,6 +16,7 @@ from tests.oracles import fedper_oracle as network
 from tests.oracles import personal_oracle as oracle
 from tests.oracles.test_fedper_oracle import COHORTS, NAMES
 from tests.oracles.test_personal_oracle import Regressions, mixtures
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 DATA = fed.InMemoryData(test_sizes=fed.SIZES)
@@ -62,7 +63,7 @@ def parted(client, share):
     return rows[np.sort(order[count:])], rows[np.sort(order[:count])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("share", [0.0, SHARE], ids=["the step's samples", "held out"])
 def test_three_rounds_of_mixed_outputs_equal_the_oracle(share, kind):
     arrays, kept = run(kind, mix="outputs", alpha_held_out=share)

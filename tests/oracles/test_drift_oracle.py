@@ -18,6 +18,7 @@ from strategies.scaffold import Scaffold, scaffold_step
 from tests.laws import federations as fed
 from tests.oracles import drift_oracle as oracle
 from tests.oracles import sgd_oracle
+from tests.tiers import by_turns
 
 COHORTS = ((0, 3, 5), (1, 2, 3, 4, 5), (0, 3, 7))
 DATA = fed.InMemoryData()
@@ -67,7 +68,7 @@ def kept(exported, part):
     return dict(zip(clients, whole, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_three_rounds_of_scaffold_equal_the_oracle(option, kind):
     strategy = Scaffold(option=option, server_lr=0.7)
@@ -86,7 +87,7 @@ def test_three_rounds_of_scaffold_equal_the_oracle(option, kind):
     np.testing.assert_allclose(c, np.mean(own, axis=0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_three_rounds_of_fednova_equal_the_oracle(momentum, kind):
     start, found, records, _ = run("fednova", FedNova(server_lr=0.7), kind=kind, momentum=momentum)
@@ -99,7 +100,7 @@ def test_three_rounds_of_fednova_equal_the_oracle(momentum, kind):
         assert records[-1]["server/local_steps_max"] == max(steps_of(c, 2) for c in COHORTS[-1])
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_three_rounds_of_feddyn_equal_the_oracle(kind):
     strategy = FedDyn(alpha=0.3)
     start, found, records, exported = run("feddyn", strategy, arguments={"alpha": 0.3}, kind=kind)
@@ -111,7 +112,7 @@ def test_three_rounds_of_feddyn_equal_the_oracle(kind):
     assert records[-1]["server/drift_norm"] == pytest.approx(np.linalg.norm(h) / 0.3, abs=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_three_rounds_of_fedprox_equal_the_oracle(kind):
     start, found, _, _ = run("fedprox", FedProx(mu=0.4), arguments={"mu": 0.4}, kind=kind)
     model = oracle.fedprox(start, COHORTS, batches_of, fed.SIZES, gradient, lr=LR, mu=0.4)

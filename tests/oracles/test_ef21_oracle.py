@@ -20,6 +20,7 @@ from strategies.ef21 import EF21, step_size
 from tests.laws import federations as fed
 from tests.oracles import ef21_oracle as oracle
 from tests.oracles.test_drift_oracle import DATA, batches_of, flat, gradient
+from tests.tiers import by_turns
 
 COHORTS = ((0, 3, 5), (1, 2, 3, 4, 5), (0, 3, 7))
 LR, DIM = 0.2, 51
@@ -50,7 +51,7 @@ def kept(exported, part, vector):
     return dict(zip(clients, whole, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("constants", [None, tuple(range(1, 9))], ids=["EF21", "EF21-W"])
 def test_three_rounds_of_ef21_with_absences_equal_the_oracle(constants, kind):
     strategy = EF21(share=5 / DIM, server_lr=0.7, client_smoothness=constants)
@@ -71,7 +72,7 @@ def test_three_rounds_of_ef21_with_absences_equal_the_oracle(constants, kind):
     assert strategy.state.since.tolist() == [3, 2, 2, 3, 2, 2, 0, 3]
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("name", ["top_k", "sign"])
 def test_three_rounds_of_error_feedback_equal_the_oracle(name, kind):
     part = {"name": name, **({"share": 5 / DIM} if name == "top_k" else {})}
@@ -84,7 +85,7 @@ def test_three_rounds_of_error_feedback_equal_the_oracle(name, kind):
         np.testing.assert_allclose(error, errors[client], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 @pytest.mark.parametrize("part", ["top_k", "random_k"])
 def test_with_all_entries_the_bits_are_those_without_compression(part, kind):
     whole = [{"name": part, "share": 1.0, "error_feedback": True}]

@@ -13,6 +13,7 @@ from tests.laws import federations as fed
 from tests.oracles import fairness_oracle as oracle
 from tests.oracles import sgd_oracle
 from tests.oracles.test_drift_oracle import COHORTS, DATA, LR, as_model, batches_of, gradient, run
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 
@@ -24,7 +25,7 @@ def loss_of(w, client):
     return sgd_oracle.loss(as_model(w), features, found.targets[rows])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("q", [0.5, 2.0])
 def test_three_rounds_of_qfedavg_equal_the_oracle(q, kind):
     start, found, records, _ = run("qfedavg", QFedAvg(q=q, lipschitz=5.0), kind=kind)
@@ -38,7 +39,7 @@ def test_three_rounds_of_qfedavg_equal_the_oracle(q, kind):
     assert records[-1]["server/loss_std"] == pytest.approx(np.std(losses), abs=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_three_rounds_of_afl_equal_the_oracle(kind):
     strategy = AFL(mixture_lr=0.07)
     start, found, records, _ = run("afl", strategy, kind=kind)

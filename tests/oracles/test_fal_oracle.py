@@ -9,7 +9,7 @@ from fedsim.engine.inline import InlineGrid
 from strategies.fal import FAL
 from tests.laws import federations as fed
 from tests.oracles import fal_oracle as oracle
-from tests.tiers import slow
+from tests.tiers import by_turns, slow
 
 COHORTS = ((0, 3, 5), (1, 2, 3, 4, 5), (0, 3, 7))
 DATA = fed.InMemoryData()
@@ -75,13 +75,13 @@ def test_three_rounds_of_fal_equal_the_oracle(norm, random_start, kind):
     held(kind, strategy, attack, random_start=random_start)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_a_box_bounds_what_samples_become(kind):
     attack = {"norm": "inf", "radius": 0.3, "step": 0.11, "steps": 4, "box": (-9.0, 9.0)}
     held(kind, FAL(server_lr=0.7), attack)
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_three_rounds_of_trades_equal_the_oracle(kind):
     attack = {"norm": "inf", "radius": 0.3, "step": 0.11, "steps": 4}
     held(
@@ -90,7 +90,7 @@ def test_three_rounds_of_trades_equal_the_oracle(kind):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_three_rounds_of_both_losses_equal_the_oracle(kind):
     attack = {"norm": "2", "radius": 0.5, "step": 0.2, "steps": 3}
     held(
@@ -99,7 +99,7 @@ def test_three_rounds_of_both_losses_equal_the_oracle(kind):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_one_step_of_clients_of_equal_size_is_a_step_of_pgd_training_on_all_samples(kind):
     data = fed.InMemoryData((6, 6, 6, 6))
     attack = {"norm": "inf", "radius": 0.3, "step": 0.1, "steps": 5}

@@ -23,6 +23,7 @@ from tests.oracles.test_drift_oracle import (
     gradient,
     run,
 )
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 
@@ -31,7 +32,7 @@ def expected(start, gradient_of):
     return oracle.averaged(start, COHORTS, batches_of, fed.SIZES, gradient_of, lr=LR)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_three_rounds_of_fedsam_equal_the_oracle(kind):
     start, found, _, _ = run("fedsam", FedSAM(rho=0.6), arguments={"rho": 0.6}, kind=kind)
     there = oracle.sharpness_aware(gradient, 0.6)
@@ -45,7 +46,7 @@ def counts_of(client):
     return np.bincount(found.targets[found.rows[0]], minlength=CLASSES)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize(
     ("name", "strategy", "adjustment", "key"),
     [
@@ -67,7 +68,7 @@ def test_three_rounds_with_other_logits_equal_the_oracle(name, strategy, adjustm
     assert np.abs(model - expected(start, lambda *_: gradient)).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_three_rounds_of_fedntd_equal_the_oracle(kind):
     keys = {"beta": 1.5, "tau": 2.0}
     start, found, _, _ = run("fedntd", FedNTD(**keys), arguments=keys, kind=kind)
@@ -85,7 +86,7 @@ def test_three_rounds_of_fedntd_equal_the_oracle(kind):
 SIZES = (FEATURES, 9, CLASSES)  # of the MLP
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_four_rounds_of_moon_equal_the_oracle(kind):
     keys = {"mu": 2.0, "temperature": 0.5}
     procedure = fed.make_procedure(

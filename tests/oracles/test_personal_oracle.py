@@ -74,7 +74,7 @@ def test_three_rounds_of_apfl_equal_the_oracle(options, theirs, kind):
         assert float(mine["PersonalMixture/alpha"]) == pytest.approx(alpha, abs=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("strength", [0.0, 0.7])
 def test_three_rounds_of_ditto_equal_the_oracle(strength, kind):
     start, found, kept = run(Ditto(), "personal_model", kind=kind, strength=strength)
@@ -94,7 +94,7 @@ def test_three_rounds_of_ditto_equal_the_oracle(strength, kind):
         np.testing.assert_allclose(vector(kept[client], "PersonalModel/"), v, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_three_rounds_of_pfedme_equal_the_oracle(kind):
     options = {"strength": 3.0, "inner_steps": 3, "inner_lr": 0.05}
     start, found, kept = run(PFedMe(), "moreau_envelope", kind=kind, **options)
@@ -114,7 +114,7 @@ def test_three_rounds_of_pfedme_equal_the_oracle(kind):
         np.testing.assert_allclose(mine, theta, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("delta", [None, 1e-2])
 def test_three_rounds_of_per_fedavg_equal_the_oracle(delta, kind):
     options = {} if delta is None else {"hessian": "difference", "difference": delta}
@@ -136,7 +136,7 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 @pytest.mark.parametrize(("part", "prefix"), ALONE.values(), ids=ALONE)
 def test_an_own_model_that_nothing_ties_is_trained_alone_bit_for_bit(part, prefix, model, kind):
@@ -186,7 +186,7 @@ def test_the_printed_step_of_a_scalar(order, v, alpha):
     assert float(own["alpha"]["w"]) == pytest.approx(alpha, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_at_alpha_0_a_client_trains_and_measures_as_under_averaging_bit_for_bit(kind):
     data = fed.InMemoryData(test_sizes=fed.SIZES)
     parts = [{"name": "personal_mixture", "alpha": 0.0, "adaptive": False}]
@@ -204,7 +204,7 @@ def test_at_alpha_0_a_client_trains_and_measures_as_under_averaging_bit_for_bit(
         assert torch.equal(measured[name], values)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_at_alpha_0_the_private_model_never_moves_and_at_1_it_is_alone(kind):
     start, _, kept = run(APFL(), "personal_mixture", kind=kind, alpha=0.0, adaptive=False)
     for client in COHORTS[0]:
@@ -220,7 +220,7 @@ def test_at_alpha_0_the_private_model_never_moves_and_at_1_it_is_alone(kind):
         )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("part", ["personal_mixture", "personal_model"])
 def test_what_a_client_sends_does_not_depend_on_its_own_model(part, kind):
     procedure = fed.make_procedure(parts=[{"name": part}])
@@ -249,7 +249,7 @@ def test_alpha_stays_where_the_models_are_alike_and_within_its_bounds():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_every_layer_may_have_an_alpha_of_its_own(kind):
     parts = [{"name": "personal_mixture", "per_layer": True}]
     procedure = fed.make_procedure(local_steps=3, parts=parts)
@@ -263,7 +263,7 @@ def test_every_layer_may_have_an_alpha_of_its_own(kind):
 # --- evaluation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("part", ["personal_mixture", "personal_model", "moreau_envelope"])
 def test_a_client_evaluates_its_own_model_beside_the_shared_one(part, kind):
     procedure = fed.make_procedure(parts=[{"name": part}])

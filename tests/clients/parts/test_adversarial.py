@@ -14,7 +14,7 @@ from fedsim.client.procedure import Batch
 from fedsim.tasks.named import make_task
 from tests.clients.parts.test_model_contrastive import two_rounds
 from tests.laws import federations as fed
-from tests.tiers import slow
+from tests.tiers import by_turns, slow
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
 KINDS = ("batched", "vmap", "loop")
@@ -40,7 +40,7 @@ def trained(kind, model="mlp", *, clients=CLIENTS, **part):
     return executor.train(fed.job(executor, clients)).params
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("plain", [{"radius": 0.0}, {"steps": 0}, {"share": 0.0}], ids=str)
 def test_where_nothing_is_moved_it_changes_no_bit(plain, kind):
     assert torch.equal(trained(kind, **plain), trained(kind))
@@ -161,7 +161,7 @@ def test_the_step_itself_moves_the_statistics_and_the_attack_does_not(statistics
     assert [int(c) for c in counts] == [5] * len(counts)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_moved_samples_are_constants(kind):
     """The step is the gradient at them, not that of how they follow from the model."""
     executor = executor_of(kind, "logistic", radius=0.3, step=0.1, steps=2, random_start=False)
@@ -183,7 +183,7 @@ def test_moved_samples_are_constants(kind):
 # --- what is drawn ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_a_clients_noise_is_its_own_whoever_shares_its_chunk(kind):
     together = trained(kind, radius=0.3)
     for place, client in enumerate(CLIENTS):
@@ -191,7 +191,7 @@ def test_a_clients_noise_is_its_own_whoever_shares_its_chunk(kind):
         torch.testing.assert_close(alone[0], together[place], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_the_share_of_clients_that_train_so_is_drawn_once_for_each(kind):
     members = tuple(range(8))
     chance = [generator(fed.SEED, adversarial.CLIENTS, c).random() for c in members]
@@ -224,7 +224,7 @@ class Standardised(fed.InMemoryData):
         return self.mean.astype(np.float64), self.deviation.astype(np.float64)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_radius_and_box_are_in_the_units_of_the_raw_features(kind):
     data = Standardised()
     part = Adversarial(radius=0.3, step=0.1, steps=4, random_start=False, box=(-1.0, 1.5))
@@ -269,7 +269,7 @@ def test_the_divergence_is_kullbacks_and_leiblers():
     assert torch.equal(divergence(one, one), torch.zeros(3, 4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_other_parts_are_obeyed_beside_trades(kind):
     """A penalty sees the samples alone, and both penalties are added."""
     trades = {"name": "adversarial", "loss": "trades", "radius": 0.3}

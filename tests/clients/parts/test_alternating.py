@@ -13,6 +13,7 @@ from fedsim.client.names import ModelTensors
 from fedsim.client.overriding import descent_of, stacks
 from fedsim.client.procedure import Descent, Work
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 KINDS = ("batched", "vmap", "loop")
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples: 1, 1, 3 and 6 steps an epoch
@@ -119,7 +120,7 @@ def test_without_epochs_of_the_head_fedrep_is_fedbabu_bit_for_bit(kind, options)
     assert bits(never) == bits(rounds(executor_of(kind, [BABU], **options)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_a_client_that_does_part_of_its_work_may_train_its_head_alone(kind):
     executor = executor_of(kind, [REP], local_epochs=3)
     start = fed.initial_payload(executor).params

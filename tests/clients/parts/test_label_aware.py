@@ -14,7 +14,7 @@ from fedsim.client.procedure import CLASS_COUNTS, Named
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS, trained
 from tests.laws import federations as fed
-from tests.tiers import slow
+from tests.tiers import by_turns, slow
 
 PARTS = {
     "calibrated": {"name": "calibrated_logits", "tau": 0.8},
@@ -42,7 +42,7 @@ class Telling(ClientPart):
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "cnn_batchnorm"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 @pytest.mark.parametrize("descends", [True, False])
 def test_a_part_is_told_the_counts_of_its_own_client(kind, model, descends):
     if model == "cnn_batchnorm" and kind != "loop":
@@ -120,7 +120,7 @@ def test_penalties_of_own_numbers_add_up_in_every_executor():
 
 
 @pytest.mark.parametrize("part", PLAIN, ids=PARTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_without_strength_they_change_no_bit(kind, part):
     assert torch.equal(trained(kind, parts=[part]), trained(kind))
 

@@ -10,7 +10,7 @@ from fedsim.client.part import ClientPart
 from fedsim.messages.layout import Payload
 from tests.clients.parts.test_proximal import CLIENTS
 from tests.laws import federations as fed
-from tests.tiers import slow
+from tests.tiers import by_turns, slow
 
 PART = {"name": "model_contrastive", "mu": 2.0}
 KINDS = ("batched", "vmap", "loop")
@@ -37,7 +37,7 @@ def test_executors_agree(model, beside):
     assert float((free - looped).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_without_strength_it_changes_no_bit(kind):
     parts = [{**PART, "mu": 0.0}]
     assert torch.equal(two_rounds(kind, "mlp", parts), two_rounds(kind, "mlp", []))

@@ -8,7 +8,7 @@ from clients.parts.not_true_distillation import NotTrueDistillation, not_true_di
 from fedsim.client.part import ClientPart, Here, Own
 from tests.clients.parts.test_proximal import CLIENTS, trained
 from tests.laws import federations as fed
-from tests.tiers import slow
+from tests.tiers import by_turns, slow
 
 PART = {"name": "not_true_distillation", "beta": 2.0, "tau": 1.5}
 KINDS = ("batched", "vmap", "loop")
@@ -25,7 +25,7 @@ def test_executors_agree(model, beside):
     assert float((free - looped).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", by_turns(KINDS))
 def test_without_strength_it_changes_no_bit(kind):
     assert torch.equal(trained(kind, parts=[{**PART, "beta": 0.0}]), trained(kind))
 

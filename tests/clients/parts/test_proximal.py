@@ -7,6 +7,7 @@ from clients.parts.proximal import Proximal
 from fedsim.client.overriding import descent_of
 from fedsim.messages.layout import Payload
 from tests.laws import federations as fed
+from tests.tiers import by_turns
 
 CLIENTS = (0, 3, 4, 5)  # 1, 7, 20 and 45 samples
 
@@ -37,7 +38,7 @@ def test_a_descent_takes_the_steps_that_the_part_takes(model, momentum, personal
     assert float((free - descended).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_without_strength_it_changes_no_bit(kind):
     assert torch.equal(trained(kind, parts=[{"name": "proximal", "mu": 0.0}]), trained(kind))
 

@@ -7,6 +7,7 @@ from clients.parts.sharpness_aware import SharpnessAware
 from fedsim.client.bound import GradientFunctions
 from fedsim.client.procedure import Batch
 from tests.clients.parts.test_proximal import trained
+from tests.tiers import by_turns
 
 PART = {"name": "sharpness_aware", "rho": 0.3}
 
@@ -21,7 +22,7 @@ def test_executors_agree(model):
     assert float((free - looped).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["batched", "vmap", "loop"])
+@pytest.mark.parametrize("kind", by_turns(["batched", "vmap", "loop"]))
 def test_without_a_distance_it_changes_no_bit(kind):
     assert torch.equal(trained(kind, parts=[{**PART, "rho": 0.0}]), trained(kind))
 
