@@ -263,8 +263,9 @@ class PartitionGrid(GridWrapper):
             if node not in present or nodes[partition] in present:
                 continue
             _log.warning(
-                "partition %d is now held by node %d: node %d is gone, and with it what clients "
-                "keep between rounds, if they keep anything", partition, node, nodes[partition],
+                "partition %d is now held by node %d: node %d is gone%s", partition, node,
+                nodes[partition], "" if node in self._keeping else
+                ", and with it what clients keep between rounds, if they keep anything",
             )  # fmt: skip
             del self._stable[nodes[partition]]
             nodes[partition] = node
