@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make the certificates that deploy/tls.yml mounts: one authority, and one key pair per service that
-# listens, so that a node's key cannot pass for the SuperLink.
+# listens, so that a node's key cannot pass for the SuperLink; and a secret that each of them shares
+# with its SuperExec, so that nobody else is given its tasks.
 #
 #   deploy/certificates.sh [OPTION ...] [FOLDER [NAME ...]]
 #
@@ -144,7 +145,19 @@ EXTENSIONS
     echo "$service: a new key and certificate in $folder/$service, valid $days days"
 }
 
+# secret SERVICE: what it and its SuperExec alone have.
+secret() {
+    if [ ! -e "$folder/$1-secret/superexec.secret" ]; then
+        mkdir -p "$folder/$1-secret"
+        quietly openssl rand -out "$folder/$1-secret/new" 48
+        chmod 755 "$folder/$1-secret"
+        chmod 644 "$folder/$1-secret/new"
+        mv "$folder/$1-secret/new" "$folder/$1-secret/superexec.secret"
+    fi
+}
+
 for each in $services; do
+    secret "$each"
     if [ "$each" = superlink ]; then certificate superlink "$@"; else certificate "$each"; fi
 done
 echo "the authority's key is $authority/authority.key: keep it off the nodes"

@@ -26,6 +26,7 @@ culprit = -1
 
 SERVER = """
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def main(grid, context):
     result = strategy.start(grid, start, num_rounds=rounds, train_config=config)
     (model,) = result.arrays.to_numpy_ndarrays()
     metrics = {r: dict(record) for r, record in result.train_metrics_clientapp.items()}
-    summary = {"model": model.tolist(), "metrics": metrics}
+    summary = {"model": model.tolist(), "metrics": metrics, "home": os.environ["FLWR_HOME"]}
     (Path(context.run_config["out"]) / "summary.json").write_text(json.dumps(summary))
 """
 

@@ -212,6 +212,7 @@ def test_tls_changes_a_command_only_where_it_says_how_to_trust():
         "--ssl-ca-certfile",
         "--ssl-certfile",
         "--ssl-keyfile",
+        "--superexec-auth-secret-file",
     }
     secured = load(ROOT / "deploy" / "tls.yml")["services"]
     assert set(secured) == set(services())
@@ -277,6 +278,30 @@ def test_no_key_is_shared_and_nobody_else_can_enter_the_folders(certificates, au
     assert not [path.name for path in (certificates / "public").glob("*.key")]
 
 
+def test_each_listening_service_has_a_secret_of_its_own(certificates):
+    found = {path.parent.name: path.read_bytes() for path in certificates.rglob("*.secret")}
+    assert found.keys() == {"superlink-secret", "supernode-1-secret", "supernode-2-secret"}
+    assert len(set(found.values())) == 3
+    assert {len(each) for each in found.values()} == {48}
+    assert not list((certificates / "public").glob("*.secret"))
+
+
+def test_a_secret_is_seen_by_the_service_and_its_superexec_alone():
+    secured = load(ROOT / "deploy" / "tls.yml")["services"]
+    whose: dict[str, set[str]] = {}
+    for name, service in secured.items():
+        (mount,) = [volume for volume in service["volumes"] if ":/app/secret" in volume]
+        whose.setdefault(mount, set()).add(name)
+        asked = ("--superexec-auth-secret-file", "secret/superexec.secret")
+        assert asked in arguments(service["command"])
+    folder = "./deploy/certificates/{}-secret:/app/secret:ro"
+    assert whose == {
+        folder.format("superlink"): {"superlink", "superexec-server"},
+        folder.format("supernode-1"): {"supernode-1", "superexec-client-1"},
+        folder.format("supernode-2"): {"supernode-2", "superexec-client-2"},
+    }
+
+
 def held(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
@@ -291,6 +316,7 @@ def test_what_is_there_is_never_replaced_and_a_node_is_added(certificates, autho
     assert {path: after[path] for path in before} == before
     assert {str(path) for path in after.keys() - before.keys()} == {
         "supernode-3/ca.crt", "supernode-3/server.key", "supernode-3/server.pem",
+        "supernode-3-secret/superexec.secret",
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`flwr run` against the compose file's own commands, on loopback."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 
 import fedsim
 from fedsim.basics.errors import RunError
+from fedsim.deployment.addresses import free_port
 from fedsim.deployment.processes import Deployment
 from fedsim.scenario.load import load
 
@@ -108,10 +110,57 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
             assert "--insecure" not in deployment.command(service)
         out = tmp_path / "out"
         out.mkdir()
-        deployment.flwr_run(proof_app, {"out": str(out)})
+        deployment.kill("superexec-server")
+        with stranger(deployment, tmp_path / "stranger"):
+            running = started(deployment, {"out": str(out)}, app=proof_app)
+            time.sleep(15.0)
+            assert not running.done()
+            assert not list(out.iterdir())
+            deployment.restart("superexec-server")
+            running.result()
+        assert read_summary(out)["home"].endswith("superexec-server/.flwr")
         assert "https://127.0.0.1" in deployment.log("superlink")
         assert "https://127.0.0.1" in deployment.log("supernode-1")
     assert read_summary(out)["model"] == [proof_model()] * 3
+
+
+def test_without_the_overlay_any_superexec_that_reaches_the_port_is_given_the_server_s_task(
+    deployment, proof_app, tmp_path
+):
+    """The control of the test above, and what docs/security.md says of a plain SuperLink."""
+    out = tmp_path / "out"
+    out.mkdir()
+    deployment.kill("superexec-server")
+    try:
+        with stranger(deployment, tmp_path / "stranger"):
+            deployment.flwr_run(proof_app, {"out": str(out), "rounds": 1})
+    finally:
+        deployment.restart("superexec-server")
+    assert read_summary(out)["home"] == str(tmp_path / "stranger")
+
+
+@contextlib.contextmanager
+def stranger(deployment, folder):
+    """A SuperExec that knows the SuperLink's address, its certificate, and no secret."""
+    folder.mkdir()
+    command = deployment.command("superexec-server")
+    if "--superexec-auth-secret-file" in command:
+        place = command.index("--superexec-auth-secret-file")
+        command = [*command[:place], *command[place + 2 :]]
+    health = command.index("--health-server-address") + 1
+    command[health] = f"127.0.0.1:{free_port()}"
+    home = deployment.folder / "superexec-server"
+    variables = {**os.environ, "FLWR_HOME": str(folder), "PYTHONUNBUFFERED": "1"}
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with (folder / "log.txt").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=home, env=variables, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 # a strategy with a linear rule, one with a set-up exchange and extras, one with personal models,
@@ -212,13 +261,13 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path)
         deployment.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
 
 
-def started(deployment, settings, *, until):
-    """A run of the repository that goes on beside the test, once something holds of it."""
+def started(deployment, settings, *, until=lambda: True, app=ROOT):
+    """A run of an app that goes on beside the test, once something holds of it."""
     running = Future()
 
     def run():
         try:
-            running.set_result(deployment.flwr_run(ROOT, settings, timeout_s=500))
+            running.set_result(deployment.flwr_run(app, settings, timeout_s=500))
         except Exception as error:
             running.set_exception(error)
 
