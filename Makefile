@@ -42,7 +42,7 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m 'hypothesis and not slow and not gpu and not deploy and not processors' --hypothesis-profile=thorough
 
 test-deploy: $(STAMP)
-	$(BIN)/pytest -m deploy tests/deployment
+	$(BIN)/pytest -m 'deploy and not slow' tests/deployment
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

@@ -198,6 +198,16 @@ def test_only_the_superlink_is_published_and_only_on_this_machine():
     assert ports == {"superlink": ["${FEDSIM_BIND:-127.0.0.1}:8000:8000"]}
 
 
+def test_authentication_adds_to_what_tls_says_and_changes_nothing():
+    secured = load(ROOT / "deploy" / "tls.yml")["services"]
+    for name, service in load(ROOT / "deploy" / "auth.yml")["services"].items():
+        asked = [("--enable-supernode-auth",)]
+        if name != "superlink":
+            asked = [("--auth-supernode-private-key", "keys/supernode.key")]
+            assert service["volumes"] == [f"./deploy/certificates/{name}-key:/app/keys:ro"]
+        assert arguments(service["command"]) == [*arguments(secured[name]["command"]), *asked]
+
+
 def test_every_node_has_a_partition_of_its_own():
     nodes = [s for name, s in services().items() if name.startswith("supernode-")]
     for i, node in enumerate(nodes):
@@ -397,3 +407,35 @@ def test_an_image_is_built_from_what_it_copies_and_nothing_else():
     assert patterns[0] == "*"
     assert {p[1:] for p in patterns if p.startswith("!")} == set(copied)
     assert {"**/*.key", "**/*.pem"} <= set(patterns)
+
+
+def make_keys(folder, *words, check=True):
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen here: keys cannot be made")
+    return subprocess.run(
+        [ROOT / "deploy" / "keys.sh", *words, folder], check=check, capture_output=True, text=True
+    )
+
+
+def test_every_node_has_a_key_of_its_own_and_what_is_there_is_never_replaced(tmp_path):
+    folder = tmp_path / "made"
+    make_keys(folder)
+    before = held(folder)
+    assert {str(path) for path in before} == {
+        "public/supernode-1.pub", "public/supernode-2.pub",
+        "supernode-1-key/supernode.key", "supernode-2-key/supernode.key",
+    }  # fmt: skip
+    assert len(set(before.values())) == 4
+    assert folder.stat().st_mode & 0o777 == 0o700
+    make_keys(folder, "--nodes", "3")
+    after = held(folder)
+    assert {path: after[path] for path in before} == before
+    assert len(after) == 6
+    assert all(b"PRIVATE" not in after[path] for path in after if path.suffix == ".pub")
+
+
+@pytest.mark.parametrize("words", [["--nodes"], ["--nodes", "none"], ["--nodes", "0"], ["--node"]])
+def test_wrong_words_for_keys_are_refused(words, tmp_path):
+    found = make_keys(tmp_path / "made", *words, check=False)
+    assert found.returncode == 2
+    assert not (tmp_path / "made").exists()

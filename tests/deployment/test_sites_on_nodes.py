@@ -17,6 +17,7 @@ from fedsim.deployment.processes import Deployment
 from fedsim.runs.start import start
 from fedsim.scenario.load import load
 from tests.deployment.sites_apart import outcome, rows_of, scenario, write, written
+from tests.tiers import by_turns
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -92,7 +93,7 @@ def deployment(sites, tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", by_turns(STRATEGIES, 4))
 def test_sites_apart_have_the_bits_of_a_simulation_over_their_files(
     deployment, sites, strategy, tmp_path
 ):
@@ -186,6 +187,7 @@ rejoin_s = 120.0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_nodes_and_processes_that_are_killed_change_no_bit(deployment, sites, strategy, tmp_path):
