@@ -19,7 +19,7 @@ from fedsim.basics.json_files import sync_folder
 from fedsim.basics.tensor_file import tensor_bytes, write_tensors
 from fedsim.deployment.site import SitePolicy
 from fedsim.engine.client_app import client_of, keep_state, round_of, says_it_keeps_state, state_in
-from fedsim.federation.grids.nodes import experiment_of
+from fedsim.federation.grids.told import experiment_of
 
 VARIABLE = "FEDSIM_SITE_STATE"
 _FILE = re.compile(r"round-(\d{7})\.safetensors")

@@ -17,7 +17,8 @@ from flwr.app import Context, Message, MessageType
 from fedsim.basics.errors import SchemaError, printable
 from fedsim.deployment.site import SitePolicy
 from fedsim.engine.client_app import CohortApp, client_of, told_of_node
-from fedsim.federation.grids.nodes import PartitionGrid, agreed_in
+from fedsim.federation.grids.nodes import PartitionGrid
+from fedsim.federation.grids.told import agreed_in
 from fedsim.runs.own_sites import agreement_of, app_at_site, described
 from fedsim.scenario.scenario import Scenario
 

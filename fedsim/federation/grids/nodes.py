@@ -9,10 +9,11 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.basics.errors import RunError, printable
+from fedsim.federation.grids.told import tell_all
 from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
@@ -154,22 +155,22 @@ class PartitionGrid(GridWrapper):
         """Return the replies of the nodes that hold the clients' partitions.
 
         What Flower says in the name of a node that is gone, or of a reply that did not arrive, is
-        known by the instruction that it answers. Who was asked and is not heard of is late: absent
-        is who dropped out by the scenario.
+        known by the instruction that it answers. Who is not heard of is late: absent is who dropped
+        out by the scenario.
         """
         self._look_again()
         self._await(cohort.client_ids[~cohort.is_absent].tolist())
         sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
-        _say(self._said, sent)
+        tell_all(self._said, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
         asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        back = [self._back(each, asked) for each in answers]
+        back = [self._back(each, asked) for each in answers if _answers_one(each, asked)]
         replies = Replies.from_messages(back, cohort, self._declares(cohort))
         gone = set(cohort.client_ids[cohort.is_absent].tolist())
-        waited = "" if timeout is None else f" within {timeout:g} s"
+        late = "no reply arrived" + ("" if timeout is None else f" within {timeout:g} s")
         failures = [
-            f._replace(cause="late", reason=f"no reply arrived{waited}")
+            f._replace(cause="late", reason=late)
             if f.cause == "absent" and f.client_id not in gone
             else f
             for f in replies.failures
@@ -331,41 +332,13 @@ class _Answers(NamedTuple):
     reasons: list[str]
 
 
-def _say(said: Mapping[str, str], messages: Sequence[Message]) -> None:
-    """Add to instructions what every node is told; those that share their content go on to."""
-    if not said:
-        return
-    records = {name: ConfigRecord({name: text}) for name, text in said.items()}
-    made = dict[int, RecordDict]()
-    for message in messages:
-        content = message.content
-        if id(content) not in made:
-            made[id(content)] = RecordDict({**content, **records})
-        message.content = made[id(content)]
-
-
-def _taken_from(message: Message, name: str) -> str | None:
-    """Take what every node is told out of an instruction; None where it does not say it.
-
-    Args:
-        message: The instruction.
-        name: What it is about: `AGREED` or `EXPERIMENT`.
-    """
-    record = message.content.config_records.get(name) if message.has_content() else None
-    if record is None:
-        return None
-    del message.content[name]
-    return str(record[name])
-
-
-def agreed_in(message: Message) -> str | None:
-    """Take what sites agreed on out of an instruction; None where it does not say it."""
-    return _taken_from(message, AGREED)
-
-
-def experiment_of(message: Message) -> str | None:
-    """Take out of an instruction which run it is of; None where it does not say it."""
-    return _taken_from(message, EXPERIMENT)
+def _answers_one(reply: Message, asked: Mapping[str, int]) -> bool:
+    """Whether a reply answers one of these instructions, and comes from the node it was for."""
+    node = reply.metadata.src_node_id
+    if reply.has_error() or asked.get(reply.metadata.reply_to_message_id) == node:
+        return True
+    _log.warning("node %d answered none of this round's instructions to it; left out", node)
+    return False
 
 
 def _read(told: object, *, plain: bool = True) -> Mapping[str, Any]:

@@ -384,6 +384,9 @@ class OddNodes(GridWrapper):
             Message(m.content, (self._ODD - m.metadata.dst_node_id) // 7, m.metadata.message_type)
             for m in messages
         ]
+        for number, (given, made) in enumerate(zip(messages, sent, strict=True)):
+            for message in (given, made):  # as Flower does when it sends them
+                internals.set_message_id(message, f"odd-{number}")
         replies = list(self.inner.send_and_receive(sent, timeout=timeout))
         for reply in replies:
             internals.set_source(reply, self._ODD - 7 * reply.metadata.src_node_id)
