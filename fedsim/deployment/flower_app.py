@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
 def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
     from fedsim.runs.declared_replies import declared_replies
     from fedsim.runs.execute import execute
-    from fedsim.runs.on_nodes import experiment_in, require_nothing_kept
+    from fedsim.runs.on_nodes import experiment_in, note_flower_run, require_nothing_kept
     from fedsim.runs.progress import Progress
 
     scenario = scenario_of(context)
@@ -76,8 +76,10 @@ def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
     nodes.record_in(recording(folder.path, promise))
     nodes.hold_to(declared_replies(world))
     nodes.go_on_as(experiment_in(folder.path))
-    if _resumes(context) and not nodes.all_keep_state:
-        require_nothing_kept(world)
+    if _resumes(context):
+        if not nodes.all_keep_state:
+            require_nothing_kept(world)
+        note_flower_run(folder.path, context.run_config, context.run_id)
     with folder.recording():
         # no seed for foreign strategies: their privacy noise must come from the operating system
         progress = Progress(world.scenario.rounds)
@@ -121,7 +123,7 @@ def _taken_up(
     from fedsim.runs import folder as run_folder
     from fedsim.runs.left_behind import take_up
     from fedsim.runs.manifest import require_same_data, write_plan
-    from fedsim.runs.on_nodes import note_flower_run, require_on_nodes
+    from fedsim.runs.on_nodes import require_on_nodes
 
     out = str(context.run_config.get("out", ""))
     if not out:
@@ -135,7 +137,6 @@ def _taken_up(
         )
     world = world_at_server(scenario, told)
     require_same_data(world, folder)
-    note_flower_run(folder.path, context.run_config, context.run_id)
     if not (folder.file("plan.json").is_file() and folder.file("manifest.json").is_file()):
         write_plan(world, folder)
     return world, folder

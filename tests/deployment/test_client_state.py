@@ -99,7 +99,9 @@ def test_without_folders_of_all_sites_such_a_run_is_not_gone_on_with(tmp_path):
         deployed(file, files, tmp_path / "run", grid=Cut, dies_in=3, site_files=mine)
     mine[1].write_text("[site]\n")
     with pytest.raises(ScenarioError, match=r"unless all have a folder for them \(\[site\] state"):
-        deployed(file, files, tmp_path / "run", resume=True, site_files=mine)
+        deployed(file, files, tmp_path / "run", resume=True, number=8, site_files=mine)
+    # a run that was refused is none that made the folder
+    assert json.loads((tmp_path / "run" / "flower_runs.json").read_text())["runs"] == ["7"]
 
 
 def test_without_a_folder_a_node_forgets_and_the_bits_are_others(tmp_path):

@@ -36,7 +36,7 @@ def standardised(
     for name in fields:
         mean, deviation = moments(arrays[name], train_rows)
         for array_name in (name, f"test_{name}"):
-            changed[array_name] = _applied(arrays[array_name], mean, deviation)
+            changed[array_name] = applied(arrays[array_name], mean, deviation)
         statistics[name] = {"mean": _listed(mean), "std": _listed(deviation)}
     return changed, statistics
 
@@ -69,7 +69,8 @@ def moments(array: npt.NDArray[Any], rows: Ints) -> tuple[Numbers, Numbers]:
     return mean[0].astype(np.float32), deviation[0].astype(np.float32)
 
 
-def _applied(array: npt.NDArray[Any], mean: Numbers, deviation: Numbers) -> Numbers:
+def applied(array: npt.NDArray[Any], mean: Numbers, deviation: Numbers) -> Numbers:
+    """Return numbers less their mean, over their deviation, in float32 and block by block."""
     out = np.empty(array.shape, dtype=np.float32)
     for start in range(0, len(array), _BLOCK):
         block = array[start : start + _BLOCK]

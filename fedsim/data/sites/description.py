@@ -21,6 +21,7 @@ from fedsim.data.sites.moments import FeatureMoments, moments_of
 from fedsim.data.sites.tables import HowToRead, SiteTable
 
 _MOST_CLASSES = 10_000
+_LABELS = {"text": str, "truth values": bool, "whole numbers": int, "characters": int}
 _MOST = 10**9  # samples of a site, and numbers of a sample
 
 
@@ -109,7 +110,7 @@ def _is_sound(told: Description) -> bool:
         and bool(told.features and told.target and told.train)
         and 0 < values <= _MOST
         and len(labels) <= 1
-        and labels <= {str, int, bool}
+        and labels <= {_LABELS.get(told.target_kind)}
         and len(told.labels) <= _MOST_CLASSES
         and len(told.sha256) == 64
         and isinstance(told.preprocessing, dict)

@@ -26,7 +26,8 @@ from fedsim.data.federated import (
     json_sha256,
     size_summary,
 )
-from fedsim.data.reading.checks import Unfit, as_classes
+from fedsim.data.reading.checks import Unfit, as_classes, as_numbers
+from fedsim.data.reading.standardise import applied
 from fedsim.data.sites.agreement import Agreement
 from fedsim.data.sites.description import named, split_rows
 from fedsim.data.sites.tables import SiteTable
@@ -187,7 +188,7 @@ def fitted(table: SiteTable, agreement: Agreement) -> Arrays:
     elif agreement.spec.has_classes:
         targets = as_classes(targets, agreement.spec.num_classes)
     else:
-        targets = targets.astype(np.float32, copy=False)
+        targets = as_numbers(targets)
     found = {"features": features, "targets": targets}
     for name, of_field in agreement.statistics.items():
         found[name] = _standardised(found[name], of_field)
@@ -199,8 +200,7 @@ def _standardised(array: npt.NDArray[Any], statistics: Mapping[str, Any]) -> npt
     mean, deviation = (
         np.asarray(statistics[name], dtype=np.float32).reshape(wide) for name in ("mean", "std")
     )
-    made: npt.NDArray[Any] = (array - mean) / deviation
-    return made
+    return applied(array, mean, deviation)
 
 
 def content_of(sites: Sequence[Arrays], test: Arrays | None, spec: SampleSpec) -> cache.Content:

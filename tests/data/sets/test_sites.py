@@ -306,6 +306,11 @@ def test_the_server_s_test_set_has_the_columns_and_classes_of_the_sites(tmp_path
     write(test, values[:, :2], outcomes, COLUMNS[:2])
     with pytest.raises(ScenarioError, match=r"test = .*lacks the column 'sugar', which sites have"):
         sites_of(folder, test=str(test))
+    write(tmp_path / "amounts" / "a.csv", values, np.arange(8) + 0.5)
+    write(tmp_path / "amounts" / "b.csv", values, np.arange(8) + 0.25)
+    write(test, values, outcomes)
+    with pytest.raises(ScenarioError, match=r"test = .*column 'outcome' holds text"):
+        sites_of(tmp_path / "amounts", test=str(test))
     write(test, values, ["dead", *outcomes[1:]])
     with pytest.raises(ScenarioError, match=r"test = .*holds 'dead', which is none of the classes"):
         sites_of(folder, test=str(test))
@@ -324,7 +329,8 @@ NONSENSE = [
     {"train": -1}, {"train": 1.5}, {"train": True}, {"train": 10**18}, {"train": "9"}, {"test": -3},
     {"sha256": 7}, {"sha256": "0"}, {"features": []}, {"features": [1, 2]}, {"features": None},
     {"shape": [10**6, 10**6]}, {"shape": [-3]}, {"labels": [1, "a"]}, {"labels": [[]]},
-    {"labels": [1.5]}, {"labels": list(range(20_000))}, {"moments": {"features": {}}},
+    {"labels": [1.5]}, {"labels": [1, 2]}, {"labels": [True]}, {"labels": list(range(20_000))},
+    {"moments": {"features": {}}},
     {"moments": {"features": {"number": 5, "mean": [1.0], "squares": [1.0]}}},
     {"moments": {"features": {"number": 0, "mean": [0.0] * 3, "squares": [0.0] * 3}}},
     {"moments": {"features": {"number": 9, "mean": [float("nan")] * 3, "squares": [0.0] * 3}}},
