@@ -21,15 +21,15 @@ class Service(NamedTuple):
     Attributes:
         command: Entrypoint and arguments.
         environment: Variables that the file sets.
-        volumes: Where a mount comes from, by its path below the working folder; None for a named
-            volume.
+        volumes: Where a mount comes from, by its path below the working folder: a path of this
+            machine, or the name of a volume, which services may share.
         needs: Services that must be healthy before this one starts.
         health: Command that exits with 0 when the service is healthy.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    volumes: Mapping[str, Path | None]
+    volumes: Mapping[str, Path | str]
     needs: tuple[str, ...]
     health: tuple[str, ...]
 
@@ -54,15 +54,17 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """Return `text` with `${NAME}` and `${NAME:-default}` replaced from `variables`.
+    """Return `text` with `${NAME}` and `${NAME:-default}` replaced from `variables`, `$$` by `$`.
 
     Example:
         >>> interpolate("${DATA:-./data}:/app/data", {})
         './data:/app/data'
+        >>> interpolate("echo $${HOME}", {})
+        'echo ${HOME}'
     """
     return re.sub(
-        r"\$\{(\w+)(?::-([^}]*))?\}",
-        lambda found: variables.get(found[1]) or found[2] or "",
+        r"\$\$|\$\{(\w+)(?::-([^}]*))?\}",
+        lambda found: "$" if found[0] == "$$" else variables.get(found[1]) or found[2] or "",
         text,
     )
 
@@ -99,7 +101,7 @@ def read_services(compose_file: Path, overlays: Sequence[Path] = ()) -> dict[str
 
 
 def _service(name: str, table: Mapping[str, Any], root: Path) -> Service:
-    command = [*table.get("entrypoint", ()), *table.get("command", ())]
+    words = [*table.get("entrypoint", ()), *table.get("command", ())]
     test = table.get("healthcheck", {}).get("test", [])
     if "entrypoint" not in table or not isinstance(table["entrypoint"], list):
         raise ScenarioError(
@@ -107,17 +109,18 @@ def _service(name: str, table: Mapping[str, Any], root: Path) -> Service:
         )
     if test[:1] != ["CMD"]:
         raise ScenarioError(f"service {name} has no healthcheck of the form [CMD, ...]")
-    volumes: dict[str, Path | None] = {}
+    volumes: dict[str, Path | str] = {}
     for mount in table.get("volumes", ()):
         source, target = interpolate(mount, os.environ).split(":")[:2]
-        if not target.startswith(_CONTAINER_HOME):
+        if not f"{target}/".startswith(_CONTAINER_HOME):
             raise ScenarioError(
                 f"service {name} mounts {target}: a process sees what is below {_CONTAINER_HOME}"
             )
         is_path = source.startswith((".", "/", "~"))
-        volumes[target.removeprefix(_CONTAINER_HOME)] = root / expanded(source) if is_path else None
+        inside = f"{target}/".removeprefix(_CONTAINER_HOME).rstrip("/")
+        volumes[inside or "."] = root / expanded(source) if is_path else source
     return Service(
-        command=tuple(map(str, command)),
+        command=tuple(interpolate(str(word), os.environ) for word in words),
         environment={key: str(value) for key, value in table.get("environment", {}).items()},
         volumes=volumes,
         needs=tuple(table.get("depends_on", ())),

@@ -127,7 +127,7 @@ def connection(commands: Mapping[str, Sequence[str]], folder: Path) -> str:
         folder: Where the services live.
     """
     name, command = next(
-        (name, command) for name, command in commands.items() if command[0] == "flower-superlink"
+        (name, command) for name, command in commands.items() if "flower-superlink" in command
     )
     address = f"{LOOPBACK}:{command[command.index('--port') + 1]}"
     if "--insecure" in command:

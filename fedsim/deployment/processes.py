@@ -203,9 +203,11 @@ class Deployment:
         workspace = self._home(name).parent
         for target, source in service.volumes.items():
             place = workspace / target
-            if source is None:
-                place.mkdir(parents=True, exist_ok=True)
-            elif not place.is_symlink():
+            if isinstance(source, str):
+                source = self.folder / ".volumes" / source
+                source.mkdir(parents=True, exist_ok=True)
+            # what is mounted as the working folder itself is that folder, which outlives a restart
+            if target != "." and not place.is_symlink():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to(source.resolve(), target_is_directory=True)
         self._processes[name] = self._spawn(

@@ -171,8 +171,8 @@ def test_with_the_overlay_of_sites_a_node_s_clients_see_their_own_site_alone(mon
     monkeypatch.delenv("FEDSIM_SITE_2", raising=False)
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     found = read_services(ROOT / "docker-compose.yml", [ROOT / "deploy" / "sites.yml"])
-    assert found["superexec-client-1"].volumes == {"data": Path("/srv/rome")}
-    assert found["superexec-client-2"].volumes == {"data": ROOT / "sites" / "2"}
+    assert found["superexec-client-1"].volumes["data"] == Path("/srv/rome")
+    assert found["superexec-client-2"].volumes["data"] == ROOT / "sites" / "2"
     assert found["superexec-server"].volumes["data"] == ROOT / "data"
     for name, service in found.items():
         is_client = name.startswith("superexec-client")
@@ -182,13 +182,14 @@ def test_with_the_overlay_of_sites_a_node_s_clients_see_their_own_site_alone(mon
 def test_with_the_overlay_of_states_each_node_has_a_volume_of_its_own():
     document = load(ROOT / "deploy" / "state.yml")
     mounts = [each["volumes"] for each in document["services"].values()]
-    assert mounts == [["state-1:/app/state"], ["state-2:/app/state"]]
-    assert set(document["volumes"]) == {"state-1", "state-2"}
+    assert mounts == [["superlink:/app"], ["state-1:/app/state"], ["state-2:/app/state"]]
+    assert set(document["volumes"]) == {"superlink", "state-1", "state-2"}
     files = [ROOT / "deploy" / name for name in ("sites.yml", "state.yml")]
     found = read_services(ROOT / "docker-compose.yml", files)
     for name in ("superexec-client-1", "superexec-client-2"):
         assert found[name].environment["FEDSIM_SITE_STATE"] == "state"
-        assert found[name].volumes.keys() == {"data", "state"}
+        assert found[name].volumes.keys() == {"data", "secret", "state"}
+    assert found["superlink"].environment["FEDSIM_DATABASE"] == "superlink.db"
     made = (ROOT / "Dockerfile").read_text()
     assert "/app/state" in made  # a volume takes the owner of the folder that the image has
 
@@ -210,6 +211,7 @@ def test_authentication_adds_to_what_tls_says_and_changes_nothing():
 
 def test_every_node_has_a_partition_of_its_own():
     nodes = [s for name, s in services().items() if name.startswith("supernode-")]
+    assert len(nodes) == 2
     for i, node in enumerate(nodes):
         config = f"partition-id={i} num-partitions={len(nodes)}"
         assert ("--node-config", config) in arguments(node["command"])
@@ -296,20 +298,56 @@ def test_each_listening_service_has_a_secret_of_its_own(certificates):
     assert not list((certificates / "public").glob("*.secret"))
 
 
-def test_a_secret_is_seen_by_the_service_and_its_superexec_alone():
-    secured = load(ROOT / "deploy" / "tls.yml")["services"]
+def sharers_of_secrets(found):
+    """Which services see the secret at one place, each of which must ask for one."""
     whose: dict[str, set[str]] = {}
-    for name, service in secured.items():
+    for name, service in found.items():
         (mount,) = [volume for volume in service["volumes"] if ":/app/secret" in volume]
-        whose.setdefault(mount, set()).add(name)
+        whose.setdefault(mount.split(":/app/")[0], set()).add(name)
         asked = ("--superexec-auth-secret-file", "secret/superexec.secret")
         assert asked in arguments(service["command"])
-    folder = "./deploy/certificates/{}-secret:/app/secret:ro"
-    assert whose == {
+    return whose
+
+
+def test_a_secret_is_seen_by_the_service_and_its_superexec_alone():
+    folder = "./deploy/certificates/{}-secret"
+    assert sharers_of_secrets(load(ROOT / "deploy" / "tls.yml")["services"]) == {
         folder.format("superlink"): {"superlink", "superexec-server"},
         folder.format("supernode-1"): {"supernode-1", "superexec-client-1"},
         folder.format("supernode-2"): {"supernode-2", "superexec-client-2"},
     }
+
+
+def test_without_tls_a_secret_is_made_in_memory_and_shared_in_the_same_way():
+    assert sharers_of_secrets(services()) == {
+        "secret-server": {"superlink", "superexec-server"},
+        "secret-node-1": {"supernode-1", "superexec-client-1"},
+        "secret-node-2": {"supernode-2", "superexec-client-2"},
+    }
+    volumes = load(ROOT / "docker-compose.yml")["volumes"]
+    for name in ("secret-server", "secret-node-1", "secret-node-2"):
+        assert volumes[name]["driver_opts"]["type"] == "tmpfs"
+    for name, service in services().items():
+        (mount,) = [volume for volume in service["volumes"] if ":/app/secret" in volume]
+        assert mount.endswith(":ro") == name.startswith("superexec"), name
+
+
+def test_a_secret_is_made_once_and_is_another_one_in_another_folder(tmp_path):
+    script = read_services(ROOT / "docker-compose.yml")["superlink"].command[2]
+    found = []
+    for place in ("a", "b", "a"):
+        (tmp_path / place / "secret").mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["sh", "-ec", script, "printf", "%s/", "--insecure"], cwd=tmp_path / place,
+            env={**os.environ, "FEDSIM_DATABASE": "my file.db"}, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        assert done.stdout == "--insecure/--database/my file.db/"
+        held = tmp_path / place / "secret" / "superexec.secret"
+        assert held.stat().st_mode & 0o777 == 0o600
+        found.append(held.read_bytes())
+    assert len(found[0]) == 48
+    assert found[0] == found[2] != found[1]
 
 
 def held(folder):

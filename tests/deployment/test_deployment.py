@@ -111,6 +111,8 @@ def test_an_overlay_replaces_commands_and_adds_to_other_lists():
         ("${A:-x}", {"A": ""}, "x"),
         ("${A}", {}, ""),
         ("plain", {"plain": "no"}, "plain"),
+        ('exec "$$0" $${A:+$$B}', {"A": "x"}, 'exec "$0" ${A:+$B}'),
+        ("$$${A}", {"A": "x"}, "$x"),
     ],
 )
 def test_variables_are_replaced_as_compose_does(text, variables, expected):
@@ -127,13 +129,11 @@ def test_the_compose_file_of_the_repository_is_read_whole():
         "superexec-client-1",
         "superexec-client-2",
     ]
-    assert services["supernode-2"].command[:3] == (
-        "flower-supernode",
-        "--root-certificates",
-        "certificates/ca.crt",
-    )
+    command = services["supernode-2"].command
+    assert command[:2] == ("sh", "-ec")
+    assert command[3:6] == ("flower-supernode", "--root-certificates", "certificates/ca.crt")
     assert services["supernode-2"].needs == ("superlink",)
-    assert services["superexec-server"].volumes["runs"] is None
+    assert services["superexec-server"].volumes["runs"] == "runs"
     certificates = ROOT / "deploy" / "certificates" / "supernode-2"
     assert services["supernode-2"].volumes["certificates"] == certificates
 
@@ -250,6 +250,28 @@ def test_a_mount_is_a_link_and_a_named_volume_a_folder(tmp_path, monkeypatch):
     with Deployment(compose(tmp_path, a=body), folder=tmp_path) as deployment:
         assert deployment.log("a") == "7"
         assert (tmp_path / "a" / "runs" / "here").exists()
+
+
+def test_services_share_a_volume_of_one_name_and_no_other(tmp_path):
+    writes = service("echo told > kept/word; touch up; sleep 60") + (
+        '    volumes: ["both:/app/kept"]\n'
+    )
+    reads = service("cat kept/word; ls apart; touch up; sleep 60", needs="[a]") + (
+        '    volumes: ["both:/app/kept:ro", "own:/app/apart"]\n'
+    )
+    with Deployment(compose(tmp_path, a=writes, b=reads), folder=tmp_path) as deployment:
+        assert deployment.log("b") == "told\n"
+
+
+def test_a_volume_in_place_of_the_working_folder_outlives_a_restart(tmp_path):
+    body = service("cat here 2>/dev/null; echo before > here; touch up; sleep 60") + (
+        '    volumes: ["home:/app"]\n'
+    )
+    with Deployment(compose(tmp_path, a=body), folder=tmp_path) as deployment:
+        assert deployment.log("a") == ""
+        deployment.kill("a")
+        deployment.restart("a")
+        assert wait_until(lambda: deployment.log("a") == "before\n")
 
 
 def test_every_service_has_a_flower_home_of_its_own_and_no_flower_variable_of_ours(

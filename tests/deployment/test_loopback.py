@@ -110,42 +110,40 @@ def test_the_tls_overlay_carries_the_same_run_over_https(proof_app, tmp_path):
             assert "--insecure" not in deployment.command(service)
         out = tmp_path / "out"
         out.mkdir()
-        deployment.kill("superexec-server")
-        with stranger(deployment, tmp_path / "stranger"):
-            running = started(deployment, {"out": str(out)}, app=proof_app)
-            time.sleep(15.0)
-            assert not running.done()
-            assert not list(out.iterdir())
-            deployment.restart("superexec-server")
-            running.result()
+        deployment.flwr_run(proof_app, {"out": str(out)})
         assert read_summary(out)["home"].endswith("superexec-server/.flwr")
         assert "https://127.0.0.1" in deployment.log("superlink")
         assert "https://127.0.0.1" in deployment.log("supernode-1")
     assert read_summary(out)["model"] == [proof_model()] * 3
 
 
-def test_without_the_overlay_any_superexec_that_reaches_the_port_is_given_the_server_s_task(
+def test_a_superexec_without_the_secret_is_given_nothing_and_one_with_it_is(
     deployment, proof_app, tmp_path
 ):
-    """The control of the test above, and what docs/security.md says of a plain SuperLink."""
+    """The second half is the control: but for the secret, the stranger has all that it needs."""
     out = tmp_path / "out"
     out.mkdir()
     deployment.kill("superexec-server")
     try:
-        with stranger(deployment, tmp_path / "stranger"):
-            deployment.flwr_run(proof_app, {"out": str(out), "rounds": 1})
+        with stranger(deployment, tmp_path / "without", secret=False):
+            running = started(deployment, {"out": str(out), "rounds": 1}, app=proof_app)
+            time.sleep(15.0)
+            assert not running.done()
+            assert not list(out.iterdir())
+        with stranger(deployment, tmp_path / "with", secret=True):
+            running.result()
     finally:
         deployment.restart("superexec-server")
-    assert read_summary(out)["home"] == str(tmp_path / "stranger")
+    assert read_summary(out)["home"] == str(tmp_path / "with")
 
 
 @contextlib.contextmanager
-def stranger(deployment, folder):
-    """A SuperExec that knows the SuperLink's address, its certificate, and no secret."""
+def stranger(deployment, folder, *, secret):
+    """A SuperExec that knows the SuperLink's address, its certificate, and maybe the secret."""
     folder.mkdir()
     command = deployment.command("superexec-server")
-    if "--superexec-auth-secret-file" in command:
-        place = command.index("--superexec-auth-secret-file")
+    place = command.index("--superexec-auth-secret-file")
+    if not secret:
         command = [*command[:place], *command[place + 2 :]]
     health = command.index("--health-server-address") + 1
     command[health] = f"127.0.0.1:{free_port()}"
