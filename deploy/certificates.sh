@@ -11,6 +11,10 @@
 # --nodes N           SuperNodes: supernode-1 to supernode-N; 2 by default.
 # --days D            how long a service's certificate is valid; 365 by default.
 # --renew SERVICE     a new key and certificate for this service, in place of those it has.
+# --gateway           for deploy/hospital too: the gateway's certificate, and those that it asks for: of
+#                     relay-1 to relay-N, which speak for a node, and of the operator's relay.
+# --revoke RELAY      the gateway is to refuse the certificate that this relay has (FOLDER/gateway); copy
+#                     its revoked.crl to the gateway and restart it.
 # --authority FOLDER  where the authority's key lies, apart from all that is copied to nodes or built
 #                     into an image; $XDG_DATA_HOME/fedsim/authority, or that of ~/.local/share.
 #
@@ -37,34 +41,48 @@ positive() {
     esac
 }
 
-nodes=2 days=365 renewed='' authority=''
+nodes=2 days=365 renewed='' revoked='' gateway='' authority=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --nodes | --days | --renew | --authority)
+        --gateway)
+            gateway=yes
+            shift
+            ;;
+        --nodes | --days | --renew | --revoke | --authority)
             [ $# -gt 1 ] || refuse "$1: needs a value"
             case $1 in
                 --nodes) positive "$1" "$2" && nodes=$2 ;;
                 --days) positive "$1" "$2" && days=$2 ;;
                 --renew) renewed=$2 ;;
+                --revoke) revoked=$2 gateway=yes ;;
                 --authority) authority=$2 ;;
             esac
             shift 2
             ;;
-        -*) refuse "$1: is no option; choose from --nodes, --days, --renew, --authority" ;;
+        -*) refuse "$1: is no option; choose from --nodes, --days, --renew, --gateway, \
+--revoke, --authority" ;;
         *) break ;;
     esac
 done
 folder=${1:-$(dirname "$0")/certificates}
 [ $# -eq 0 ] || shift
 
-services=superlink node=1
+services=superlink relays='' node=1
 while [ "$node" -le "$nodes" ]; do
     services="$services supernode-$node"
+    relays="${relays}relay-$node "
     node=$((node + 1))
 done
-case " $services " in
+relays="${relays}operator"
+all=$services
+[ -z "$gateway" ] || all="$services gateway $relays"
+case " $all " in
     *" ${renewed:-superlink} "*) ;;
-    *) refuse "--renew $renewed: is none of $services" ;;
+    *) refuse "--renew $renewed: is none of $all" ;;
+esac
+case " $relays " in
+    *" ${revoked:-operator} "*) ;;
+    *) refuse "--revoke $revoked: is none of $relays" ;;
 esac
 if [ -z "$authority" ]; then
     [ -n "${XDG_DATA_HOME:-}${HOME:-}" ] || refuse "there is no HOME: say --authority FOLDER"
@@ -104,14 +122,15 @@ cp "$authority/ca.crt" "$folder/public/ca.crt"
 
 trap 'rm -rf "$folder"/.making-*' EXIT
 
-# certificate SERVICE NAME ...: a key pair for SERVICE, valid for these names.
+# certificate SERVICE ROLE NAME ...: a key pair for SERVICE, valid for these names. What has a role
+# (node, operator) shows it to the gateway; what has none ("") listens alone.
 certificate() {
-    service=$1
+    service=$1 role=$2
     if [ -e "$folder/$service/server.pem" ] && [ "$service" != "$renewed" ]; then
         return
     fi
     names="DNS:$service,DNS:localhost,IP:127.0.0.1"
-    shift
+    shift 2
     for name in "$@"; do
         case $name in
             *:* | *[0-9].*[0-9].*[0-9].*[0-9]) names="$names,IP:$name" ;;
@@ -123,12 +142,12 @@ certificate() {
     rm -rf "$making"
     mkdir -p "$making" "$folder/$service"
     quietly openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 \
-        -subj "/CN=$service" -keyout "$making/server.key" -out "$making/request.csr"
+        -subj "${role:+/OU=$role}/CN=$service" -keyout "$making/server.key" -out "$making/request.csr"
     # Python 3.13 refuses a certificate that lacks the key identifiers.
     cat > "$making/extensions.cnf" <<EXTENSIONS
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
+extendedKeyUsage = serverAuth${role:+, clientAuth}
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 subjectAltName = $names
@@ -158,6 +177,37 @@ secret() {
 
 for each in $services; do
     secret "$each"
-    if [ "$each" = superlink ]; then certificate superlink "$@"; else certificate "$each"; fi
+    if [ "$each" = superlink ]; then certificate superlink '' "$@"; else certificate "$each" ''; fi
 done
+
+# listing COMMAND ...: openssl's list of what was called back, which lies beside the authority's key.
+listing() {
+    quietly openssl ca -config "$authority/revoked.cnf" -keyfile "$authority/authority.key" \
+        -cert "$authority/ca.crt" -passin env:FEDSIM_AUTHORITY_PASSPHRASE "$@"
+}
+
+if [ -n "$gateway" ]; then
+    if [ -n "$revoked" ] && [ ! -e "$folder/$revoked/server.pem" ]; then
+        refuse "--revoke $revoked: $folder/$revoked has no certificate"
+    fi
+    cat > "$authority/revoked.cnf" <<LISTING
+[ca]
+default_ca = fedsim
+[fedsim]
+database = $authority/revoked.txt
+unique_subject = no
+default_md = sha256
+default_crl_days = 3650
+LISTING
+    touch "$authority/revoked.txt"
+    [ -z "$revoked" ] || listing -revoke "$folder/$revoked/server.pem"
+    certificate gateway '' "$@"
+    for each in $relays; do
+        if [ "$each" = operator ]; then certificate operator operator; else certificate "$each" node; fi
+    done
+    listing -gencrl -out "$folder/.making-list"
+    chmod 644 "$folder/.making-list"
+    mv "$folder/.making-list" "$folder/gateway/revoked.crl"
+    [ -z "$revoked" ] || echo "$revoked: called back; --renew $revoked makes another certificate"
+fi
 echo "the authority's key is $authority/authority.key: keep it off the nodes"

@@ -23,6 +23,7 @@ class Service(NamedTuple):
         environment: Variables that the file sets.
         volumes: Where a mount comes from, by its path below the working folder: a path of this
             machine, or the name of a volume, which services may share.
+        memory: Folders below the working folder that begin empty.
         needs: Services that must be healthy before this one starts.
         health: Command that exits with 0 when the service is healthy.
     """
@@ -30,6 +31,7 @@ class Service(NamedTuple):
     command: tuple[str, ...]
     environment: Mapping[str, str]
     volumes: Mapping[str, Path | str]
+    memory: tuple[str, ...]
     needs: tuple[str, ...]
     health: tuple[str, ...]
 
@@ -54,7 +56,13 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    """Return `text` with `${NAME}` and `${NAME:-default}` replaced from `variables`, `$$` by `$`.
+    """Return `text` with variables replaced, and `$$` by `$`.
+
+    What may stand for a variable: `${NAME}`, `${NAME:-default}`, and `${NAME:?what it is}` for one
+    that must be set.
+
+    Raises:
+        ScenarioError: If a variable that must be set is not.
 
     Example:
         >>> interpolate("${DATA:-./data}:/app/data", {})
@@ -62,11 +70,16 @@ def interpolate(text: str, variables: Mapping[str, str]) -> str:
         >>> interpolate("echo $${HOME}", {})
         'echo ${HOME}'
     """
-    return re.sub(
-        r"\$\$|\$\{(\w+)(?::-([^}]*))?\}",
-        lambda found: "$" if found[0] == "$$" else variables.get(found[1]) or found[2] or "",
-        text,
-    )
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, words = found.groups()
+        if name is None:
+            return "$"
+        if not variables.get(name) and kind == ":?":
+            raise ScenarioError(f"the variable {name} is not set: it {words}")
+        return variables.get(name) or words or ""
+
+    return re.sub(r"\$\$|\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
 
 
 def read_services(compose_file: Path, overlays: Sequence[Path] = ()) -> dict[str, Service]:
@@ -119,10 +132,16 @@ def _service(name: str, table: Mapping[str, Any], root: Path) -> Service:
         is_path = source.startswith((".", "/", "~"))
         inside = f"{target}/".removeprefix(_CONTAINER_HOME).rstrip("/")
         volumes[inside or "."] = root / expanded(source) if is_path else source
+    memory = [interpolate(place, os.environ).split(":")[0] for place in table.get("tmpfs", ())]
     return Service(
         command=tuple(interpolate(str(word), os.environ) for word in words),
         environment={key: str(value) for key, value in table.get("environment", {}).items()},
         volumes=volumes,
+        memory=tuple(
+            place.removeprefix(_CONTAINER_HOME)
+            for place in memory
+            if place.startswith(_CONTAINER_HOME)
+        ),
         needs=tuple(table.get("depends_on", ())),
-        health=tuple(test[1:]),
+        health=tuple(interpolate(str(word), os.environ) for word in test[1:]),
     )

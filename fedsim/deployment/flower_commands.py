@@ -1,18 +1,34 @@
 """The `flwr` command at a deployment: how it finds the SuperLink, what it is told and answers."""
 
+import contextlib
 import itertools
 import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.deployment.addresses import LOOPBACK
+from fedsim.deployment.compose import Service
 from fedsim.deployment.logs import last_lines, text_of
 
 _CONNECTION = "loopback"
+
+
+class Entrance(NamedTuple):
+    """Where the `flwr` command finds a deployment's SuperLink.
+
+    Attributes:
+        service: The service that listens: the SuperLink, or what stands before it.
+        port: Its port in the compose file.
+        certificate: That of the authority, in the service's folder; None without TLS.
+    """
+
+    service: str
+    port: int
+    certificate: str | None
 
 
 class FlowerRun(NamedTuple):
@@ -46,7 +62,7 @@ class FlowerCommands:
         answer_s: float,
     ) -> None:
         self._perform, self._client_logs, self._answer_s = perform, client_logs, answer_s
-        self._runs = itertools.count(1)
+        self._runs, self._asked = itertools.count(1), itertools.count(1)
 
     def run(
         self, folder: Path, app_dir: str | Path, arguments: Sequence[str], timeout_s: float
@@ -84,6 +100,21 @@ class FlowerCommands:
             raise RunError(f"run {run_id} ended as {status}{self._ends(log)}")
         return FlowerRun(int(run_id), text, wall_time_s)
 
+    def supernode(self, folder: Path, words: Sequence[str]) -> dict[str, Any]:
+        """Ask by `flwr supernode`, and return what is answered.
+
+        Raises:
+            RunError: If it is refused, with what is said.
+        """
+        log = folder / f"flwr-supernode-{next(self._asked)}.log"
+        self._perform("supernode", [*words, _CONNECTION, "--format", "json"], log, self._answer_s)
+        text = text_of(log)
+        with contextlib.suppress(ValueError):
+            answer = json.loads(text[text.find("{") :])
+            if isinstance(answer, dict) and answer.get("success"):
+                return answer
+        raise RunError(f"flwr supernode {' '.join(words)} was refused{last_lines(log)}")
+
     def _status(self, folder: Path, run_id: str) -> str:
         """Return how Flower says that a run ended, such as `finished:completed`."""
         log = folder / f"flwr-list-{run_id}.log"
@@ -119,25 +150,34 @@ def run_arguments(
     return arguments
 
 
-def connection(commands: Mapping[str, Sequence[str]], folder: Path) -> str:
+def entrance_of(services: Mapping[str, Service]) -> Entrance:
+    """Return the SuperLink's own port, as its command has it."""
+    name, command = next(
+        (name, each.command)
+        for name, each in services.items()
+        if "flower-superlink" in each.command
+    )
+    certificate = None
+    if "--insecure" not in command:
+        certificate = command[command.index("--ssl-ca-certfile") + 1]
+    return Entrance(name, int(command[command.index("--port") + 1]), certificate)
+
+
+def connection(entrance: Entrance, port: int, folder: Path) -> str:
     """Return the configuration with which the `flwr` command finds the SuperLink.
 
     Args:
-        commands: The command of each service, as it was started.
+        entrance: Where it is found.
+        port: The port of this machine that stands for the entrance's.
         folder: Where the services live.
     """
-    name, command = next(
-        (name, command) for name, command in commands.items() if "flower-superlink" in command
-    )
-    address = f"{LOOPBACK}:{command[command.index('--port') + 1]}"
-    if "--insecure" in command:
-        trust = "insecure = true"
-    else:
-        certificate = command[command.index("--ssl-ca-certfile") + 1]
-        trust = f"root-certificates = {json.dumps(str(folder / name / certificate))}"
+    trust = "insecure = true"
+    if entrance.certificate is not None:
+        certificate = folder / entrance.service / entrance.certificate
+        trust = f"root-certificates = {json.dumps(str(certificate))}"
     return (
         f'[superlink]\ndefault = "{_CONNECTION}"\n\n'
-        f'[superlink.{_CONNECTION}]\naddress = "{address}"\n{trust}\n'
+        f'[superlink.{_CONNECTION}]\naddress = "{LOOPBACK}:{port}"\n{trust}\n'
     )
 
 

@@ -16,18 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fedsim.basics.errors import RunError, ScenarioError, unknown
 from fedsim.deployment.addresses import Addresses, free_port
 from fedsim.deployment.compose import Service, read_services
 from fedsim.deployment.flower_commands import (
+    Entrance,
     FlowerCommands,
     FlowerRun,
     connection,
+    entrance_of,
     run_arguments,
 )
 from fedsim.deployment.logs import last_lines, text_of
@@ -62,6 +64,9 @@ class Deployment:
         folder: Where the services live, with a log each; a temporary folder when None.
         within: For some services, the command that starts theirs, such as `unshare -m` for a
             namespace of its own.
+        once_healthy: For some services, what is done before those that need theirs start, such as
+            registering the keys of SuperNodes.
+        entrance: Where `flwr` finds the SuperLink, if not at its own port.
         start_timeout_s: How long a service may take to become healthy.
 
     Raises:
@@ -77,11 +82,14 @@ class Deployment:
         overlays: Sequence[str | Path] = (),
         folder: str | Path | None = None,
         within: Mapping[str, Sequence[str]] | None = None,
+        once_healthy: Mapping[str, Callable[["Deployment"], None]] | None = None,
+        entrance: Entrance | None = None,
         start_timeout_s: float = 90.0,
     ) -> None:
         self.compose_file = Path(compose_file)
         self.services = read_services(self.compose_file, [Path(path) for path in overlays])
         self._folder, self._within = folder, dict(within or {})
+        self._once_healthy, self._entrance = dict(once_healthy or {}), entrance
         self._start_timeout_s = start_timeout_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._flower = FlowerCommands(self._flwr, self._client_logs, start_timeout_s)
@@ -165,9 +173,24 @@ class Deployment:
         arguments = run_arguments(app_dir, run_config or {})
         if not self._processes:
             raise RunError("flwr_run needs a running deployment: call it inside the with statement")
-        config = self._home("flwr") / "config.toml"
-        config.write_text(connection(self._commands, self.folder), encoding="utf-8")
+        self._write_connection()
         return self._flower.run(self.folder, app_dir, arguments, timeout_s)
+
+    def supernode(self, *words: str) -> dict[str, Any]:
+        """Ask the SuperLink by `flwr supernode`, such as `register KEY`, and return its answer.
+
+        Raises:
+            RunError: If it refuses, with what it says.
+        """
+        self._write_connection()
+        return self._flower.supernode(self.folder, words)
+
+    def _write_connection(self) -> None:
+        entrance = self._entrance or entrance_of(self.services)
+        port = self._addresses.port(entrance.service, entrance.port)
+        (self._home("flwr") / "config.toml").write_text(
+            connection(entrance, port, self.folder), encoding="utf-8"
+        )
 
     def _start(self) -> None:
         waiting = dict(self.services)
@@ -188,6 +211,8 @@ class Deployment:
                     if name not in checks:
                         checks[name] = self._check_health(name)
                     elif checks[name].poll() is not None and checks.pop(name).returncode == 0:
+                        if name in self._once_healthy:
+                            self._once_healthy[name](self)
                         healthy.add(name)
                         del deadlines[name]
                     elif time.monotonic() > deadlines[name]:
@@ -209,7 +234,13 @@ class Deployment:
             # what is mounted as the working folder itself is that folder, which outlives a restart
             if target != "." and not place.is_symlink():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.symlink_to(source.resolve(), target_is_directory=True)
+                if source.suffix == ".conf":  # it names addresses, as a command does
+                    (text,) = self._addresses.rewrite(name, [source.read_text(encoding="utf-8")])
+                    place.write_text(text, encoding="utf-8")
+                else:
+                    place.symlink_to(source.resolve(), target_is_directory=True)
+        for folder in service.memory:
+            (workspace / folder).mkdir(parents=True, exist_ok=True)
         self._processes[name] = self._spawn(
             name, self._commands[name], service.environment, self._log_path(name)
         )
