@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # three tests at a time: some wait for processes that they start; groups as tests/conftest.py says
 MANY   := -n 3 --no-loadscope-reorder
 
-.PHONY: quickstart test lint types unit test-slow test-deploy test-gpu test-optimised test-processors scenarios mutants zoo bench robustness evidence methods format clean
+.PHONY: quickstart test lint types unit test-slow test-deploy deploy-containers test-gpu test-optimised test-processors scenarios mutants zoo bench robustness evidence methods format clean
 
 quickstart: $(STAMP)
 	$(BIN)/fedsim run scenarios/quickstart.toml
@@ -43,6 +43,10 @@ test-slow: $(STAMP)
 
 test-deploy: $(STAMP)
 	$(BIN)/pytest -m 'deploy and not slow' tests/deployment
+
+# the compose files in real containers; FOLDER keeps what is fetched for it
+deploy-containers: $(STAMP)
+	tests/deployment/containers.sh $(FOLDER)
 
 test-gpu: $(STAMP)
 	$(BIN)/pytest -m gpu

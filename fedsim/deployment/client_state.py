@@ -56,7 +56,7 @@ def answered_with_state(
     keep_state(context, _newest(place, before))
     reply = answer(message, context)
     # what a set-up exchange or an evaluation leaves is what was there before
-    if kind == MessageType.TRAIN and (state := state_in(context)):
+    if kind == MessageType.TRAIN and not reply.has_error() and (state := state_in(context)):
         _store(place, server_round, state, keep)
     return reply
 

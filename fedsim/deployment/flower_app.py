@@ -26,6 +26,7 @@ from fedsim.deployment.client_state import answered_with_state
 from fedsim.deployment.node_software import recording, refusing
 from fedsim.deployment.own_data import let_agree
 from fedsim.deployment.site import SitePolicy, at_server, at_site
+from fedsim.deployment.time_limit import answered_in_time
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.grids.nodes import PartitionGrid
@@ -166,9 +167,13 @@ def _answer(
             return own_data.answer(message, context, policy, scenario)
         return _app(scenario)(message, context)
 
+    def in_time(message: Message, context: Context) -> Message:
+        limit_s = scenario().engine.client_timeout_s
+        return answered_in_time(answer, message, context, limit_s)
+
     points = scenario().checkpoint
     keep = points.every * (points.keep + 1)
-    return answered_with_state(answer, message, context, policy, keep)
+    return answered_with_state(in_time, message, context, policy, keep)
 
 
 client_app = _ScenarioApp()

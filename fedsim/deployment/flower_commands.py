@@ -15,6 +15,7 @@ from fedsim.deployment.compose import Service
 from fedsim.deployment.logs import last_lines, text_of
 
 _CONNECTION = "loopback"
+_LOOK_S = 2.0
 
 
 class Entrance(NamedTuple):
@@ -95,7 +96,11 @@ class FlowerCommands:
             raise RunError(
                 f"run {run_id} did not end within {timeout_s:g} s and was stopped{self._ends(log)}"
             )
+        # a SuperLink that was started again has ended the stream, not the run
         status = self._status(folder, run_id)
+        while not status.startswith("finished") and time.monotonic() < started + timeout_s:
+            time.sleep(_LOOK_S)
+            status = self._status(folder, run_id)
         if status != "finished:completed":
             raise RunError(f"run {run_id} ended as {status}{self._ends(log)}")
         return FlowerRun(int(run_id), text, wall_time_s)

@@ -30,6 +30,8 @@ class Failure(NamedTuple):
 
 # Flower's codes of the errors that clients are told of by
 ERROR_CODES = {"raised": 2, "died": 8, "hung": 8, "error": 0}
+# a code of our own: a node's client was interrupted, for it took too long
+HUNG_ON_A_NODE = 1008
 # and back: messages that expired or never came whole, a node that is gone, an app that crashed; all
 # others are of code that raised
-CAUSE_OF_CODE = {3: "late", 4: "late", 5: "died", 8: "died"}
+CAUSE_OF_CODE = {3: "late", 4: "late", 5: "died", 8: "died", HUNG_ON_A_NODE: "hung"}

@@ -60,6 +60,8 @@ def four_nodes(file, seen, kept):
     services["superexec-client-1"]["volumes"] = []
     first = services["superexec-client-1"]
     first["environment"] = first["environment"] | {"FEDSIM_SITE_STATE": f"{kept}/1"}
+    link = services["superlink"]
+    link["environment"] = link["environment"] | {"FEDSIM_DATABASE": "superlink.db"}
     file.write_text(yaml.safe_dump(document))
     return file
 
@@ -169,7 +171,7 @@ def started(deployment, settings):
 
     def run():
         try:
-            running.set_result(deployment.flwr_run(ROOT, settings, timeout_s=550))
+            running.set_result(deployment.flwr_run(ROOT, settings, timeout_s=900))
         except Exception as error:
             running.set_exception(error)
 
@@ -186,27 +188,65 @@ every = 1
 rejoin_s = 120.0
 """
 
+# after which round, and what; a ServerApp dies with the SuperExec that has started it
+KILLS = [
+    (1, "supernode-2"), (1, "superexec-client-3"), (2, "superlink"), (3, "superexec-server"),
+    (4, "supernode-4"), (4, "superexec-client-1"), (5, "superlink"), (6, "superexec-server"),
+    (6, "supernode-1"), (7, "superexec-client-2"),
+]  # fmt: skip
+
+
+# the seed with which every site takes part in six of eight rounds
+CHANCE = "seed=98"
+
+
+def missed(out):
+    """In how many rounds each site was not."""
+    return [sum(site not in each["selected"] for each in rounds_of(out)) for site in range(SITES)]
+
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_nodes_and_processes_that_are_killed_change_no_bit(deployment, sites, strategy, tmp_path):
+def test_whatever_is_killed_and_started_again_changes_no_bit(deployment, sites, strategy, tmp_path):
+    """`kill -9` at ten points, over sites of unequal sizes that take part by chance."""
     folder, files = sites
     file = scenario(
         folder, files, f"killed_{strategy}.toml", strategy=strategy, rounds=8, tables=KILLED,
         participation="bernoulli", rate="rate = 0.75", data=f'test = "{folder}/held_out.csv"',
     )  # fmt: skip
-    start(load(file), out=tmp_path / "simulated")
+    start(load(file, [CHANCE]), out=tmp_path / "simulated")
+    assert missed(tmp_path / "simulated") == [2, 2, 2, 2]
     out = tmp_path / "run"
-    running = started(deployment, {"scenario": str(file), "out": str(out)})
-    for after, service in ((2, "supernode-2"), (4, "superexec-client-3"), (6, "supernode-4")):
+    settings = {"scenario": str(file), "out": str(out), "set": CHANCE}
+    running = started(deployment, settings)
+    for after, service in KILLS:
         until(running, out, after)
+        assert not running.done(), running.result()
         time.sleep(1.0)  # into the round
         deployment.kill(service)
         deployment.restart(service)
+        if service == "superexec-server":  # and with it the run, once Flower has missed it
+            with pytest.raises(RunError):
+                running.result()
+            running = started(deployment, settings | {"resume": True})
     running.result()
     expected, found = outcome(tmp_path / "simulated"), outcome(out)
     assert found[0] == expected[0]
     assert [each["test/loss"] for each in found[1]] == [each["test/loss"] for each in expected[1]]
     assert sum(each.get("clients/retried", 0) for each in found[1]) >= 1
     assert [each.get("clients/failed", 0) for each in found[1]] == [0] * 9
+
+
+@pytest.mark.slow
+def test_sites_that_take_part_by_chance_have_the_bits_of_a_simulation(deployment, sites, tmp_path):
+    """Eight rounds of unequal sites, each of which misses two, and nobody is killed."""
+    folder, files = sites
+    file = scenario(
+        folder, files, "by_chance.toml", rounds=8, participation="bernoulli", rate="rate = 0.75",
+    )  # fmt: skip
+    start(load(file, [CHANCE]), out=tmp_path / "simulated")
+    settings = {"scenario": str(file), "out": str(tmp_path / "run"), "set": CHANCE}
+    deployment.flwr_run(ROOT, settings, timeout_s=500)
+    assert missed(tmp_path / "run") == [2, 2, 2, 2]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "simulated")
