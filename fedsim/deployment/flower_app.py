@@ -30,6 +30,7 @@ from fedsim.deployment.time_limit import answered_in_time
 from fedsim.engine.client_app import CohortApp
 from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.grids.nodes import PartitionGrid
+from fedsim.federation.grids.prompt import prompt
 from fedsim.runs.own_sites import has_own_sites, sites_expected, world_at_server
 from fedsim.scenario.load import load
 from fedsim.scenario.scenario import Scenario
@@ -60,7 +61,7 @@ def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
     def nodes_of(clients: int) -> PartitionGrid:
         asked = scenario.deployment or WhoMustBeThere()
         return PartitionGrid(
-            grid,
+            prompt(grid),
             clients,
             timeout_s=float(context.run_config.get("wait-s") or asked.wait_s),
             rejoin_s=asked.rejoin_s,

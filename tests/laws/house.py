@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "scenario",
     },
     "studies": {"basics", "tasks", "federation", "engine", "scenario", "runs"},
-    "deployment": {"basics", "federation", "engine", "scenario", "runs"},
+    "deployment": {"basics", "messages", "federation", "engine", "scenario", "runs"},
     "cli": {"basics", "data", "engine.ray.place", "scenario", "runs", "studies"},
     "strategies": {
         "basics", "messages", "aggregators", "client", "federation.topology", "strategy",
