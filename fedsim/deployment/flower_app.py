@@ -63,6 +63,7 @@ def _serve(grid: Grid, context: Context, policy: SitePolicy) -> None:
         return PartitionGrid(
             prompt(grid),
             clients,
+            least=asked.min_sites,
             timeout_s=float(context.run_config.get("wait-s") or asked.wait_s),
             rejoin_s=asked.rejoin_s,
             why_not=refusing(promise),

@@ -1,7 +1,7 @@
 """What tables of a scenario may not be together."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedsim.basics.errors import (
@@ -9,6 +9,7 @@ from fedsim.basics.errors import (
     nearest,
 )
 from fedsim.basics.import_paths import is_import_path
+from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
@@ -52,11 +53,10 @@ def check_clients(
     expected = problems.attempt(lambda: int(participation.make().expected_cohort(clients)))
     if (devices := fixed["devices"]) is not None and devices.over_select > 1:
         problems.attempt(lambda: _check_over_selection(devices, participation, clients))
-    for client in fixed["deployment"].required if fixed["deployment"] else ():
-        if not 0 <= client < clients:
-            problems.add(
-                f"[deployment] required: client {client} does not exist; must be 0 to {clients - 1}"
-            )
+    if (there := fixed["deployment"]) is not None:
+        has_own_sites = "data" in choices and choices["data"].name == "sites"
+        for why in _cannot_be_there(there, clients, has_own_sites=has_own_sites):
+            problems.add(f"[deployment] {why}")
     strategy = choices.get("strategy")
     if strategy is not None and expected is not None and strategy.takes(COHORT):
         problems.attempt(lambda: strategy.make(expected_cohort=expected), where="[strategy] ")
@@ -64,6 +64,22 @@ def check_clients(
     if engine is not None and engine.min_replies > cohort:
         problems.add(
             f"[engine] min_replies = {engine.min_replies}: a round has at most {cohort} replies"
+        )
+
+
+def _cannot_be_there(there: WhoMustBeThere, clients: int, *, has_own_sites: bool) -> Iterator[str]:
+    """Say which sites cannot be required, or do without."""
+    for client in there.required:
+        if not 0 <= client < clients:
+            yield f"required: client {client} does not exist; must be 0 to {clients - 1}"
+    if there.min_sites is None:
+        return
+    if there.min_sites > clients:
+        yield f"min_sites = {there.min_sites}: must be 1 to {clients}, how many there are"
+    elif there.min_sites < clients and has_own_sites:
+        yield (
+            f'min_sites = {there.min_sites}: with [data] name = "sites" all {clients} must be '
+            "there before round 1, for they agree on what their data are"
         )
 
 

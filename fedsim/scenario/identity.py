@@ -25,6 +25,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "engine": {"retries": 2, "quorum": None, "threads": 1, "bits": "fast"},
     "evaluation": {"per_client": False, "pooled": False, "finetune": None, "robust": None},
     "client": {"last_batch": "keep", "parts": [], "schedule": None},
+    "deployment": {"min_sites": None},
     "attack": {"fraction": None, "schedule": "fixed", "active_rate": None},
     "partition": {
         **dict.fromkeys(("rotation", "feature_noise", "feature_shift", "feature_scale"), 0.0),

@@ -49,7 +49,8 @@ def four_nodes(file, seen, kept):
             w.replace("supernode-1", f"supernode-{number}") for w in client["command"]
         ]
         client["depends_on"] = {f"supernode-{number}": {"condition": "service_healthy"}}
-        client["volumes"] = []
+        secret = f"secret-node-{number}:/app/secret"
+        node["volumes"], client["volumes"] = [secret], [f"{secret}:ro"]
         client["environment"] = client["environment"] | {"FEDSIM_SITE_STATE": f"{kept}/{number}"}
         if number > 1:
             services[f"supernode-{number}"] = node
@@ -57,8 +58,8 @@ def four_nodes(file, seen, kept):
     services["supernode-1"]["command"][-1] = (
         f"partition-id=0 num-partitions={SITES} data-path='{seen[0]}'"
     )
-    services["superexec-client-1"]["volumes"] = []
     first = services["superexec-client-1"]
+    first["volumes"] = ["secret-node-1:/app/secret:ro"]
     first["environment"] = first["environment"] | {"FEDSIM_SITE_STATE": f"{kept}/1"}
     link = services["superlink"]
     link["environment"] = link["environment"] | {"FEDSIM_DATABASE": "superlink.db"}

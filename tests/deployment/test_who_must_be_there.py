@@ -4,6 +4,7 @@ import pytest
 
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.runs.start import start
+from fedsim.scenario.identity import identity_of
 from fedsim.scenario.load import load
 from tests.deployment.sites_apart import Sites, deployed, outcome, scenario, written
 
@@ -98,9 +99,21 @@ def test_the_failure_of_a_client_that_is_required_ends_the_run(partition, tmp_pa
         ("required = [-1]", "client -1 does not exist"),
         ("rejoin = 3.0", "did you mean 'rejoin_s'"),
         ("wait_s = 0.0", "wait_s = 0.0: "),
+        ("min_sites = 4", "min_sites = 4: must be 1 to 3"),
+        ("min_sites = 0", "min_sites = 0: "),
+        ("min_sites = 2", "all 3 must be there before round 1"),
     ],
 )
 def test_what_is_impossible_is_refused(keys, expected, tmp_path):
     file, _, _ = federation(tmp_path, keys)
     with pytest.raises(ScenarioError, match=expected):
         load(file)
+
+
+def test_the_least_number_of_sites_does_not_change_what_a_scenario_is_until_it_is_said(tmp_path):
+    """A run that was begun before there was such a key can be gone on with."""
+    file, _, _ = federation(tmp_path, "rejoin_s = 1.0")
+    before = load(file).sha256
+    resolved = load(file).resolved()
+    assert resolved["deployment"].pop("min_sites") is None
+    assert identity_of(resolved) == before

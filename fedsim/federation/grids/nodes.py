@@ -18,6 +18,7 @@ from fedsim.federation.grids.wrapper import GridWrapper
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
+from fedsim.messages.failures import Failure
 from fedsim.messages.parsing import ReplyForm
 from fedsim.messages.records import (
     AGREED,
@@ -31,6 +32,7 @@ from fedsim.messages.records import (
 from fedsim.messages.replies import Replies
 
 _log = logging.getLogger("fedsim")
+_NOBODY = 0  # in place of a node that has not joined; Flower gives no node this number
 _LATER_S = 60.0  # a round waits so long, once, for nodes that joined since to say what they hold
 
 
@@ -58,6 +60,7 @@ class PartitionGrid(GridWrapper):
     Args:
         inner: Flower's Grid.
         num_clients: N, how many nodes to wait for.
+        least: With how many of them the run begins once that time is over; all when None.
         timeout_s: Seconds to wait for them.
         poll_s: Seconds between looks.
         record: Is told of all nodes, by client id, whenever one has taken a client's place.
@@ -72,6 +75,7 @@ class PartitionGrid(GridWrapper):
         inner: Grid,
         num_clients: int,
         *,
+        least: int | None = None,
         timeout_s: float = 300.0,
         poll_s: float = 0.5,
         record: Callable[[Sequence[Node]], None] | None = None,
@@ -84,6 +88,7 @@ class PartitionGrid(GridWrapper):
         self._software: dict[int, Mapping[str, Any]] = {}  # of each of Flower's nodes that answered
         self._bound = None if bound is None else dict(bound)
         self._num_clients, self._rejoin_s = num_clients, rejoin_s
+        self._least = num_clients if least is None else least
         self.timeout_s, self.poll_s = timeout_s, poll_s
         self._nodes: np.ndarray | None = None
         self._stable: dict[int, int] = {}  # our node of each of Flower's
@@ -110,7 +115,7 @@ class PartitionGrid(GridWrapper):
         if self._nodes is None:
             self._nodes = self._ask()
             nodes = self._nodes.tolist()
-            self._stable = {node: internals.node_of(client) for client, node in enumerate(nodes)}
+            self._stable = {n: internals.node_of(c) for c, n in enumerate(nodes) if n != _NOBODY}
             self._tell()
         return self._nodes
 
@@ -160,22 +165,30 @@ class PartitionGrid(GridWrapper):
         """
         self._look_again()
         self._await(cohort.client_ids[~cohort.is_absent].tolist())
-        sent = list(present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids])))
+        asked = present_in(cohort.altered(node_ids=self.nodes[cohort.client_ids]))
+        sent = [each for each in asked if each.metadata.dst_node_id != _NOBODY]
         tell_all(self._said, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
         # Flower numbers instructions as it sends them
-        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        back = [self._back(each, asked) for each in answers if _answers_one(each, asked)]
+        sent_to = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        back = [self._back(each, sent_to) for each in answers if _answers_one(each, sent_to)]
         replies = Replies.from_messages(back, cohort, self._declares(cohort))
         gone = set(cohort.client_ids[cohort.is_absent].tolist())
         late = "no reply arrived" + ("" if timeout is None else f" within {timeout:g} s")
-        failures = [
-            f._replace(cause="late", reason=late)
-            if f.cause == "absent" and f.client_id not in gone
-            else f
-            for f in replies.failures
-        ]
-        return replace(replies, failures=tuple(failures))
+        return replace(
+            replies,
+            failures=tuple(
+                f if f.cause != "absent" or f.client_id in gone else self._unheard(f, late)
+                for f in replies.failures
+            ),
+        )
+
+    def _unheard(self, failure: Failure, late: str) -> Failure:
+        """What became of a client of whom nothing was heard, and who did not drop out."""
+        if self.nodes[failure.client_id] == _NOBODY:
+            why = f"no node holds partition {failure.client_id}"
+            return failure._replace(cause="died", reason=why)
+        return failure._replace(cause="late", reason=late)
 
     def _back(self, reply: Message, asked: Mapping[str, int]) -> Message:
         """The reply as from the client's own stable node."""
@@ -193,6 +206,8 @@ class PartitionGrid(GridWrapper):
             if len(present) >= self._num_clients:
                 break
             if time.monotonic() > deadline:
+                if len(present) >= self._least:
+                    break
                 raise RunError(
                     f"{len(present)} of {self._num_clients} nodes joined within "
                     f"{self.timeout_s:g} s; "
@@ -209,7 +224,7 @@ class PartitionGrid(GridWrapper):
                 )
             found[partition] = node
         missing = sorted(set(range(self._num_clients)) - found.keys())
-        if missing:
+        if len(found) < self._least:
             why = "is --node-config 'partition-id=... num-partitions=...' set on each SuperNode?"
             if told.reasons:
                 why = "; ".join(told.reasons)
@@ -219,7 +234,13 @@ class PartitionGrid(GridWrapper):
             )
         for reason in told.reasons:
             _log.warning("%s; it takes no part", reason)
-        return np.array([found[client] for client in range(self._num_clients)], dtype=np.uint64)
+        if missing:
+            _log.warning(
+                "no node holds partition %s; the run begins without, as [deployment] min_sites has "
+                "it", ", ".join(map(str, missing)),
+            )  # fmt: skip
+        held = [found.get(client, _NOBODY) for client in range(self._num_clients)]
+        return np.array(held, dtype=np.uint64)
 
     def _await(self, clients: Sequence[int]) -> None:
         """Wait a while for nodes of these clients that are gone: one that is restarted comes back.
@@ -263,12 +284,14 @@ class PartitionGrid(GridWrapper):
         for node, partition in sorted(self._spare.items()):
             if node not in present or nodes[partition] in present:
                 continue
-            _log.warning(
-                "partition %d is now held by node %d: node %d is gone%s", partition, node,
-                nodes[partition], "" if node in self._keeping else
-                ", and with it what clients keep between rounds, if they keep anything",
+            before = f"node {nodes[partition]} is gone" + (
+                "" if node in self._keeping else
+                ", and with it what clients keep between rounds, if they keep anything"
             )  # fmt: skip
-            del self._stable[nodes[partition]]
+            if nodes[partition] == _NOBODY:
+                before = "it has joined"
+            _log.warning("partition %d is now held by node %d: %s", partition, node, before)
+            self._stable.pop(nodes[partition], None)
             nodes[partition] = node
             self._stable[node] = internals.node_of(partition)
             self._nodes = np.array(nodes, dtype=np.uint64)

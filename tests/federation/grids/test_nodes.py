@@ -198,3 +198,56 @@ def test_a_node_that_is_bound_to_a_partition_beyond_the_scenario_s_is_not_asked(
     nodes = PartitionGrid(fleet, CLIENTS - 1, bound=bound(fleet))
     assert nodes.nodes.tolist() == [fleet.nodes[client] for client in range(CLIENTS - 1)]
     assert fleet.nodes[CLIENTS - 1] not in {node for node, _ in fleet.asked}
+
+
+def fleet_without(partition):
+    """Three of four nodes; returns them and how the fourth joins."""
+    fleet = fleet_of_four()
+    late = fleet.nodes.pop(partition)
+
+    def joins():
+        fleet.nodes[partition] = late
+
+    return fleet, joins
+
+
+def test_a_run_begins_without_a_site_that_it_can_do_without_and_takes_it_when_it_joins(caplog):
+    fleet, joins = fleet_without(2)
+    nodes = PartitionGrid(fleet, CLIENTS, least=3, timeout_s=0.3, poll_s=0.05)
+    with caplog.at_level(logging.WARNING, logger="fedsim"):
+        replies = round_of(nodes)
+        assert causes(replies) == {2: "died"}
+        assert replies.failures[0].reason == "no node holds partition 2"
+        assert replies.client_ids.tolist() == [0, 1, 3]
+        assert causes(round_of(nodes, absent=(2,))) == {2: "absent"}
+        joins()
+        for _ in range(2):
+            replies = round_of(nodes)
+            assert replies.client_ids.tolist() == [0, 1, 2, 3]
+    said = [record.getMessage() for record in caplog.records]
+    assert "no node holds partition 2; the run begins without" in said[0]
+    assert f"partition 2 is now held by node {fleet.nodes[2]}: it has joined" in said[1]
+    assert len(said) == 2
+
+
+def test_fewer_sites_than_it_needs_are_named():
+    fleet, _ = fleet_without(2)
+    with pytest.raises(RunError, match="3 of 4 nodes joined within"):
+        round_of(PartitionGrid(fleet, CLIENTS, least=4, timeout_s=0.3, poll_s=0.05))
+    # three nodes are there, of which one holds none
+    fleet.broken[fleet.nodes[0]] = "no data here"
+    with pytest.raises(RunError, match=r"no node holds partition 0 \(2 of 4 are missing\)"):
+        round_of(PartitionGrid(fleet, CLIENTS, least=3, timeout_s=0.3, poll_s=0.05))
+
+
+def test_all_that_are_there_in_time_take_part_whatever_the_least_is():
+    nodes = PartitionGrid(fleet_of_four(), CLIENTS, least=1, timeout_s=5.0)
+    assert causes(round_of(nodes)) == {}
+
+
+def test_the_policy_of_a_round_applies_to_a_site_that_is_not_there():
+    fleet, _ = fleet_without(1)
+    nodes = PartitionGrid(fleet, CLIENTS, least=2, timeout_s=0.3, poll_s=0.05)
+    replies = round_of(nodes)
+    with pytest.raises(RunError, match="client 1, round 1: died: no node holds partition 1"):
+        Policy(required=frozenset({1})).judge(1, CLIENTS, replies.failures)
