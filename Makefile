@@ -41,8 +41,9 @@ test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 	$(BIN)/pytest -m 'hypothesis and not slow and not gpu and not deploy and not processors' --hypothesis-profile=thorough
 
+# two deployments at a time: they mostly wait
 test-deploy: $(STAMP)
-	$(BIN)/pytest -m 'deploy and not slow' tests/deployment
+	$(BIN)/pytest -m 'deploy and not slow' -n 2 --no-loadscope-reorder tests/deployment
 
 # the compose files in real containers; FOLDER keeps what is fetched for it
 deploy-containers: $(STAMP)

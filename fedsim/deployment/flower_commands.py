@@ -96,11 +96,7 @@ class FlowerCommands:
             raise RunError(
                 f"run {run_id} did not end within {timeout_s:g} s and was stopped{self._ends(log)}"
             )
-        # a SuperLink that was started again has ended the stream, not the run
-        status = self._status(folder, run_id)
-        while not status.startswith("finished") and time.monotonic() < started + timeout_s:
-            time.sleep(_LOOK_S)
-            status = self._status(folder, run_id)
+        status = self._end_of(folder, run_id, started + timeout_s)
         if status != "finished:completed":
             raise RunError(f"run {run_id} ended as {status}{self._ends(log)}")
         return FlowerRun(int(run_id), text, wall_time_s)
@@ -120,8 +116,19 @@ class FlowerCommands:
                 return answer
         raise RunError(f"flwr supernode {' '.join(words)} was refused{last_lines(log)}")
 
+    def _end_of(self, folder: Path, run_id: str, deadline: float) -> str:
+        """Return how a run ended; a SuperLink that is started again has ended the stream alone."""
+        while True:
+            with contextlib.suppress(RunError):
+                status = self._status(folder, run_id)
+                if status.startswith("finished") or time.monotonic() > deadline:
+                    return status
+            if time.monotonic() > deadline:
+                return self._status(folder, run_id)
+            time.sleep(_LOOK_S)
+
     def _status(self, folder: Path, run_id: str) -> str:
-        """Return how Flower says that a run ended, such as `finished:completed`."""
+        """Return what Flower says of a run, such as `finished:completed`."""
         log = folder / f"flwr-list-{run_id}.log"
         arguments = [_CONNECTION, "--run-id", run_id, "--format", "json"]
         self._perform("list", arguments, log, self._answer_s)

@@ -6,25 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import tomllib
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
 
-import fedsim
 from fedsim.basics.errors import RunError
 from fedsim.deployment.addresses import free_port
 from fedsim.deployment.processes import Deployment
-from fedsim.scenario.load import load
+from tests.deployment.runs_on_nodes import ROOT, SCENARIO, read_summary, simulated, started
+from tests.tiers import slow
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).resolve().parents[2]
-SCENARIO = "scenarios/deploy_two_clients.toml"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +36,6 @@ def proof_model(rounds: int = 3) -> float:
         replies = [(model + 1.0) / 2, (model + 3.0) / 2]
         model = (1 * replies[0] + 3 * replies[1]) / 4
     return model
-
-
-def read_summary(folder: Path) -> dict:
-    (summary,) = folder.rglob("summary.json")
-    return json.loads(summary.read_text())
 
 
 def test_an_app_of_flower_alone_finishes_three_rounds_on_two_nodes(deployment, proof_app, tmp_path):
@@ -161,7 +150,7 @@ def stranger(deployment, folder, *, secret):
         process.wait()
 
 
-# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models,
+# a strategy with a linear rule, one with a set-up exchange and extras, one with personal models;
 # one whose server has an optimiser; replies compressed against the model received and against what
 # is remembered; clients that train on poisoned data
 @pytest.mark.parametrize(
@@ -170,31 +159,24 @@ def stranger(deployment, folder, *, secret):
         "strategy.name=fedavg",
         "strategy.name=fedlex",
         "strategy.name=variance_corrected_gossip",
-        "strategy.name=fedau strategy.server.name=adam",
-        "client.parts.top_k.share=0.1",
-        "strategy.name=ef21",
-        "attack.kind=label_flip attack.num_byzantine=1",
+        slow("strategy.name=fedau strategy.server.name=adam"),
+        slow("client.parts.top_k.share=0.1"),
+        slow("strategy.name=ef21"),
+        slow("attack.kind=label_flip attack.num_byzantine=1"),
     ],
 )
 def test_the_repository_runs_on_nodes_with_the_bits_of_a_simulation(deployment, choice, tmp_path):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    if "flwr" not in project["tool"] or not (ROOT / SCENARIO).is_file():
-        pytest.skip(f"no [tool.flwr.app] or no {SCENARIO} yet")
-    simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
-    command = "from fedsim.cli import main; main()"
-    subprocess.run(
-        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated)]
-        + [word for each in choice.split() for word in ("--set", each)]
-        + (["--set", "expect={}"] if choice != "strategy.name=fedavg" else []),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
-    settings = {"scenario": SCENARIO, "set": choice, "out": str(deployed)}
+    if choice != "strategy.name=fedavg":
+        choice += " expect={}"
+    expected = simulated(SCENARIO, choice, tmp_path / "simulated")
+    settings = {"scenario": SCENARIO, "set": choice, "out": str(tmp_path / "deployed")}
     deployment.flwr_run(ROOT, settings, timeout_s=400)
-    expected, found = read_summary(simulated), read_summary(deployed)
+    found = read_summary(tmp_path / "deployed")
     assert found["rounds"] == expected["rounds"] == 3
+    has_the_bits(found, expected)
+
+
+def has_the_bits(found, expected):
     assert found["params_sha256"] == expected["params_sha256"]
     # as many bytes came back, but for nodes' numbers, which are longer here
     sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
@@ -208,35 +190,23 @@ def test_nodes_keep_tensors_and_measure_with_them_as_a_simulation_does(deploymen
         "rounds=3 partition.clients=2 participation.cohort_size=2 engine.chunk_size=2 "
         "evaluation.clients=2 evaluation.every=1 expect={}"
     )
-    simulated, deployed = tmp_path / "simulated", tmp_path / "deployed"
-    overrides = [word for each in choice.split() for word in ("--set", each)]
-    command = "from fedsim.cli import main; main()"
-    subprocess.run(
-        [sys.executable, "-c", command, "run", scenario, "--out", str(simulated), *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
-    settings = {"scenario": scenario, "set": choice, "out": str(deployed)}
+    expected = simulated(scenario, choice, tmp_path / "simulated")
+    settings = {"scenario": scenario, "set": choice, "out": str(tmp_path / "deployed")}
     deployment.flwr_run(ROOT, settings, timeout_s=400)
-    expected, found = read_summary(simulated), read_summary(deployed)
-    assert found["params_sha256"] == expected["params_sha256"]
-    # as many bytes came back, but for nodes' numbers, which are longer here
-    sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
-    assert 0 <= sent - simulated_bytes <= 100
+    found = read_summary(tmp_path / "deployed")
+    has_the_bits(found, expected)
     measured = [n for n in expected["final"] if n.startswith(("local/", "personal/"))]
     assert "personal/accuracy" in measured
     assert {n: found["final"][n] for n in measured} == {n: expected["final"][n] for n in measured}
 
 
 def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path):
-    simulated, deployed, refused = (tmp_path / n for n in ("simulated", "deployed", "refused"))
+    apart, deployed, refused = (tmp_path / n for n in ("simulated", "deployed", "refused"))
     choice = "engine.bits=portable rounds=2 expect={}"
     command = "from fedsim.cli import main; main()"
     overrides = [word for each in choice.split() for word in ("--set", each)]
     subprocess.run(
-        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(simulated), *overrides],
+        [sys.executable, "-c", command, "run", SCENARIO, "--out", str(apart), *overrides],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
@@ -249,78 +219,10 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(deployment, tmp_path)
         folder=tmp_path / "nodes",
     ) as portable:
         portable.flwr_run(ROOT, {**settings, "out": str(deployed)}, timeout_s=400)
-    expected, found = read_summary(simulated), read_summary(deployed)
-    assert found["params_sha256"] == expected["params_sha256"]
-    # as many bytes came back, but for nodes' numbers, which are longer here
-    sent, simulated_bytes = (each["final"]["comm/uplink_bytes"] for each in (found, expected))
-    assert 0 <= sent - simulated_bytes <= 100
+    has_the_bits(read_summary(deployed), read_summary(apart))
     # without the overlay nothing is trained under a promise that is not kept
     with pytest.raises(RunError, match=r"(?s)'portable': this process computes with other kernels"):
         deployment.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
-
-
-def started(deployment, settings, *, until=lambda: True, app=ROOT):
-    """A run of an app that goes on beside the test, once something holds of it."""
-    running = Future()
-
-    def run():
-        try:
-            running.set_result(deployment.flwr_run(app, settings, timeout_s=500))
-        except Exception as error:
-            running.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    while not running.done() and not until():
-        time.sleep(0.2)
-    return running
-
-
-def test_a_node_that_is_killed_is_called_dead_and_takes_part_again_when_it_is_started(
-    deployment, tmp_path
-):
-    out = tmp_path / "out"
-    settings = {
-        "scenario": SCENARIO, "out": str(out), "set": "rounds=8 engine.round_timeout_s=90",
-    }  # fmt: skip
-
-    def rounds():
-        found = [f.read_text().splitlines() for f in out.rglob("participation.jsonl")]
-        return [json.loads(line) for lines in found for line in lines]
-
-    running = started(deployment, settings, until=lambda: len(rounds()) >= 3)
-    deployment.kill("supernode-1")
-    deployment.restart("supernode-1")
-    running.result()
-    failed = {r["round"]: r["failed"] for r in rounds() if r.get("failed")}
-    assert len(rounds()) == 8
-    # until Flower noticed it was gone, and no longer
-    assert {cause for each in failed.values() for cause in each.values()} == {"died"}
-    assert 1 <= len(failed) <= 4
-    assert min(failed) in (4, 5)
-    (log,) = out.rglob("log.txt")
-    assert "partition 0 is now held by node" in log.read_text()
-
-
-def test_a_server_app_that_is_killed_goes_on_to_the_undisturbed_bits(deployment, tmp_path):
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    choices = "rounds=4 checkpoint.every=1"
-    scenario = load(SCENARIO, [*choices.split(), "engine.kind=inline"])
-    expected = fedsim.start(scenario, out=undisturbed).summary["params_sha256"]
-    settings = {"scenario": SCENARIO, "out": str(out), "set": choices}
-
-    def recorded():
-        return [line for f in out.rglob("metrics.jsonl") for line in f.read_text().splitlines()]
-
-    running = started(deployment, settings, until=lambda: len(recorded()) >= 2)
-    deployment.kill("superexec-server")
-    before = len(recorded())
-    deployment.restart("superexec-server")
-    with pytest.raises(RunError):  # of the run whose ServerApp is gone
-        running.result()
-    assert len(recorded()) == before < 5, "something still wrote after the kill"
-    deployment.flwr_run(ROOT, {**settings, "resume": True}, timeout_s=300)
-    summary = read_summary(out)
-    assert (summary["params_sha256"], summary["rounds"]) == (expected, 4)
 
 
 def with_site_files(folder, file):
