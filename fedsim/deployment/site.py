@@ -30,10 +30,11 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from fedsim.basics.errors import ScenarioError, SchemaError, show, unknown
+from fedsim.basics.errors import ScenarioError, SchemaError, printable, show, unknown
 from fedsim.basics.import_paths import permitting
 from fedsim.basics.project import OURS, is_installed
 from fedsim.basics.text import twice_in
+from fedsim.messages.records import NUM_EXAMPLES
 
 SITE = "site"  # the key of the node config, and the table of the file
 VARIABLE = "FEDSIM_SITE"
@@ -61,6 +62,8 @@ class SitePolicy:
             None takes the nodes' word.
         share: What the server is told of these data beside columns, counts and a hash: "labels",
             the values of the target's classes, and "sums", for standardising.
+        metrics: Which numbers about training and evaluation the server is told, beside how many
+            samples they are of; None tells those that the scenario asks for.
     """
 
     imports: tuple[str, ...] = ()
@@ -71,6 +74,23 @@ class SitePolicy:
     state: Path | None = None
     nodes: tuple[tuple[int, int], ...] | None = None
     share: tuple[str, ...] = SHARED
+    metrics: tuple[str, ...] | None = None
+
+    def require_told(self, reply: Message) -> None:
+        """Hold a reply back that says more than the site lets anybody know.
+
+        Raises:
+            ScenarioError: Naming the metrics that it would tell.
+        """
+        if self.metrics is None or not reply.has_content():
+            return
+        told = {name for record in reply.content.metric_records.values() for name in record}
+        if more := sorted(told - {NUM_EXAMPLES, *self.metrics}):
+            allowed = ", ".join(self.metrics) or "none"
+            raise ScenarioError(
+                f"metrics {', '.join(map(printable, more))}: this node's site file lets the server "
+                f"know none of them ([site] metrics); it allows: {allowed}"
+            )
 
     def why_not(self, module: str | None) -> str | None:
         """Say why a scenario may not use what a module defines; None if it may."""
@@ -128,7 +148,7 @@ def read_policy(path: Path) -> SitePolicy:
     for name in given:
         if name not in keys:
             raise ScenarioError(f"site file {path}: {unknown(name, 'a key of [site]', keys)}")
-    for name in ("imports", "overrides", "share"):
+    for name in ("imports", "overrides", "share", "metrics"):
         if name in given and not _are_names(given[name]):
             raise ScenarioError(
                 f"site file {path}: [site] {name} = {show(given[name])}: must be a list of names"
@@ -149,10 +169,11 @@ def read_policy(path: Path) -> SitePolicy:
             raise ScenarioError(
                 f"site file {path}: [site] share: {unknown(str(each), 'a choice', SHARED)}"
             )
-    overrides = given.get("overrides")
+    overrides, metrics = given.get("overrides"), given.get("metrics")
     return SitePolicy(
         imports=tuple(given.get("imports", ())),
         overrides=None if overrides is None else tuple(overrides),
+        metrics=None if metrics is None else tuple(metrics),
         errors=errors,
         audit=Path(given["audit"]) if "audit" in given else None,
         data=Path(given["data"]) if "data" in given else None,
@@ -223,7 +244,9 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
         policy = policy_of(context.node_config)
         _require_overridable(policy, context, noted)
         with permitting(why_not):
-            reply = answer(message, context, policy, known)
+            answered = answer(message, context, policy, known)
+        _require_told(policy, answered, noted)
+        reply = answered
         return reply
     except Exception as error:
         failed = uuid.uuid4().hex[:8]
@@ -239,6 +262,14 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
     finally:
         if policy.audit is not None:
             _note(policy.audit, message, context, noted, reply, failed)
+
+
+def _require_told(policy: SitePolicy, reply: Message, noted: _Instruction) -> None:
+    try:
+        policy.require_told(reply)
+    except ScenarioError as error:
+        noted.refused.append(str(error))
+        raise
 
 
 class SiteError(Exception):

@@ -13,6 +13,7 @@ from fedsim.deployment import flower_app, site
 from fedsim.deployment.site import SitePolicy, read_policy
 from fedsim.federation.grids.nodes import PartitionGrid
 from tests.deployment.site_code import SECRET
+from tests.deployment.sites_apart import deployed, outcome, scenario, written
 from tests.federation.grids.fleet import Fleet
 
 SCENARIO = "scenarios/deploy_two_clients.toml"
@@ -178,6 +179,8 @@ def test_a_site_whose_record_cannot_be_written_answers_nothing(site_file, tmp_pa
         ("[site]\nimport = []", "did you mean 'imports'"),
         ("[site]\nimports = 'torch'", "must be a list of names"),
         ("[site]\noverrides = [1]", "must be a list of names"),
+        ("[site]\nmetrics = 'loss'", "must be a list of names"),
+        ("[site]\nmetric = ['loss']", "did you mean 'metrics'"),
         ("[site]\nerrors = 'texts'", "did you mean 'text'"),
         ("[site]\naudit = 'log.jsonl'", "must be an absolute path"),
         ("site = 1", "must be a table"),
@@ -257,3 +260,53 @@ def test_the_server_holds_nodes_to_the_partitions_of_its_own_file(monkeypatch, t
     config["out"] = str(tmp_path / "again")
     flower_app.main(nodes, context)
     assert (tmp_path / "again" / "summary.json").is_file()
+
+
+EVALUATED = "[evaluation]\nclients = 3\nevery = 1\n"
+
+
+def three_sites(tmp_path, evaluated, *own):
+    """Runs three sites with these lines in their site files, by site; returns the run's folder."""
+    files = written(tmp_path / "data", sizes=(14, 9, 12))
+    mine = []
+    for place, lines in enumerate(own):
+        mine.append(tmp_path / f"site_{place}.toml")
+        mine[-1].write_text(f"[site]\n{lines}\n")
+    more = {"partition": "test_fraction = 0.3"} if evaluated else {}
+    file = scenario(tmp_path, files, tables=EVALUATED if evaluated else "", **more)
+    return deployed(file, files, tmp_path / "run", site_files=mine)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_site_that_allows_what_is_told_changes_nothing(evaluated, tmp_path):
+    told = 'metrics = ["loss", "accuracy"]'
+    for name in ("free", "held"):
+        (tmp_path / name).mkdir()
+    free = three_sites(tmp_path / "free", evaluated, "", "", "")
+    held = three_sites(tmp_path / "held", evaluated, told, told, told)
+    assert outcome(held) == outcome(free)
+    assert ("local/accuracy" in outcome(free)[1][-1]) == evaluated
+
+
+def test_what_a_site_does_not_allow_to_be_told_stays_there_and_is_named(tmp_path):
+    run = three_sites(tmp_path, False, "", "metrics = []", "")
+    rounds = [json.loads(line) for line in (run / "participation.jsonl").read_text().splitlines()]
+    assert [each["failed"] for each in rounds] == [{"1": "raised"}] * 3
+    assert (
+        "metrics loss: this node's site file lets the server know none"
+        in (run / "log.txt").read_text()
+    )
+
+
+def test_a_site_that_tells_its_loss_alone_is_not_evaluated_and_still_trains(tmp_path):
+    every = 'metrics = ["loss", "accuracy"]'
+    for name in ("free", "held"):
+        (tmp_path / name).mkdir()
+    free = outcome(three_sites(tmp_path / "free", True, every, every, every))
+    run = three_sites(tmp_path / "held", True, every, 'metrics = ["loss"]', every)
+    rounds = [json.loads(line) for line in (run / "participation.jsonl").read_text().splitlines()]
+    assert [each["failed"] for each in rounds] == [{}] * 3
+    found = outcome(run)
+    assert found[0] == free[0]  # it has trained
+    assert found[1][-1]["local/loss"] != free[1][-1]["local/loss"]  # and was not measured
+    assert "metrics accuracy: this node's site file" in (run / "log.txt").read_text()
