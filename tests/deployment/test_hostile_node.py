@@ -140,6 +140,30 @@ def test_what_a_node_should_not_send_changes_nothing_and_is_counted(what, withou
     assert [each["clients/failed"] for each in rounds[1:]] == [1, 1, 1]
 
 
+GIGABYTES = 2 << 30
+
+
+def two_gigabytes(whole):
+    """Noise, or an array that is one, of other numbers than were asked for."""
+    header = b""
+    if whole:
+        shape = f"({(GIGABYTES - 128) // 4},)"
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+        header = b"\x93NUMPY\x01\x00\x76\x00" + text.encode().ljust(117) + b"\n"
+    return header + bytes(GIGABYTES - len(header))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_gigabytes_of_garbage_change_nothing_and_are_counted(whole, without, tmp_path):
+    file, files, expected = without
+    send = garbage(two_gigabytes(whole))
+    there = deployed(file, files, tmp_path / "run", grid=Hostile, send=send)
+    parameters, rounds = outcome(there)
+    assert parameters == expected[0]
+    assert [each["clients/failed"] for each in rounds[1:]] == [1, 1, 1]
+
+
 def test_a_second_reply_takes_nothing_away_and_adds_nothing(without, tmp_path):
     file, files, expected = without
 
