@@ -27,6 +27,7 @@ from fedsim.messages.layout import Layout
 ARRAYS, CONFIG, EXTRA, METRICS = "arrays", "config", "extra", "metrics"
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
 _NUMPY = "numpy.ndarray"  # what Flower calls bytes of `numpy.save`
+_WIDEST, _HEADER = 16, 65536  # bytes of a complex number, and of a header that is longer than any
 WORK = "work"  # the share of its local work that a client does, in (0, 1]; all when it is missing
 
 
@@ -110,7 +111,7 @@ def _tensor(name: str, array: Array) -> Tensor:
         if not isinstance(values, np.ndarray):
             raise TypeError(f"holds a {type(values).__name__}, not one array")
         return torch.from_numpy(values if values.flags.writeable else values.copy())
-    except Exception as error:  # bytes from elsewhere may be anything; whoever sent them is named
+    except Exception as error:  # bytes from elsewhere may be anything; their sender is named
         raise ArraysMismatchError("dtype", f"'{name}' cannot be read: {error}") from error
 
 
@@ -121,7 +122,7 @@ def model_record(layout: Layout, params: Tensor, buffers: Mapping[str, Tensor]) 
 
 
 def kept_model_record(layout: Layout, params: Tensor, buffers: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return the model as `model_record` does, and spare whoever unpacks it next the work.
+    """Return the model as `model_record` does, and make unpacking it no work.
 
     Args:
         layout: The layout.
@@ -175,6 +176,12 @@ def model_tensors(
         raise ArraysMismatchError(
             "names", f"arrays are missing {sorted(missing)} and have unknown {sorted(more)}"
         )
+    for spec in (*layout.trainable, *layout.buffers):
+        # what cannot be this tensor is not read, for reading takes as much memory again
+        held, limit = len(record[spec.name].data), _WIDEST * math.prod(spec.shape) + _HEADER
+        if held > limit:
+            text = f"'{spec.name}' has {held} bytes, expected shape {spec.shape} in at most {limit}"
+            raise ArraysMismatchError("shape", text)
     named = named_tensors(record)
     for spec in (*layout.trainable, *layout.buffers):
         tensor = named[spec.name]

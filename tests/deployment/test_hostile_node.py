@@ -162,6 +162,7 @@ def test_two_gigabytes_of_garbage_change_nothing_and_are_counted(whole, without,
     parameters, rounds = outcome(there)
     assert parameters == expected[0]
     assert [each["clients/failed"] for each in rounds[1:]] == [1, 1, 1]
+    assert f"{GIGABYTES} bytes" in (there / "log.txt").read_text()  # it was not even read
 
 
 def test_a_second_reply_takes_nothing_away_and_adds_nothing(without, tmp_path):
