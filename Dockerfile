@@ -25,7 +25,7 @@ COPY --chown=app:app scenarios /app/build/scenarios
 RUN flower="$(python -c 'from importlib.metadata import version; print(version("flwr"))')" \
     && sed -i 's/flwr\[simulation\]/flwr/' /app/build/pyproject.toml \
     && python -m pip install --no-cache-dir --constraint /app/build/constraints.txt \
-       "flwr==${flower}" /app/build \
+       "flwr==${flower}" "/app/build[metrics]" \
     && rm -rf /app/build
 
 ENV FLWR_TELEMETRY_ENABLED=0 \
