@@ -20,12 +20,15 @@ COPY --chown=app:app strategies /app/build/strategies
 COPY --chown=app:app clients /app/build/clients
 COPY --chown=app:app scenarios /app/build/scenarios
 
+# Extras of fedsim, such as [metrics] (deploy/metrics.yml).
+ARG EXTRAS=
+
 # Ray drives simulations and has no work on a node, so the extra that brings it is left out. Flower
 # itself must stay the one of the base image: components of two versions refuse each other.
 RUN flower="$(python -c 'from importlib.metadata import version; print(version("flwr"))')" \
     && sed -i 's/flwr\[simulation\]/flwr/' /app/build/pyproject.toml \
     && python -m pip install --no-cache-dir --constraint /app/build/constraints.txt \
-       "flwr==${flower}" /app/build \
+       "flwr==${flower}" "/app/build${EXTRAS}" \
     && rm -rf /app/build
 
 ENV FLWR_TELEMETRY_ENABLED=0 \

@@ -130,10 +130,19 @@ class JsonLines:
         records = []
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                records.append(_decode(json.loads(line)))
+                records.append(JsonLines.record(line))
             except ValueError as error:
                 raise RunError(f"{path}: line {number} is not JSON: {error}") from None
         return records
+
+    @staticmethod
+    def record(line: bytes) -> Any:
+        """Return what a whole line holds, floats in place of what JSON cannot write.
+
+        Raises:
+            ValueError: If it is not JSON.
+        """
+        return _decode(json.loads(line))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

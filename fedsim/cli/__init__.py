@@ -28,6 +28,7 @@ from fedsim.cli import check  # noqa: F401
 from fedsim.cli import golden  # noqa: F401
 from fedsim.cli import listing  # noqa: F401
 from fedsim.cli import partition  # noqa: F401
+from fedsim.cli import metrics  # noqa: F401
 from fedsim.cli.doctor import command as doctor  # noqa: F401
 from fedsim.cli.new import command as new  # noqa: F401
 # isort: on

@@ -48,6 +48,7 @@ A scenario file says what is run: data, partition, participation, strategy, clie
   fedsim evidence                            the papers' claims, and what is seen of them
   fedsim list strategies fedavg              its hyperparameters and defaults
   fedsim partition my.toml --png who.png     who holds what, before training
+  fedsim metrics runs                        what Prometheus is told of runs
   fedsim new demo                            a project with your model, data and strategy
   fedsim doctor                              what this machine has, and what it lacks
 

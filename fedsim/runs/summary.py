@@ -13,6 +13,7 @@ from fedsim.messages.records import named_tensors
 from fedsim.runs import checkpoint as checkpoints
 from fedsim.runs.best_model import BEST_FILE, Best, BestModel
 from fedsim.runs.folder import RunFolder
+from fedsim.runs.last_values import standing
 from fedsim.runs.loop import RoundLoop
 from fedsim.runs.world import World
 from fedsim.scenario.expectations import check_expectations
@@ -45,13 +46,7 @@ def summarise(
     _write_bytes(folder.file("params.safetensors"), save(model))
     final: dict[str, Any] = {}
     for record in loop.history:
-        # what is not measured in every round stands as it was last; who failed is of the last alone
-        final = {k: v for k, v in final.items() if not k.startswith("clients/")}
-        if "personal/clients" in record:  # once all have trained nobody is measured apart
-            final = {k: v for k, v in final.items() if not k.startswith("personal/")}
-        final.update(
-            {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
-        )
+        final = standing(final, record)
     summary: dict[str, Any] = {
         "rounds": loop.history[-1]["round"] if loop.history else 0,
         "stopped": loop.stopped,

@@ -626,7 +626,7 @@ def test_every_command_is_documented_for_both_output_forms() -> None:
     assert isinstance(command, click.Group)
     assert set(command.commands) == {
         "run", "resume", "plan", "compare", "tune", "check", "golden", "list", "partition",
-        "doctor", "new", "evidence", "export",
+        "doctor", "new", "evidence", "export", "metrics",
     }  # fmt: skip
     for name, each in command.commands.items():
         assert "--json" in {option for p in each.params for option in p.opts}, name

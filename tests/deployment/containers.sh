@@ -98,16 +98,18 @@ started_daemon() {
 }
 
 wheels() { # everything that the images install, fetched once by this machine's own pip
-    local folder=$place/context/wheels mark=$place/wheels-$flower.done
+    local folder=$place/context/wheels mark
     mkdir -p "$folder"
-    if [ ! -e "$mark" ]; then
-        "$python" - "$project/pyproject.toml" > "$place/requirements.txt" <<'PY'
+    "$python" - "$project/pyproject.toml" > "$place/requirements.txt" <<'PY'
 import sys, tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))
-extras = [each for more in project["project"].get("optional-dependencies", {}).values() for each in more]
+extras = project["project"]["optional-dependencies"]["metrics"]
 for each in (*project["project"]["dependencies"], *extras, *project["build-system"]["requires"]):
     print(each.replace("flwr[simulation]", "flwr"))
 PY
+    held=$(cat "$place/requirements.txt" "$project/constraints.txt" | sha256sum | cut -c1-12)
+    mark=$place/wheels-$held.done
+    if [ ! -e "$mark" ]; then
         "$python" -m pip download --quiet --dest "$folder" --constraint "$project/constraints.txt" \
             "flwr==$flower" -r "$place/requirements.txt" pip setuptools wheel editables \
             2>"$place/wheels.log" || { tail -20 "$place/wheels.log"; exit 1; }
@@ -143,13 +145,13 @@ ENV HOME=/app PATH=/python/venv/bin:/usr/bin:/bin PYTHONUNBUFFERED=1 PYTHONDONTW
     PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
 RUN python3 -m venv /python/venv && python -m pip install --no-cache-dir "flwr==$flower"
 DOCKERFILE
-    if ! docker image inspect "fedsim-check/flwr:$flower-2" >/dev/null 2>&1; then
+    if ! docker image inspect "fedsim-check/flwr:$flower-$held" >/dev/null 2>&1; then
         say "base image with flwr $flower"
-        docker build --network none -t "fedsim-check/flwr:$flower-2" "$place/context" \
+        docker build --network none -t "fedsim-check/flwr:$flower-$held" "$place/context" \
             >"$place/base.log" 2>&1 || { tail -20 "$place/base.log"; exit 1; }
     fi
     for name in superlink supernode superexec; do
-        docker tag "fedsim-check/flwr:$flower-2" "flwr/$name:$flower"
+        docker tag "fedsim-check/flwr:$flower-$held" "flwr/$name:$flower"
     done
 }
 
@@ -183,6 +185,8 @@ of() { # of STACK ...: the compose client at one stack (what a variable says is 
     shift
     case $stack in
         plain) "${compose[@]}" -p fedsim-plain -f "$project/docker-compose.yml" "$@" ;;
+        watched) "${compose[@]}" -p fedsim-plain -f "$project/docker-compose.yml" \
+            -f "$project/deploy/metrics.yml" "$@" ;;
         tls) "${compose[@]}" -p fedsim-tls -f "$project/docker-compose.yml" \
             -f "$project/deploy/tls.yml" "$@" ;;
         server | operator) "${compose[@]}" -p "fedsim-$stack" -f "$project/deploy/hospital/$stack.yml" "$@" ;;
@@ -282,7 +286,16 @@ check "plain: its SuperExec has the SuperLink's secret" \
     "[ \"\$(python_in plain superlink '$secret')\" = \"\$(python_in plain superexec-server '$secret')\" ]"
 check "plain: a SuperNode has another one" \
     "[ \"\$(python_in plain superlink '$secret')\" != \"\$(python_in plain supernode-1 '$secret')\" ]"
-down plain
+docker build "${build[@]}" --build-arg FLOWER_VERSION="$flower" --build-arg 'EXTRAS=[metrics]' \
+    -t fedsim-superexec:0.1.0-metrics "$project" >"$place/build-metrics.log" 2>&1 \
+    || { tail -30 "$place/build-metrics.log"; exit 1; }
+stacks+=(watched)
+up watched 7
+confined watched metrics
+check "watched: what is served says that the run has ended" \
+    "${at[*]} curl --silent --fail http://127.0.0.1:9464/metrics | grep -q '^fedsim_run_state{.*run=\"plain\".*state=\"completed\".* 1.0'"
+check "watched: run folders cannot be written" "! inside watched metrics touch runs/x 2>/dev/null"
+down watched
 
 say "tls"
 authority=$place/authority

@@ -12,9 +12,12 @@ import yaml
 
 from fedsim.basics.kernels import settings
 from fedsim.deployment.compose import read_services
+from fedsim.deployment.processes import Deployment
 
 ROOT = Path(__file__).resolve().parents[2]
-OVERLAYS = sorted((ROOT / "deploy").glob("*.yml"))
+RULES = ROOT / "deploy" / "alerts.yml"  # of Prometheus: no compose file
+OVERLAYS = sorted(set((ROOT / "deploy").glob("*.yml")) - {RULES})
+ADDED = {"metrics.yml": {"metrics"}}  # services that the base file does not have
 # the version that the tests ran with, whichever is installed now
 (FLOWER,) = re.findall(r"^flwr==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 # What the compose specification allows in a service, as far as these files use it.
@@ -63,8 +66,9 @@ def compose_client() -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("count", range(len(OVERLAYS) + 1))
-def test_a_compose_client_accepts_every_combination_of_overlays(count, monkeypatch):
+# what two overlays make of each other shows in pairs; all combinations would take minutes
+@pytest.mark.parametrize("count", [0, 1, 2, len(OVERLAYS)])
+def test_a_compose_client_accepts_overlays_alone_in_pairs_and_together(count, monkeypatch):
     client = compose_client()
     if client is None:
         pytest.skip("no docker compose client here: only the structure is checked")
@@ -101,8 +105,36 @@ def test_services_networks_and_volumes_that_are_named_exist():
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.name)
-def test_an_overlay_changes_only_services_of_the_base_file(path):
-    assert set(load(path)["services"]) <= set(services())
+def test_an_overlay_changes_only_services_of_the_base_file_and_adds_those_it_is_for(path):
+    assert set(load(path)["services"]) - set(services()) == ADDED.get(path.name, set())
+
+
+def test_the_overlay_of_metrics_adds_a_service_that_only_reads():
+    overlay = load(ROOT / "deploy" / "metrics.yml")
+    added, beside = overlay["services"]["metrics"], services()["superexec-server"]
+    alike = ("init", "restart", "cap_drop", "security_opt", "environment")
+    assert {key: added[key] for key in alike} == {key: beside[key] for key in alike}
+    assert added["image"] == f"{beside['image']}-metrics"
+    assert added["build"]["args"] == beside["build"]["args"] | {"EXTRAS": "[metrics]"}
+    health = {k: v for k, v in beside["healthcheck"].items() if k != "test"}
+    assert {k: v for k, v in added["healthcheck"].items() if k != "test"} == health
+    assert added["volumes"] == ["runs:/app/runs:ro"]
+    assert "runs:/app/runs" in beside["volumes"]  # what it reads is what the server's app writes
+    assert added["ports"] == ["${FEDSIM_BIND:-127.0.0.1}:9464:9464"]
+    assert added["networks"] == list(overlay["networks"]) == ["metrics"]
+    assert not {"metrics"} & set(load(ROOT / "docker-compose.yml")["networks"])
+    assert "ARG EXTRAS=\n" in (ROOT / "Dockerfile").read_text()
+    assert '"/app/build${EXTRAS}"' in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_service_of_metrics_starts_by_its_command_and_passes_its_health_check(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    document = {"services": load(ROOT / "deploy" / "metrics.yml")["services"]}
+    (tmp_path / "alone.yml").write_text(yaml.safe_dump(document))
+    with Deployment(tmp_path / "alone.yml", folder=tmp_path / "there") as deployment:
+        assert "/metrics, runs below runs: 0" in deployment.log("metrics")
 
 
 def test_the_portable_overlay_pins_what_computes_as_fedsim_does():

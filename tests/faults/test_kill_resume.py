@@ -13,6 +13,7 @@ import pytest
 
 from fedsim.basics import rng
 from fedsim.basics.json_files import JsonLines, read_json
+from fedsim.runs.observed import ObservedRun
 from tests.faults.killer import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,28 @@ def _check(run: Path, undisturbed: dict[str, object], rounds: int = ROUNDS) -> N
     assert took_part == list(range(1, rounds + 1))
     assert found == undisturbed
     assert not list(run.glob("checkpoints/*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("point", "turn", "state"),
+    [("clients train", 8, "interrupted"), ("the run folder is there", 1, "starting")],
+)
+def test_a_killed_run_is_told_so_to_who_looks_on_until_it_goes_on(
+    point, turn, state, killer, folder
+):
+    code, output = killer.run(
+        folder, "run", "kill.toml", "--out", "run", "--quiet", point=point, turn=turn
+    )
+    assert code == -signal.SIGKILL, output
+    run = ObservedRun(folder / "run")
+    run.look()
+    assert run.state == state
+    assert killer.run(folder, "resume", "run", "--quiet")[0] == 0
+    run.look()
+    anew = ObservedRun(folder / "run")
+    anew.look()
+    assert (run.state, run.last_round) == ("completed", ROUNDS)
+    assert (run.replies, run.traffic) == (anew.replies, anew.traffic)
 
 
 # (where, at which time it is reached): which rounds these fall into follows from `SCENARIO`

@@ -48,7 +48,10 @@ MAY_IMPORT = {
     },
     "studies": {"basics", "tasks", "federation", "engine", "scenario", "runs"},
     "deployment": {"basics", "messages", "federation", "engine", "scenario", "runs"},
-    "cli": {"basics", "data", "engine.ray.place", "scenario", "runs", "studies"},
+    "cli": {
+        "basics", "data", "deployment.monitoring", "engine.ray.place", "scenario", "runs",
+        "studies",
+    },
     "strategies": {
         "basics", "messages", "aggregators", "client", "federation.topology", "strategy",
     },
