@@ -16,6 +16,7 @@ from flwr.app import Context, Message, MessageType
 
 from fedsim.basics.errors import SchemaError, printable
 from fedsim.deployment.site import SitePolicy
+from fedsim.deployment.site_loader import LOADER, loaded
 from fedsim.engine.client_app import CohortApp, client_of, told_of_node
 from fedsim.federation.grids.nodes import PartitionGrid
 from fedsim.federation.grids.told import agreed_in
@@ -63,15 +64,24 @@ def _app(load: Callable[[], Scenario], file: str, client: int, agreed: str) -> C
 
 def _file(context: Context, policy: SitePolicy) -> Path:
     """Where the site's data lie: as its file says, or its node config, or the machine."""
-    given = context.node_config.get(DATA_PATH)
+    given, config = context.node_config.get(DATA_PATH), context.node_config.get(LOADER)
     named = None if given is None else Path(str(given))
-    if policy.data is not None and named is not None and named != policy.data:
-        raise SchemaError(f"its site file and {DATA_PATH} of its node config name different data")
-    variable = os.environ.get(VARIABLE)
-    file = policy.data or named or (Path(variable) if variable else None)
+    loader = policy.loader or (None if config is None else str(config))
+    if (policy.data is not None and named not in (None, policy.data)) or (
+        policy.loader is not None and config not in (None, policy.loader)
+    ):
+        raise SchemaError("its site file and its node config name different data")
+    file = policy.data or named
+    if loader is not None and file is not None:
+        raise SchemaError("it names both a file and a loader of its data; leave one out")
+    if loader is not None:
+        return loaded(loader, is_sites_own=policy.loader is not None)
+    if file is None and (variable := os.environ.get(VARIABLE)):
+        file = Path(variable)
     if file is None:
         raise SchemaError(
-            f"names no data: set {DATA_PATH} in --node-config, data in its site file, or {VARIABLE}"
+            f"names no data: set {DATA_PATH} or {LOADER} in --node-config, data or loader in its "
+            f"site file, or {VARIABLE}"
         )
     if not file.exists():
         _log.error("%s: there is no such file or folder", file.absolute())

@@ -31,7 +31,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedsim.basics.errors import ScenarioError, SchemaError, printable, show, unknown
-from fedsim.basics.import_paths import permitting
+from fedsim.basics.import_paths import is_import_path, permitting
 from fedsim.basics.project import OURS, is_installed
 from fedsim.basics.text import twice_in
 from fedsim.messages.records import NUM_EXAMPLES
@@ -57,6 +57,7 @@ class SitePolicy:
         audit: A file that gets a line for every instruction; None for none.
         data: The site's file or folder, for scenarios whose sites have their own; None leaves it to
             the node config.
+        loader: A function of the site's own that returns its data, in place of a file.
         state: A folder where clients' states outlive the node and its run; None for none.
         nodes: On the server: which partition each of Flower's nodes holds, pairs (node, partition);
             None takes the nodes' word.
@@ -71,6 +72,7 @@ class SitePolicy:
     errors: str = "place"
     audit: Path | None = None
     data: Path | None = None
+    loader: str | None = None
     state: Path | None = None
     nodes: tuple[tuple[int, int], ...] | None = None
     share: tuple[str, ...] = SHARED
@@ -148,6 +150,28 @@ def read_policy(path: Path) -> SitePolicy:
     for name in given:
         if name not in keys:
             raise ScenarioError(f"site file {path}: {unknown(name, 'a key of [site]', keys)}")
+    _check(given, path)
+    overrides, metrics = given.get("overrides"), given.get("metrics")
+    return SitePolicy(
+        imports=tuple(given.get("imports", ())),
+        overrides=None if overrides is None else tuple(overrides),
+        metrics=None if metrics is None else tuple(metrics),
+        errors=given.get("errors", _ERRORS[0]),
+        audit=Path(given["audit"]) if "audit" in given else None,
+        data=Path(given["data"]) if "data" in given else None,
+        loader=given.get("loader"),
+        state=Path(given["state"]) if "state" in given else None,
+        nodes=_read_nodes(given["nodes"], path) if "nodes" in given else None,
+        share=tuple(given.get("share", SHARED)),
+    )
+
+
+def _check(given: Mapping[str, Any], path: Path) -> None:
+    """Refuse values that a site file cannot have.
+
+    Raises:
+        ScenarioError: Naming the file, the key and what is allowed.
+    """
     for name in ("imports", "overrides", "share", "metrics"):
         if name in given and not _are_names(given[name]):
             raise ScenarioError(
@@ -164,23 +188,19 @@ def read_policy(path: Path) -> SitePolicy:
             raise ScenarioError(
                 f"site file {path}: [site] {name} = {show(place)}: must be an absolute path"
             )
+    loader = given.get("loader")
+    if loader is not None and not (isinstance(loader, str) and is_import_path(loader)):
+        raise ScenarioError(
+            f"site file {path}: [site] loader = {show(loader)}: must be a function of the site's "
+            "own, 'package.module:function'"
+        )
+    if loader is not None and "data" in given:
+        raise ScenarioError(f"site file {path}: [site] data and loader: leave one of them out")
     for each in given.get("share", ()):
         if each not in SHARED:
             raise ScenarioError(
                 f"site file {path}: [site] share: {unknown(str(each), 'a choice', SHARED)}"
             )
-    overrides, metrics = given.get("overrides"), given.get("metrics")
-    return SitePolicy(
-        imports=tuple(given.get("imports", ())),
-        overrides=None if overrides is None else tuple(overrides),
-        metrics=None if metrics is None else tuple(metrics),
-        errors=errors,
-        audit=Path(given["audit"]) if "audit" in given else None,
-        data=Path(given["data"]) if "data" in given else None,
-        state=Path(given["state"]) if "state" in given else None,
-        nodes=_read_nodes(given["nodes"], path) if "nodes" in given else None,
-        share=tuple(given.get("share", SHARED)),
-    )
 
 
 def _read_nodes(given: Any, path: Path) -> tuple[tuple[int, int], ...]:
