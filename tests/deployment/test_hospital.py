@@ -403,7 +403,7 @@ def test_a_hospital_s_sites_have_the_bits_of_a_simulation_and_one_called_back_is
     shutil.copytree(made, own)
     shutil.copytree(made.parent / "authority", tmp_path / "authority")
     files = written(tmp_path / "sites", SIZES[:2])
-    file = scenario(tmp_path, files, rounds=2, tables="[deployment]\nwait_s = 20.0\n")
+    file = scenario(tmp_path, files, rounds=2)
     start(load(file), out=tmp_path / "simulated")
     with hospital.deployed(tmp_path / "h", [each.parent for each in files], own) as deployment:
         settings = {"scenario": str(file), "out": str(tmp_path / "run")}
@@ -421,6 +421,6 @@ def test_a_hospital_s_sites_have_the_bits_of_a_simulation_and_one_called_back_is
         hospital.certificates(own, "--revoke", "relay-2")
         deployment.kill("gateway")
         deployment.restart("gateway")
-        settings |= {"out": str(tmp_path / "without")}
+        settings |= {"out": str(tmp_path / "without"), "wait-s": 20.0}
         with pytest.raises(RunError, match="no node holds partition 1"):
             deployment.flwr_run(ROOT, settings, timeout_s=200)

@@ -309,8 +309,13 @@ class PartitionGrid(GridWrapper):
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         held: list[tuple[int, int]] = []
         reasons: list[str] = []
+        silent = set(nodes)
         for reply in self.inner.send_and_receive(queries, timeout=timeout_s):
             node = reply.metadata.src_node_id
+            if reply.has_error():  # Flower says so in its own name of a node that is gone
+                asked = {m.metadata.message_id: m.metadata.dst_node_id for m in queries}
+                node = asked.get(reply.metadata.reply_to_message_id, node)
+            silent.discard(node)
             if reply.has_error():
                 reasons.append(f"node {node}: {printable(str(reply.error.reason))}")
             elif PARTITION in reply.content.config_records:
@@ -341,6 +346,7 @@ class PartitionGrid(GridWrapper):
                     reasons.append(f"node {node}: {why}")
                     continue
                 held.append((partition, node))
+        reasons += [f"node {node}: no answer within {timeout_s:g} s" for node in sorted(silent)]
         return _Answers(held, reasons)
 
 

@@ -125,7 +125,8 @@ def test_a_node_that_joins_and_cannot_take_part_is_asked_once_and_stops_nobody(h
             assert causes(round_of(nodes)) == {}
     assert [node for node, kind in fleet.asked if kind == "query"].count(4711) == 1
     said = [r.getMessage() for r in caplog.records if "takes no part" in r.getMessage()]
-    assert len(said) == (0 if how == "silent" else 1)
+    assert len(said) == 1
+    assert how != "silent" or "node 4711: no answer within 60 s" in said[0]
 
 
 def test_why_a_node_holds_no_partition_reaches_the_user():
@@ -251,3 +252,11 @@ def test_the_policy_of_a_round_applies_to_a_site_that_is_not_there():
     replies = round_of(nodes)
     with pytest.raises(RunError, match="client 1, round 1: died: no node holds partition 1"):
         Policy(required=frozenset({1})).judge(1, CLIENTS, replies.failures)
+
+
+def test_a_node_that_does_not_answer_is_named_and_not_its_configuration():
+    fleet = fleet_of_four()
+    fleet.silent.add(fleet.nodes[3])
+    with pytest.raises(RunError, match=r"no node holds partition 3 .*no answer within 0\.2 s") as e:
+        round_of(PartitionGrid(fleet, CLIENTS, timeout_s=0.2))
+    assert "--node-config" not in str(e.value)
