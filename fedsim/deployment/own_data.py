@@ -45,9 +45,11 @@ def answer(
         SchemaError: If the site has no data that the scenario could use.
         ScenarioError: If they cannot be read, or are others than before round 1.
     """
-    client, file = client_of(context), _file(context, policy)
+    given = context.node_config.get(DATA_PATH)
+    named = None if given is None else Path(str(given))
+    client, file = client_of(context), data_file(policy, named)
     if message.metadata.message_type.partition(".")[0] == MessageType.QUERY:
-        told = _allowed(described(load(), str(file), client), policy)
+        told = allowed(described(load(), str(file), client), policy)
         return told_of_node(message, context, data=json.dumps(told))
     agreed = agreed_in(message)
     if agreed is None:
@@ -61,10 +63,17 @@ def _app(load: Callable[[], Scenario], file: str, client: int, agreed: str) -> C
     return app_at_site(load(), file, client, agreed)
 
 
-def _file(context: Context, policy: SitePolicy) -> Path:
-    """Where the site's data lie: as its file says, or its node config, or the machine."""
-    given = context.node_config.get(DATA_PATH)
-    named = None if given is None else Path(str(given))
+def data_file(policy: SitePolicy, named: Path | None) -> Path:
+    """Return where a site's data lie.
+
+    Args:
+        policy: What the site's file says.
+        named: What the node config names; None for nothing. Without either the machine's variable
+            says it.
+
+    Raises:
+        SchemaError: If nothing names data, two name different ones, or they are not there.
+    """
     if policy.data is not None and named is not None and named != policy.data:
         raise SchemaError(f"its site file and {DATA_PATH} of its node config name different data")
     variable = os.environ.get(VARIABLE)
@@ -79,8 +88,16 @@ def _file(context: Context, policy: SitePolicy) -> Path:
     return file
 
 
-def _allowed(told: dict[str, Any], policy: SitePolicy) -> dict[str, Any]:
-    """What a site says of its data, as far as its policy allows."""
+def allowed(told: dict[str, Any], policy: SitePolicy) -> dict[str, Any]:
+    """Return what a site says of its data, as far as its policy allows.
+
+    Args:
+        told: What it could say.
+        policy: What its file says.
+
+    Raises:
+        SchemaError: If the scenario needs what the policy does not allow.
+    """
     if "sums" not in policy.share:
         told["moments"] = {}
     if "labels" not in policy.share:
