@@ -38,16 +38,17 @@ def metrics(
 
     def produce() -> CommandOutcome:
         try:
-            from fedsim.deployment.monitoring.server import MetricsServer, read_address
+            from fedsim.deployment.monitoring.server import MetricsServer
         except ModuleNotFoundError as error:
             if error.name != "prometheus_client":
                 raise
             raise ScenarioError(
                 "prometheus_client is not installed: pip install 'fedsim-engine[metrics]'"
             ) from None
+        from fedsim.basics.host_port import read_host_port
         from fedsim.deployment.monitoring.watch import Watch
 
-        address = read_address(listen)
+        address = read_host_port(listen, "--listen", such_as="127.0.0.1:9464")
         watch = Watch(folder, most=runs, audit=audit)
         with MetricsServer(address, watch) as server:
             found = watch.look().found

@@ -42,7 +42,7 @@ def answered_with_state(
     Raises:
         RunError: If the folder cannot be written, or holds what cannot be read.
     """
-    folder = _folder(policy)
+    folder = state_folder(policy)
     if message.metadata.message_type.partition(".")[0] == MessageType.QUERY:
         reply = answer(message, context)
         return reply if folder is None else says_it_keeps_state(reply)
@@ -61,8 +61,8 @@ def answered_with_state(
     return reply
 
 
-def _folder(policy: SitePolicy) -> Path | None:
-    """The site's folder, as its file says, or the machine's variable."""
+def state_folder(policy: SitePolicy) -> Path | None:
+    """Return the site's folder, as its file says, or the machine's variable; None for none."""
     variable = os.environ.get(VARIABLE)
     return policy.state or (Path(variable) if variable else None)
 

@@ -46,9 +46,12 @@ def answer(
         SchemaError: If the site has no data that the scenario could use.
         ScenarioError: If they cannot be read, or are others than before round 1.
     """
-    client, file = client_of(context), _file(context, policy)
+    given, loader = (context.node_config.get(key) for key in (DATA_PATH, LOADER))
+    named = None if given is None else Path(str(given))
+    client = client_of(context)
+    file = data_file(policy, named, None if loader is None else str(loader))
     if message.metadata.message_type.partition(".")[0] == MessageType.QUERY:
-        told = _allowed(described(load(), str(file), client), policy)
+        told = allowed(described(load(), str(file), client), policy)
         return told_of_node(message, context, data=json.dumps(told))
     agreed = agreed_in(message)
     if agreed is None:
@@ -62,20 +65,28 @@ def _app(load: Callable[[], Scenario], file: str, client: int, agreed: str) -> C
     return app_at_site(load(), file, client, agreed)
 
 
-def _file(context: Context, policy: SitePolicy) -> Path:
-    """Where the site's data lie: as its file says, or its node config, or the machine."""
-    given, config = context.node_config.get(DATA_PATH), context.node_config.get(LOADER)
-    named = None if given is None else Path(str(given))
-    loader = policy.loader or (None if config is None else str(config))
+def data_file(policy: SitePolicy, named: Path | None, loader: str | None = None) -> Path:
+    """Return where a site's data lie; what a loader gives is stored in a file.
+
+    Args:
+        policy: What the site's file says.
+        named: What the node config names; None for nothing. Without either the machine's variable
+            says it.
+        loader: A loader that the node config names, in place of a file.
+
+    Raises:
+        SchemaError: If nothing names data, two name different ones, or they are not there.
+        ScenarioError: If a loader may not be imported.
+    """
     if (policy.data is not None and named not in (None, policy.data)) or (
-        policy.loader is not None and config not in (None, policy.loader)
+        policy.loader is not None and loader not in (None, policy.loader)
     ):
         raise SchemaError("its site file and its node config name different data")
-    file = policy.data or named
-    if loader is not None and file is not None:
+    file, function = policy.data or named, policy.loader or loader
+    if function is not None and file is not None:
         raise SchemaError("it names both a file and a loader of its data; leave one out")
-    if loader is not None:
-        return loaded(loader, is_sites_own=policy.loader is not None)
+    if function is not None:
+        return loaded(function, is_sites_own=policy.loader is not None)
     if file is None and (variable := os.environ.get(VARIABLE)):
         file = Path(variable)
     if file is None:
@@ -89,8 +100,16 @@ def _file(context: Context, policy: SitePolicy) -> Path:
     return file
 
 
-def _allowed(told: dict[str, Any], policy: SitePolicy) -> dict[str, Any]:
-    """What a site says of its data, as far as its policy allows."""
+def allowed(told: dict[str, Any], policy: SitePolicy) -> dict[str, Any]:
+    """Return what a site says of its data, as far as its policy allows.
+
+    Args:
+        told: What it could say.
+        policy: What its file says.
+
+    Raises:
+        SchemaError: If the scenario needs what the policy does not allow.
+    """
     if "sums" not in policy.share:
         told["moments"] = {}
     if "labels" not in policy.share:

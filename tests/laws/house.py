@@ -49,8 +49,8 @@ MAY_IMPORT = {
     "studies": {"basics", "tasks", "federation", "engine", "scenario", "runs"},
     "deployment": {"basics", "messages", "federation", "engine", "scenario", "runs"},
     "cli": {
-        "basics", "data", "deployment.monitoring", "engine.ray.place", "scenario", "runs",
-        "studies",
+        "basics", "data", "deployment.client_state", "deployment.monitoring",
+        "deployment.own_data", "deployment.site", "engine.ray.place", "scenario", "runs", "studies",
     },
     "strategies": {
         "basics", "messages", "aggregators", "client", "federation.topology", "strategy",

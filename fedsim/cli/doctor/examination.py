@@ -7,7 +7,7 @@ report. Nothing is imported here that may be missing: packages are tried in a pr
 import io
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +32,12 @@ class Report(NamedTuple):
     Attributes:
         findings: One for everything that was looked at.
         refused: Whether the scenario itself is wrong, whatever the machine.
+        told: What a site would say of its data; None where that was not looked at.
     """
 
     findings: list[Finding]
     refused: bool = False
+    told: Mapping[str, Any] | None = None
 
     @property
     def ready(self) -> bool:
@@ -49,6 +51,7 @@ class Report(NamedTuple):
             "fedsim": fedsim.__version__,
             "platform": platform.platform(),
             "findings": [finding._asdict() for finding in self.findings],
+            **({} if self.told is None else {"told": self.told}),
         }
 
     def lines(self, *, width: int, colour: bool) -> list[str]:

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,17 +52,19 @@ class Packages(NamedTuple):
     torch: Imported | None
 
 
-def look(*, timeout_s: float = 120.0) -> Packages:
+def look(*, timeout_s: float = 120.0, only: Collection[str] = ()) -> Packages:
     """Look at Python, fedsim and every package that it asks for.
 
     Args:
+        only: Packages that are looked at, for nodes whose versions should be the server's: one
+            that is not the tested one is noted. Without any all are looked at, and may differ.
         timeout_s: How long imports may take; the package that is under way then is named, and what
             has not been tried by then gets as long again.
     """
     findings = [_python()]
     try:
         findings.append(_fedsim())
-        requirements = list(_requirements())
+        requirements = [each for each in _requirements() if not only or each.name in only]
     except metadata.PackageNotFoundError as error:
         root = Path(fedsim.__file__).parents[1]
         found = f"{error.args[0]} is not installed as a package, so what it asks for is not known"
@@ -80,6 +82,8 @@ def look(*, timeout_s: float = 120.0) -> Packages:
         _judged(each, versions[each.name], imports.get(_module(each.name)), tested.get(each.name))
         for each in requirements
     ]
+    if only:
+        judged = [_noted(each, tested.get(each.name)) for each in judged]
     judged.sort(key=lambda each: (*_PROMINENT, each.name).index(each.name))
     return Packages([*findings, *judged], imports.get("torch"))
 
@@ -164,6 +168,13 @@ def _judged(
     differs = tested is not None and tested != version.partition("+")[0]
     found = f"{version}, tested with {tested}" if differs else version
     return Finding(name, "ok", found, lesser=name not in _PROMINENT)
+
+
+def _noted(finding: Finding, tested: str | None) -> Finding:
+    """Note a version that is not the tested one."""
+    if finding.state != "ok" or ", tested with " not in finding.found:
+        return finding
+    return finding._replace(state="note", remedy=f"pip install '{finding.name}=={tested}'")
 
 
 def _python() -> Finding:

@@ -1,55 +1,24 @@
 """The HTTP server that Prometheus asks: `/metrics` and `/health`."""
 
 import logging
-import re
 import socket
 import socketserver
 import threading
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from fedsim.basics.errors import ScenarioError
+from fedsim.basics.host_port import HostPort
 from fedsim.deployment.monitoring.families import families
 from fedsim.deployment.monitoring.watch import Watch
 
 _PATIENCE_S = 10.0  # with somebody who has connected and does not speak
 _log = logging.getLogger("fedsim")
-
-
-class ListenAddress(NamedTuple):
-    """Where a server listens.
-
-    Attributes:
-        host: A name or an IP address of this machine.
-        port: The port; 0 takes a free one.
-    """
-
-    host: str
-    port: int
-
-
-def read_address(text: str) -> ListenAddress:
-    """Read where to listen.
-
-    Raises:
-        ScenarioError: If it is no host and port.
-
-    Example:
-        >>> read_address("127.0.0.1:9464"), read_address("[::1]:0").host
-        (ListenAddress(host='127.0.0.1', port=9464), '::1')
-    """
-    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]\s]+)):(\d{1,5})", text)
-    if found is None or int(found[3]) > 65535:
-        raise ScenarioError(
-            f"--listen {text}: must be HOST:PORT, such as 127.0.0.1:9464 or [::1]:9464; ports are "
-            "0 to 65535, and 0 takes a free one"
-        )
-    return ListenAddress(found[1] or found[2], int(found[3]))
 
 
 class MetricsServer(ThreadingHTTPServer):
@@ -65,7 +34,7 @@ class MetricsServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: ListenAddress, watch: Watch) -> None:
+    def __init__(self, address: HostPort, watch: Watch) -> None:
         self.watch = watch
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Runs(watch))

@@ -118,6 +118,25 @@ QUICK = dict.fromkeys(("datasets", "flwr_datasets", "sklearn", "matplotlib", "te
 TORCH = "class version:\n    cuda = hip = None\nclass cuda:\n    is_available = lambda: False\n"
 
 
+def test_a_node_whose_versions_are_not_the_tested_ones_is_told_what_to_install(elsewhere, tmp_path):
+    python = elsewhere(
+        stand_ins={**QUICK, "torch": TORCH, "flwr": "", "numpy": ""},
+        versions={"flwr": "1.30.0", "numpy": "2.4.0"},
+    )
+    here = {"PYTHONPATH": str(ROOT)}
+    ended = command(
+        "doctor", "--deployment", "--json", python=python, cwd=tmp_path, environment=here
+    )
+    assert ended.returncode == 1, ended.stderr
+    by_name = {each["name"]: each for each in json.loads(ended.stdout)["findings"]}
+    assert by_name["flwr"]["state"] == "failed"
+    assert by_name["numpy"]["state"] == "note"
+    assert by_name["numpy"]["found"].startswith("2.4.0, tested with ")
+    assert by_name["numpy"]["remedy"].startswith("pip install 'numpy==")
+    assert by_name["site"]["found"].startswith("cannot be looked at: ")
+    assert "datasets" not in by_name
+
+
 def test_packages_that_are_missing_wrong_or_broken_are_named_with_the_command_that_brings_them(
     elsewhere, tmp_path
 ):

@@ -1,0 +1,1 @@
+"""`fedsim doctor --deployment`: what a node's engineer should know before any run."""
