@@ -302,7 +302,7 @@ class ServerAdam(_Adaptive):
         )  # fmt: skip
 
     def rest(self, moments: Moments) -> Moments:
-        """Flower counts the server's rounds, whoever answered."""
+        """Flower counts the server's rounds, whichever clients answered."""
         return moments._replace(steps=moments.steps + 1) if self.flower_compat else moments
 
 

@@ -31,7 +31,7 @@ def deal(
 ) -> list[tuple[int, ...]]:
     """Divide a cohort into chunks of `size` clients, the last one of those that are left.
 
-    The chunks depend on the cohort alone, whoever drops out or fails, and their lengths do not
+    The chunks depend on the cohort alone, not on who drops out or fails, and their lengths do not
     depend on the samples. Clients that all hold as many are divided in their order.
 
     Args:

@@ -115,7 +115,7 @@ class Line:
             while self._leaving:
                 try:
                     count = os.write(self._writes, self._leaving)
-                except BrokenPipeError:  # whoever reads is told by the end of what it says
+                except BrokenPipeError:  # the reader is told by the end of what it says
                     count = len(self._leaving)
                 self._leaving = self._leaving[count:]
 

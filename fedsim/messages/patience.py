@@ -18,7 +18,7 @@ _OFTEN = 3  # a place that asks so often, one after another,
 _LONG_S = 2.5  # for so long, doing little else, waits
 _BUSY_S = 30.0  # and so does one that does nothing else for so long
 _AT_ONCE = 10_000
-_AT_LAST_S = 300.0  # whoever pulls nothing for so long waits, whatever else goes on
+_AT_LAST_S = 300.0  # a caller that pulls nothing for so long waits, whatever else goes on
 _ROUND_NAMES = ("server_round", "current_round")  # in Flower's own code
 _FRAMES = 20  # so far up a strategy and its round are looked for
 
@@ -40,7 +40,7 @@ class VainPullError(RunError):
 
 
 class Patience:
-    """Notices whoever asks for nodes or replies again and again, and ends it.
+    """Notices a caller that asks for nodes or replies again and again, and ends it.
 
     Args:
         say: Returns the sentence for (who waits, what for, nodes there).
@@ -77,7 +77,7 @@ class Patience:
             caller: Where.
 
         Raises:
-            VainPullError: If whoever pulls waits for what cannot come.
+            VainPullError: If the caller waits for what cannot come.
         """
         now, worked = time.monotonic(), time.process_time()  # other threads may be about to send
         many, first, before = self._vain or (0, now, worked)
@@ -96,7 +96,7 @@ class Patience:
             caller: Where.
 
         Raises:
-            RunError: If whoever asks waits for more.
+            RunError: If the caller waits for more.
         """
         wanted = internals.nodes_waited_for(caller)
         if wanted is not None and wanted > present:

@@ -44,7 +44,7 @@ class ArraysMismatchError(ValueError):
 
 
 class _Packed(NamedTuple):
-    """The model that this process packed last: whoever unpacks that very record gets it back.
+    """The model that this process packed last: unpacking that very record gives it back.
 
     A record is known by its arrays' bytes, the objects themselves, which nobody can alter. Tensors
     can be altered, by a strategy that is not pure: torch counts that, and they are not used then.

@@ -1,8 +1,8 @@
 """A network in a form that torch alone can load: its source, else a program of `torch.export`.
 
 A chain of torch's own layers is written out as Python. Any other model is traced, for any number of
-samples. One that cannot be traced is named by its factory, which whoever loads it must have. Either
-form is tried against the model before it is taken.
+samples. One that cannot be traced is named by its factory, which must be there where it is loaded.
+Either form is tried against the model before it is taken.
 """
 
 import ast
@@ -32,7 +32,7 @@ class Network(NamedTuple):
         imports: A line that imports what the next ones need; empty for none.
         build: Lines that make `model`, without its weights.
         ready: Lines that switch the model, with its weights, to evaluation; perhaps none.
-        needs: Code that whoever loads it must have, by import path; None for torch alone.
+        needs: Code that must be there where it is loaded, by import path; None for torch alone.
     """
 
     files: dict[str, bytes]

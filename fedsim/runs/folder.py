@@ -81,7 +81,7 @@ class RunFolder(NamedTuple):
     def recording(self) -> Iterator[None]:
         """Write what is logged under "fedsim" to the run's log file, a failure with its traceback.
 
-        An exception on its way out is marked with the folder, so that whoever reports it can name
+        An exception on its way out is marked with the folder, so that its report can name
         the log and the command that resumes the run (`folder_of`).
         """
         with taking(self.file(LOG_FILE)):
