@@ -35,6 +35,7 @@ from fedsim.deployment.flower_commands import (
 from fedsim.deployment.logs import last_lines, text_of
 
 _POLL_S = 0.1
+_CHECK_EVERY_S = 0.5  # a health check is a process, which takes time from what it waits for
 _GRACE_S = 5.0
 
 # Reads one process group per line. When the pipe closes without the word `done`, the process that
@@ -196,6 +197,7 @@ class Deployment:
         waiting = dict(self.services)
         checks: dict[str, subprocess.Popen[bytes]] = {}
         deadlines: dict[str, float] = {}
+        next_check: dict[str, float] = {}
         healthy: set[str] = set()
         try:
             while len(healthy) < len(self.services):
@@ -209,13 +211,16 @@ class Deployment:
                 self._check_alive()
                 for name in list(deadlines):
                     if name not in checks:
-                        checks[name] = self._check_health(name)
-                    elif checks[name].poll() is not None and checks.pop(name).returncode == 0:
-                        if name in self._once_healthy:
-                            self._once_healthy[name](self)
-                        healthy.add(name)
-                        del deadlines[name]
-                    elif time.monotonic() > deadlines[name]:
+                        if time.monotonic() >= next_check.get(name, 0.0):
+                            checks[name] = self._check_health(name)
+                    elif checks[name].poll() is not None:
+                        if checks.pop(name).returncode == 0:
+                            self._is_healthy(name)
+                            healthy.add(name)
+                            del deadlines[name]
+                            continue
+                        next_check[name] = time.monotonic() + _CHECK_EVERY_S
+                    if time.monotonic() > deadlines[name]:
                         raise RunError(
                             f"service {name} was not healthy after {self._start_timeout_s:g} s"
                             f"{last_lines(self._log_path(name))}{last_lines(self._health_path(name))}"
@@ -223,6 +228,10 @@ class Deployment:
                 time.sleep(_POLL_S)
         finally:
             _end(checks.values())
+
+    def _is_healthy(self, name: str) -> None:
+        if name in self._once_healthy:
+            self._once_healthy[name](self)
 
     def _start_service(self, name: str, service: Service) -> None:
         workspace = self._home(name).parent

@@ -13,6 +13,7 @@ import yaml
 from fedsim.basics.kernels import settings
 from fedsim.deployment.compose import read_services
 from fedsim.deployment.processes import Deployment
+from tests.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy" / "alerts.yml"  # of Prometheus: no compose file
@@ -67,7 +68,7 @@ def compose_client() -> list[str] | None:
 
 
 # what two overlays make of each other shows in pairs; all combinations would take minutes
-@pytest.mark.parametrize("count", [0, 1, 2, len(OVERLAYS)])
+@pytest.mark.parametrize("count", [0, slow(1), slow(2), len(OVERLAYS)])
 def test_a_compose_client_accepts_overlays_alone_in_pairs_and_together(count, monkeypatch):
     client = compose_client()
     if client is None:
