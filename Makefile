@@ -43,7 +43,7 @@ test-slow: $(STAMP)
 
 # two deployments at a time: they mostly wait
 test-deploy: $(STAMP)
-	$(BIN)/pytest -m 'deploy and not slow' -n 2 --no-loadscope-reorder tests/deployment
+	$(BIN)/pytest -m 'deploy and not slow' -n 2 --no-loadscope-reorder -p no:randomly tests/deployment
 
 # the compose files in real containers; FOLDER keeps what is fetched for it
 deploy-containers: $(STAMP)

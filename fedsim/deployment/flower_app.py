@@ -10,7 +10,9 @@ The run-config holds one scenario's path; the same strategy, client procedure an
     wait-s      seconds to wait for all SuperNodes, in place of the scenario's [deployment] wait_s
 """
 
+import atexit
 import functools
+import gc
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,19 +23,25 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.basics.errors import ScenarioError, show
-from fedsim.deployment import own_data
-from fedsim.deployment.client_state import answered_with_state
-from fedsim.deployment.node_software import recording, refusing
-from fedsim.deployment.own_data import let_agree
-from fedsim.deployment.site import SitePolicy, at_server, at_site
-from fedsim.deployment.time_limit import answered_in_time
-from fedsim.engine.client_app import CohortApp
-from fedsim.federation.deployment_table import WhoMustBeThere
-from fedsim.federation.grids.nodes import PartitionGrid
-from fedsim.federation.grids.prompt import prompt
-from fedsim.runs.own_sites import has_own_sites, sites_expected, world_at_server
-from fedsim.scenario.load import load
-from fedsim.scenario.scenario import Scenario
+from fedsim.basics.loading import loads
+
+# a node starts a process for every instruction, and most of what it costs is this
+with loads("torch"):
+    from fedsim.deployment import own_data
+    from fedsim.deployment.client_state import answered_with_state
+    from fedsim.deployment.node_software import recording, refusing
+    from fedsim.deployment.own_data import let_agree
+    from fedsim.deployment.site import SitePolicy, at_server, at_site
+    from fedsim.deployment.time_limit import answered_in_time
+    from fedsim.engine.client_app import CohortApp
+    from fedsim.federation.deployment_table import WhoMustBeThere
+    from fedsim.federation.grids.nodes import PartitionGrid
+    from fedsim.federation.grids.prompt import prompt
+    from fedsim.runs.own_sites import has_own_sites, sites_expected, world_at_server
+    from fedsim.scenario.load import load
+    from fedsim.scenario.scenario import Scenario
+# modules are no garbage when it ends, either
+atexit.register(gc.freeze)
 
 if TYPE_CHECKING:
     from fedsim.runs.folder import RunFolder

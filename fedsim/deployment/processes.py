@@ -293,7 +293,7 @@ class Deployment:
             **{key: value for key, value in os.environ.items() if not key.startswith("FLWR_")},
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
             "PYTHONUNBUFFERED": "1",
             **environment,
             "FLWR_HOME": str(home),
