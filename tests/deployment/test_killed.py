@@ -45,6 +45,7 @@ def test_a_node_that_is_killed_is_called_dead_and_takes_part_again_when_it_is_st
     assert "partition 0 is now held by node" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_server_app_that_is_killed_goes_on_to_the_undisturbed_bits(deployment, tmp_path):
     out, choices = tmp_path / "out", "rounds=4 checkpoint.every=1"
     expected = simulated(SCENARIO, choices, tmp_path / "undisturbed")["params_sha256"]

@@ -157,8 +157,8 @@ def stranger(deployment, folder, *, secret):
     "choice",
     [
         "strategy.name=fedavg",
-        "strategy.name=fedlex",
-        "strategy.name=variance_corrected_gossip",
+        slow("strategy.name=fedlex"),
+        slow("strategy.name=variance_corrected_gossip"),
         slow("strategy.name=fedau strategy.server.name=adam"),
         slow("client.parts.top_k.share=0.1"),
         slow("strategy.name=ef21"),
@@ -200,6 +200,7 @@ def test_nodes_keep_tensors_and_measure_with_them_as_a_simulation_does(deploymen
     assert {n: found["final"][n] for n in measured} == {n: expected["final"][n] for n in measured}
 
 
+@pytest.mark.slow
 def test_nodes_of_any_kind_of_processor_have_portable_bits(tmp_path):
     apart, deployed, refused = (tmp_path / n for n in ("simulated", "deployed", "refused"))
     choice = "engine.bits=portable rounds=2 expect={}"
@@ -230,7 +231,7 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(tmp_path):
             ROOT / "docker-compose.yml", overlays=[ROOT / "deploy" / "portable.yml", other],
             folder=tmp_path / "others",
         ) as others,
-        pytest.raises(RunError, match=r"(?s)partition 0.*computes with other kernels"),
+        pytest.raises(RunError, match="node of partition 0 computes with others .*NumPy"),
     ):  # fmt: skip
         others.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
 

@@ -96,7 +96,7 @@ def deployment(sites, tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("strategy", by_turns(STRATEGIES, 4))
+@pytest.mark.parametrize("strategy", by_turns(STRATEGIES, 5))
 def test_sites_apart_have_the_bits_of_a_simulation_over_their_files(
     deployment, sites, strategy, tmp_path
 ):
