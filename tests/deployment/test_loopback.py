@@ -231,7 +231,7 @@ def test_nodes_of_any_kind_of_processor_have_portable_bits(tmp_path):
             ROOT / "docker-compose.yml", overlays=[ROOT / "deploy" / "portable.yml", other],
             folder=tmp_path / "others",
         ) as others,
-        pytest.raises(RunError, match="node of partition 0 computes with others .*NumPy"),
+        pytest.raises(RunError, match=r"node of partition 0 computes with others .*NumPy"),
     ):  # fmt: skip
         others.flwr_run(ROOT, {**settings, "out": str(refused)}, timeout_s=400)
 
