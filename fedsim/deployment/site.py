@@ -262,10 +262,12 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
     reply = None
     try:
         policy = policy_of(context.node_config)
-        _require_overridable(policy, context, noted)
+        with _noting(noted):
+            policy.require_overridable(overrides_of(context))
         with permitting(why_not):
             answered = answer(message, context, policy, known)
-        _require_told(policy, answered, noted)
+        with _noting(noted):
+            policy.require_told(answered)
         reply = answered
         return reply
     except Exception as error:
@@ -282,14 +284,6 @@ def at_site(answer: Answer, message: Message, context: Context) -> Message:
     finally:
         if policy.audit is not None:
             _note(policy.audit, message, context, noted, reply, failed)
-
-
-def _require_told(policy: SitePolicy, reply: Message, noted: _Instruction) -> None:
-    try:
-        policy.require_told(reply)
-    except ScenarioError as error:
-        noted.refused.append(str(error))
-        raise
 
 
 class SiteError(Exception):
@@ -339,9 +333,11 @@ def overrides_of(context: Context) -> list[str]:
     return shlex.split(str(context.run_config.get("set", "")))
 
 
-def _require_overridable(policy: SitePolicy, context: Context, noted: _Instruction) -> None:
+@contextlib.contextmanager
+def _noting(noted: _Instruction) -> Iterator[None]:
+    """Note what the site refuses, for that is told in words."""
     try:
-        policy.require_overridable(overrides_of(context))
+        yield
     except ScenarioError as error:
         noted.refused.append(str(error))
         raise

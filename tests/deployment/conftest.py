@@ -1,8 +1,11 @@
-"""What the deployment tests share: a small Flower app."""
+"""What the deployment tests share: a small Flower app, and the compose file's processes."""
 
 from pathlib import Path
 
 import pytest
+
+from fedsim.deployment.processes import Deployment
+from tests.deployment.runs_on_nodes import ROOT
 
 PYPROJECT = """
 [project]
@@ -83,3 +86,11 @@ def proof_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (app / "proof" / "server.py").write_text(SERVER)
     (app / "proof" / "client.py").write_text(CLIENT)
     return app
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    with Deployment(
+        ROOT / "docker-compose.yml", folder=tmp_path_factory.mktemp("plain")
+    ) as running:
+        yield running

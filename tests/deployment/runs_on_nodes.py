@@ -24,7 +24,7 @@ def started(deployment, settings, *, until=lambda: True, app=ROOT):
 
     def run():
         try:
-            running.set_result(deployment.flwr_run(app, settings, timeout_s=500))
+            running.set_result(deployment.flwr_run(app, settings, timeout_s=900))
         except Exception as error:
             running.set_exception(error)
 

@@ -5,18 +5,9 @@ import json
 import pytest
 
 from fedsim.basics.errors import RunError
-from fedsim.deployment.processes import Deployment
 from tests.deployment.runs_on_nodes import ROOT, SCENARIO, read_summary, simulated, started
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
-    with Deployment(
-        ROOT / "docker-compose.yml", folder=tmp_path_factory.mktemp("plain")
-    ) as running:
-        yield running
 
 
 def test_a_node_that_is_killed_is_called_dead_and_takes_part_again_when_it_is_started(

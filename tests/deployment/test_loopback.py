@@ -21,14 +21,6 @@ from tests.tiers import slow
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def deployment(tmp_path_factory):
-    with Deployment(
-        ROOT / "docker-compose.yml", folder=tmp_path_factory.mktemp("plain")
-    ) as running:
-        yield running
-
-
 def proof_model(rounds: int = 3) -> float:
     """What the proof app must end with: a client goes half the way to its own number."""
     model = 0.0

@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from fedsim.basics.errors import RunError
 from fedsim.deployment.processes import Deployment
 from fedsim.runs.start import start
 from fedsim.scenario.load import load
+from tests.deployment.runs_on_nodes import started
 from tests.deployment.sites_apart import outcome, rows_of, scenario, write, written
 from tests.tiers import by_turns
 
@@ -164,20 +163,6 @@ def until(running, out, server_round):
     """Wait until a round is over, or the run."""
     while not running.done() and len(rounds_of(out)) < server_round:
         time.sleep(0.2)
-
-
-def started(deployment, settings):
-    """A run that goes on beside the test."""
-    running = Future()
-
-    def run():
-        try:
-            running.set_result(deployment.flwr_run(ROOT, settings, timeout_s=900))
-        except Exception as error:
-            running.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return running
 
 
 KILLED = """

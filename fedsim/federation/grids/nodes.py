@@ -169,8 +169,7 @@ class PartitionGrid(GridWrapper):
         sent = [each for each in asked if each.metadata.dst_node_id != _NOBODY]
         tell_all(self._said, sent)
         answers = list(self.inner.send_and_receive(sent, timeout=timeout)) if sent else []
-        # Flower numbers instructions as it sends them
-        sent_to = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        sent_to = _sent_to(sent)
         back = [self._back(each, sent_to) for each in answers if _answers_one(each, sent_to)]
         replies = Replies.from_messages(back, cohort, self._declares(cohort))
         gone = set(cohort.client_ids[cohort.is_absent].tolist())
@@ -309,12 +308,12 @@ class PartitionGrid(GridWrapper):
         queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
         held: list[tuple[int, int]] = []
         reasons: list[str] = []
-        silent = set(nodes)
-        for reply in self.inner.send_and_receive(queries, timeout=timeout_s):
+        silent, answers = set(nodes), list(self.inner.send_and_receive(queries, timeout=timeout_s))
+        sent_to = _sent_to(queries)
+        for reply in answers:
             node = reply.metadata.src_node_id
             if reply.has_error():  # Flower says so in its own name of a node that is gone
-                asked = {m.metadata.message_id: m.metadata.dst_node_id for m in queries}
-                node = asked.get(reply.metadata.reply_to_message_id, node)
+                node = sent_to.get(reply.metadata.reply_to_message_id, node)
             silent.discard(node)
             if reply.has_error():
                 reasons.append(f"node {node}: {printable(str(reply.error.reason))}")
@@ -348,6 +347,11 @@ class PartitionGrid(GridWrapper):
                 held.append((partition, node))
         reasons += [f"node {node}: no answer within {timeout_s:g} s" for node in sorted(silent)]
         return _Answers(held, reasons)
+
+
+def _sent_to(messages: Iterable[Message]) -> dict[str, int]:
+    """Which node each was sent to, by the number that Flower gave it as it was sent."""
+    return {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
 
 
 def _nothing(_: Cohort) -> ReplyForm | None:
