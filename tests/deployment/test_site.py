@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fedsim.basics import kernels_in_use
 from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.import_paths import permitting, resolve
 from fedsim.deployment import flower_app, site
@@ -222,7 +223,10 @@ def test_the_machine_of_a_superexec_may_name_the_file_instead(site_file, monkeyp
         flower_app.main(fleet("rounds=2"), context)
 
 
-def test_what_another_processor_would_be_needed_for_is_said_in_words():
+def test_what_another_processor_would_be_needed_for_is_said_in_words(monkeypatch):
+    """On any processor: also on one whose kernels are those of portable bits already."""
+    found = kernels_in_use.in_use() | {"mkl": "2024.2 AUTO"}
+    monkeypatch.setattr(kernels_in_use, "in_use", lambda: found)
     with pytest.raises(RunError, match="this process computes with other kernels"):
         asked("engine.bits=portable")
 
