@@ -109,7 +109,7 @@ def cut(
         state, has_state = store.rows(ids) if remembers else ({}, ())
         job = ChunkJob(
             action="train" if trains else "evaluate",
-            server_round=cohort.server_round,
+            server_round=cohort.round_of(chosen[0]),
             client_ids=ids,
             absent=absent,
             layout=cohort.layout.fingerprint,
@@ -135,10 +135,11 @@ def _dealt(cohort: Cohort, app: CohortApp, trains: bool) -> Iterator[_Dealt]:
             executor.under(settings)  # or refused here, before anybody trains
         samples: Sequence[int] | np.ndarray = [0] * len(places)
         if trains and len(places) > size:
-            ids = cohort.client_ids if cohort.own is None else cohort.client_ids[list(places)]
+            whole = len(places) == len(cohort)
+            ids = cohort.client_ids if whole else cohort.client_ids[list(places)]
             samples = executor.data.sizes(ids.tolist())
         for dealt in deal(samples, size, "alike" if executor.pads else "even"):
-            mine = dealt if cohort.own is None else tuple(places[place] for place in dealt)
+            mine = tuple(places[place] for place in dealt)
             yield _Dealt(mine, bound, settings)
 
 

@@ -43,7 +43,8 @@ class Bounds:
 
         Args:
             replies: Admitted ones: they are finite.
-            sent: The buffers that all clients were sent, by name.
+            sent: The buffers that clients were sent, by name: the same for all, or a row for each
+                client that replied.
         """
         if not replies.num_clients:
             return replies
@@ -110,7 +111,8 @@ def _of_buffers(replies: Replies, sent: Mapping[str, Tensor]) -> Iterator[Refusa
             negative = (rows < 0).any(dim=1).numpy()
             yield negative, "buffers", [f"'{name}' holds a negative variance"] * len(rows)
         if own == "num_batches_tracked" and name in sent and rows.shape[1]:
-            before = sent[name].reshape(-1)
+            before = sent[name]
+            before = before.reshape(len(rows) if before.dim() == stack.dim() else 1, -1)
             odd = ((rows < before) | (rows > before + MAX_EXAMPLES)).any(dim=1).numpy()
             least = int(before.max())
             why = f"'{name}' must be in {least}..{least + MAX_EXAMPLES}: it counts batches"

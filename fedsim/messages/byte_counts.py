@@ -33,7 +33,7 @@ def cohort_bytes(cohort: Cohort) -> int:
     asked_alike = []
     for places, _ in cohort.alike():
         mine = np.zeros(len(cohort), dtype=bool)
-        mine[slice(None) if cohort.own is None else list(places)] = True
+        mine[list(places)] = True
         asked_alike += [sent & mine & ~cohort.is_partial, sent & mine & cohort.is_partial]
     for asked in asked_alike:
         if not asked.any():

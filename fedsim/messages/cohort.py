@@ -60,6 +60,8 @@ class Cohort(LazyMessages):
         group: Flower's group id; None takes the round.
         own: Settings of each client that the others' differ from, in client order; None when all
             have the same.
+        rounds: int64 `[K]`, the round in which each client's work begins, and by which it draws;
+            None when it is this one for all. Another one is where a clock delivers late.
     """
 
     client_ids: np.ndarray
@@ -75,6 +77,7 @@ class Cohort(LazyMessages):
     ttl: float = DEFAULT_TTL
     group: str | None = None
     own: tuple[Mapping[str, object], ...] | None = None
+    rounds: np.ndarray | None = None
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,16 +129,27 @@ class Cohort(LazyMessages):
         if self.is_partial[index]:
             assert self.work is not None
             own = {**own, WORK: float(self.work[index])}
+        if self.rounds is not None:
+            own = {**own, SERVER_ROUND: self.round_of(index)}
         return ConfigRecord({**self.config_record, **own}) if own else self.config_record
 
+    def round_of(self, index: int) -> int:
+        """The round in which one client's work begins."""
+        return self.server_round if self.rounds is None else int(self.rounds[index])
+
     def alike(self) -> list[tuple[Sequence[int], Mapping[str, object]]]:
-        """Return the places of clients that have the same settings, and these settings."""
-        if self.own is None:
+        """Return the places of clients that have the same settings, and these settings.
+
+        Clients whose work begins in different rounds are apart.
+        """
+        if self.own is None and self.rounds is None:
             return [(range(len(self)), self.config)]
-        groups: dict[str, list[int]] = {}
-        for place, own in enumerate(self.own):
-            groups.setdefault(repr(sorted(own.items())), []).append(place)
-        return [(places, {**self.config, **self.own[places[0]]}) for places in groups.values()]
+        groups: dict[tuple[int, str], list[int]] = {}
+        owns: Sequence[Mapping[str, object]] = self.own or ({},) * len(self)
+        for place, own in enumerate(owns):
+            kind = (self.round_of(place), repr(sorted(own.items())) if own else "")
+            groups.setdefault(kind, []).append(place)
+        return [(places, {**self.config, **owns[places[0]]}) for places in groups.values()]
 
     @cached_property
     def _shared_content(self) -> RecordDict:
@@ -145,7 +159,7 @@ class Cohort(LazyMessages):
         """The message content for one client. Clients whose content is equal share one object."""
         if not self.personal.is_empty:
             content = self._content(index)
-        elif self.is_partial[index] or self.own is not None:
+        elif self.is_partial[index] or self.own is not None or self.rounds is not None:
             content = RecordDict(dict(self._shared_content))
         else:
             return self._shared_content
@@ -206,7 +220,7 @@ class Cohort(LazyMessages):
         settings = [settings_of(content) for content in contents]
         work = np.array([share_of_work(each) for each in settings])
         common = [{k: v for k, v in each.items() if k != WORK} for each in settings]
-        config, own = _parted(common)
+        config, own = parted(common)
         if any(SERVER_ROUND in each for each in own or ()):
             return None
         return cls(
@@ -266,10 +280,10 @@ def why_no_cohort(messages: Sequence[Message]) -> str:
     return f"messages of different rounds; give all the same '{SERVER_ROUND}' in their config"
 
 
-def _parted(
+def parted(
     settings: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...] | None]:
-    """Settings that all have, and what each has besides; None where nobody has any."""
+    """Return settings that all have, and what each has besides; None where nobody has any."""
     first = settings[0]
     if all(each is first or each == first for each in settings[1:]):
         return dict(first), None

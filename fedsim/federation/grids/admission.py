@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedsim.federation.bounds import Bounds
 from fedsim.federation.grids.wrapper import GridWrapper
@@ -43,4 +46,13 @@ class AdmissionGrid(GridWrapper):
     def answered(self, cohort: Cohort, timeout: float | None) -> Replies:
         """Return the admitted replies, with everybody else named."""
         replies = self.passed_on(cohort, timeout).admit()
-        return self._bounds.held(replies, cohort.shared.buffers)
+        return self._bounds.held(replies, _buffers_sent(cohort, replies.client_ids))
+
+
+def _buffers_sent(cohort: Cohort, client_ids: np.ndarray) -> dict[str, Tensor]:
+    """The buffers that clients were sent, by name: shared ones, and rows for these clients."""
+    own = cohort.personal.buffers
+    if not own:
+        return dict(cohort.shared.buffers)
+    places = torch.from_numpy(np.searchsorted(cohort.client_ids, client_ids))
+    return {**cohort.shared.buffers, **{name: rows[places] for name, rows in own.items()}}
