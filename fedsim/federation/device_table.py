@@ -36,16 +36,16 @@ class Devices(BaseModel):
     late: Literal["drop", "partial"] = "drop"
     over_select: float = Field(default=1.0, ge=1, le=100)
 
-    @model_validator(mode="after")
-    def _speeds_matter(self) -> Self:
+    def idle_speeds(self) -> str | None:
+        """Say why the speeds change nothing where no clock reads them; None if they do."""
         if self.deadline is None and self.over_select == 1:
             for name in ("speed_sigma", "jitter_sigma"):
                 if sigma := getattr(self, name):
-                    raise ValueError(
+                    return (
                         f"{name} = {sigma:g} changes nothing without a 'deadline' or an "
-                        "'over_select' above 1: give one of them"
+                        "'over_select' above 1: give one of them, or a [clock]"
                     )
-        return self
+        return None
 
     @model_validator(mode="after")
     def _shares_matter(self) -> Self:

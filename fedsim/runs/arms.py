@@ -22,6 +22,7 @@ _OF_A_FEDERATION = (
     "attack",
     "topology",
     "devices",
+    "clock",
     "admission",
     "deployment",
     "expect",

@@ -40,6 +40,8 @@ class Checkpoint:
         clients: The clients that have a state, ascending.
         client_state: Their states, stacked by name.
         participation: The participation's state, plain values.
+        clock: The jobs under way on a virtual clock, plain values; empty without one.
+        clock_tensors: What their clients were sent, by name.
         offsets: Lengths in bytes of the run's growing files, by name.
         elapsed_s: Seconds that the run has taken so far.
     """
@@ -53,6 +55,8 @@ class Checkpoint:
     clients: list[int] = field(default_factory=list)
     client_state: dict[str, Tensor] = field(default_factory=dict)
     participation: dict[str, Any] = field(default_factory=dict)
+    clock: dict[str, Any] = field(default_factory=dict)
+    clock_tensors: dict[str, Tensor] = field(default_factory=dict)
     offsets: dict[str, int] = field(default_factory=dict)
     elapsed_s: float = 0.0
 
@@ -209,7 +213,12 @@ _OTHERS = {
     "plan": "another plan",
     "versions": "other versions or kernels",
 }
-_SAYS = {"model": "the model's", "strategy": "the strategy's", "client": "the clients'"}
+_SAYS = {
+    "model": "the model's",
+    "strategy": "the strategy's",
+    "client": "the clients'",
+    "clock": "the clock's",
+}
 
 # A tensor's key in the file is "section/name"; the JSON text lists each section's names in order.
 
@@ -218,6 +227,8 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     state, plain = _split(checkpoint.strategy or {})
     sections = {"model": checkpoint.model, "strategy": state, "client": checkpoint.client_state}
+    if checkpoint.clock:
+        sections["clock"] = checkpoint.clock_tensors
     for section, named in sections.items():
         for name, tensor in named.items():
             if tensor.dtype not in DTYPES:
@@ -241,6 +252,7 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "participation": checkpoint.participation,
         "offsets": checkpoint.offsets,
         "elapsed_s": checkpoint.elapsed_s,
+        **({"clock": checkpoint.clock} if checkpoint.clock else {}),
     }
     return tensors, values
 
@@ -263,6 +275,8 @@ def _unpack(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Checkpo
         clients=values["clients"],
         client_state=sections["client"],
         participation=values["participation"],
+        clock=values.get("clock", {}),
+        clock_tensors=sections.get("clock", {}),
         offsets=values["offsets"],
         elapsed_s=values["elapsed_s"],
     )

@@ -19,10 +19,11 @@ from fedsim.federation.grids.absence import AbsenceGrid
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.attack import AttackGrid
 from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.clock import ClockGrid
 from fedsim.federation.grids.devices import DeviceGrid
-from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.federation.grids.retries import RetryGrid
 from fedsim.runs.client_settings import ClientSettings, SettingsWatch
+from fedsim.runs.clocked import outermost
 from fedsim.runs.evaluation_data import (
     local_clients,
     on_moved_samples,
@@ -98,10 +99,9 @@ def _execute(
     begun = time.monotonic()
     tell = _teller(progress)
     engine = grid if isinstance(grid, LocalGrid) else None
-    wrapped = ParticipationGrid(
-        wrapped_grid(grid, world), world.participation, seed=world.scenario.seed
-    )
-    recorder = Recorder(world, folder, engine, begun, tell)
+    wrapped = outermost(wrapped_grid(grid, world), world)
+    clock = wrapped if isinstance(wrapped, ClockGrid) else None
+    recorder = Recorder(world, folder, engine, begun, tell, clock)
     try:
         arrays, first_round, history = recorder.take_up()
         hooks: list[Hook] = [recorder, WatchHook(world.scenario, tell), *extra_hooks]
@@ -189,7 +189,9 @@ def _teller(progress: "Progress | None") -> Callable[[str], None]:
 
 def wrapped_grid(grid: Grid, world: World) -> Grid:
     """Return the grid with all in it that stands between the selected clients and the strategy."""
-    engine, devices = world.scenario.engine, world.devices
+    engine, clock = world.scenario.engine, world.scenario.clock
+    # a clock that waits for nobody tells each job what its device does
+    devices = world.devices if clock is None or clock.trigger == "all" else None
     if devices is not None:
         grid = AbsenceGrid(grid, devices)
     # the engine counts the samples itself; what a node says is held against its partition

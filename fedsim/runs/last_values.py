@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.scenario.expectations import VIRTUAL_TIME
+
 
 def standing(before: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that stand after a round.
 
     What is not measured in every round stands as it was last; who failed is of the last round
-    alone, and how long a round took is no value of the run.
+    alone, and how long a round took is no value of the run; the virtual time is one.
 
     Args:
         before: The values that stood before.
@@ -22,5 +24,9 @@ def standing(before: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, 
     if "personal/clients" in record:  # once all have trained nobody is measured apart
         over.append("personal/")
     kept = {k: v for k, v in before.items() if not k.startswith(tuple(over))}
-    new = {k: v for k, v in record.items() if k != "round" and not k.startswith("time/")}
+    new = {
+        k: v
+        for k, v in record.items()
+        if k == VIRTUAL_TIME or (k != "round" and not k.startswith("time/"))
+    }
     return {**kept, **new}

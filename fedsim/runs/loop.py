@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.client.job import OWN, PERSONALISED
+from fedsim.federation.grids.clock import ClockGrid
 from fedsim.federation.grids.participation import SubsetGrid
 from fedsim.federation.grids.wrapper import GridWrapper, Observed
 from fedsim.messages import flower_internals as internals
@@ -36,6 +37,7 @@ from fedsim.runs.round_metrics import (
 )
 from fedsim.runs.round_report import Hook, RoundReport
 from fedsim.strategy.adapter import as_ours
+from fedsim.strategy.foreign import nested
 
 _log = logging.getLogger("fedsim")
 
@@ -101,11 +103,23 @@ class RoundLoop:
         internals.ensure_identity()
         self._ours.declare_setup_timeout(self.round_timeout_s)
         for server_round in range(first_round, self.num_rounds + 1):
-            if self._is_over():
+            if self._is_over() or self._is_past(server_round):
                 break
             arrays = self._round(server_round, arrays)
-        self._is_over()
+        if self.stopped is None:
+            self._is_over()
         return arrays
+
+    def _is_past(self, server_round: int) -> bool:
+        """Whether a round would end after the last moment of a virtual clock."""
+        if isinstance(self.grid, ClockGrid) and self.grid.is_over(server_round):
+            self.stopped = "the next aggregation is later than [clock] stop_s"
+        return self.stopped is not None
+
+    def _is_last(self, server_round: int) -> bool:
+        """Whether no round comes after this one, early stops apart."""
+        is_last = server_round == self.num_rounds
+        return is_last or (isinstance(self.grid, ClockGrid) and self.grid.is_over(server_round + 1))
 
     def _is_over(self) -> bool:
         if self.early_stop is not None:
@@ -130,7 +144,7 @@ class RoundLoop:
         sent = traffic(self.grid)
         observed = self.grid.observed() if isinstance(self.grid, GridWrapper) else Observed({}, {})
         failures = failures_of(replies)
-        selected = clients_of(messages)
+        selected = self._asked(messages)
         for failure in failures:
             if failure.cause != "absent":
                 _log.warning("%s", failure)
@@ -146,7 +160,7 @@ class RoundLoop:
         }
         metrics.update(beyond_what_is_borne(metrics, server_round))
         local: tuple[Mapping[str, Any], ...] = ()
-        if server_round % self.evaluate_every == 0 or server_round == self.num_rounds:
+        if server_round % self.evaluate_every == 0 or self._is_last(server_round):
             with _timed(times, "evaluate"):
                 metrics.update(self._evaluate(arrays))
                 measured, local = self._evaluate_locally(server_round, arrays)
@@ -157,6 +171,17 @@ class RoundLoop:
             RoundReport(server_round, arrays, metrics, selected, failures, observed.record, local)
         )
         return arrays
+
+    def _asked(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The clients whose replies a round waits for: those asked, or those that a clock delivers.
+
+        Strategies inside of a foreign one are told of the latter.
+        """
+        if not isinstance(self.grid, ClockGrid):
+            return clients_of(messages)
+        for each in nested(self.strategy):
+            as_ours(each).declare_due(np.array(self.grid.due, dtype=np.int64))
+        return self.grid.due
 
     def _with_kept(self, before: ArrayRecord, after: ArrayRecord) -> ArrayRecord:
         """The model after a round, with the tensors that no round changes as they were."""

@@ -15,6 +15,7 @@ from fedsim.basics.json_files import JsonLines
 from fedsim.basics.kernels_in_use import decisive
 from fedsim.basics.versions import versions
 from fedsim.engine.grid import LocalGrid
+from fedsim.federation.grids.clock import ClockGrid
 from fedsim.messages.records import array_record, named_tensors
 from fedsim.runs import checkpoint as checkpoints
 from fedsim.runs.best_model import BestModel
@@ -42,6 +43,7 @@ class Recorder:
         engine: fedsim's engine, whose chunks and clients' states are kept; None on real nodes.
         begun: `time.monotonic()` when the run, or this part of it, began.
         tell: Called with what a user should know.
+        clock: The virtual clock of the run, whose jobs under way are kept; None without one.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Recorder:
         engine: LocalGrid | None,
         begun: float,
         tell: Callable[[str], None],
+        clock: ClockGrid | None = None,
     ) -> None:
-        self._world, self._folder, self._engine = world, folder, engine
+        self._world, self._folder, self._engine, self._clock = world, folder, engine, clock
         growing = (*_GROWING, *([_LOCAL] if world.scenario.evaluation.per_client else []))
         self._files = {name: JsonLines(folder.file(name)) for name in growing}
         self._memory = RunMemory(world.strategy, world.make_strategy, tell)
@@ -82,6 +85,8 @@ class Recorder:
                 )
             if self._engine is not None:
                 self._engine.store.restore([], {})  # it may have served another run
+            if self._clock is not None:
+                self._clock.restore({}, {})
             self._save(0, self._world.arrays)
             self._written()
             self._memory.look(0, self._saved_round)
@@ -101,6 +106,8 @@ class Recorder:
         self._world.participation.restore(saved.participation)
         if self._engine is not None:
             self._engine.store.restore(saved.clients, saved.client_state)
+        if self._clock is not None:
+            self._clock.restore(saved.clock, saved.clock_tensors)
         self._before_s, self._saved_round = saved.elapsed_s, saved.server_round
         history = JsonLines.read(self._folder.file("metrics.jsonl"))
         self.best.take_up(history)
@@ -185,6 +192,7 @@ class Recorder:
             return  # said; the run goes on and can be resumed from before
         world = self._world
         clients, states = self._engine.store.export() if self._engine is not None else ([], {})
+        clock, sent = ({}, {}) if self._clock is None else self._clock.state()
         packed = checkpoints.pack(
             Checkpoint(
                 server_round=server_round,
@@ -196,6 +204,8 @@ class Recorder:
                 clients=clients,
                 client_state=states,
                 participation=world.participation.state(),
+                clock=clock,
+                clock_tensors=sent,
                 offsets={name: file.offset for name, file in self._files.items()},
                 elapsed_s=self.elapsed_s,
             )

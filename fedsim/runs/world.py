@@ -38,6 +38,7 @@ from fedsim.runs.client_side import (
 )
 from fedsim.runs.notes import notes_of
 from fedsim.runs.start_model import StartModel, own_start, with_weights
+from fedsim.runs.timetables import ClockWork
 from fedsim.runs.where_data_lie import check_where_data_lie
 from fedsim.scenario.discovery import TOPOLOGY
 from fedsim.scenario.recorded_metrics import check_watched
@@ -177,7 +178,8 @@ def _around(
         seed=scenario.seed, evaluating=min(scenario.evaluation.clients, data.num_clients),
     )  # fmt: skip
     check_model(strategy, start.layout)
-    _introduce(strategy, scenario, data, takes_part, attack, task, start)
+    clock = None if scenario.clock is None else ClockWork(scenario, data, selected, devices)
+    _introduce(strategy, scenario, data, takes_part, attack, task, start, clock)
     start.check_buffers()
     start.check_evaluation(scenario.evaluation)
     return World(
@@ -274,6 +276,7 @@ def _introduce(
     attack: Attack | None,
     task: Task,
     start: StartModel,
+    clock: ClockWork | None,
 ) -> None:
     """Tell a strategy, and those inside of it, what they may know of the federation.
 
@@ -296,7 +299,8 @@ def _introduce(
             functools.partial(own_start, task, start.layout, scenario.seed, start.pretrained)
         )
         if isinstance(each, WantsRates):
-            rates = takes_part.rates(clients)
+            rates = clock.rates() if clock is not None else None
+            rates = takes_part.rates(clients) if rates is None else rates
             if rates is not None:
                 each.declare_rates(rates)
 

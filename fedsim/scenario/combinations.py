@@ -13,6 +13,7 @@ from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 from fedsim.scenario import discovery
 from fedsim.scenario.choice import Choice
+from fedsim.scenario.clock_combinations import check_clock, check_jobs
 from fedsim.scenario.expectations import METRIC_PHASES, MODEL_PHASES, Expectation
 from fedsim.scenario.problems import ScenarioProblems
 from fedsim.scenario.tables import (
@@ -53,6 +54,7 @@ def check_clients(
     expected = problems.attempt(lambda: int(participation.make().expected_cohort(clients)))
     if (devices := fixed["devices"]) is not None and devices.over_select > 1:
         problems.attempt(lambda: _check_over_selection(devices, participation, clients))
+    check_jobs(problems, fixed["clock"], clients, expected)
     if (there := fixed["deployment"]) is not None:
         has_own_sites = "data" in choices and choices["data"].name == "sites"
         for why in _cannot_be_there(there, clients, has_own_sites=has_own_sites):
@@ -105,6 +107,7 @@ def check_combinations(
             f"[engine] chunk_size = {engine.chunk_size}: must be at least 2 (a client that is "
             "computed alone takes other kernels and so gets other bits)"
         )
+    check_clock(problems, choices, fixed)
     _check_sent(problems, choices.get("strategy"), choices.get("client"))
     _check_compression(problems, choices)
     data, partition = choices.get("data"), choices.get("partition")

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # The first parts of the metric names that a run can record.
 METRIC_PHASES = (
-    "clients", "comm", "finetuned", "local", "nodes", "personal", "pooled", "robust", "server",
-    "test", "time", "train",
+    "clients", "clock", "comm", "finetuned", "local", "nodes", "personal", "pooled", "robust",
+    "server", "test", "time", "train",
 )  # fmt: skip
+VIRTUAL_TIME = "time/virtual_s"  # of all times the one that no machine decides
 # those that measure the models after a round
 MODEL_PHASES = ("test", "robust", "pooled", "local", "finetuned", "personal", "nodes")
 BY_CAUSE = "clients/failed/"  # counts that are recorded where they are not 0

@@ -20,6 +20,7 @@ from fedsim.tasks.task import Task
 
 _SPREAD = ("mean", "worst_decile", "variance", "undefined")  # `client_metrics.spread`'s
 _EXTREMES = ("min", "max")  # of the nodes' own models
+_OF_A_CLOCK = ("started", "outstanding", "staleness_mean", "staleness_max")
 _PHASES_OF_TIME = ("configure", "train", "aggregate", "evaluate", "round")
 
 
@@ -98,6 +99,7 @@ def _recorded(
         clients.append("retried")
     if attack is not None:
         clients += ["byzantine", "byzantine_beyond_f"]
+    clock = [] if scenario.clock is None else list(_OF_A_CLOCK)
     traffic = ["downlink_bytes", "uplink_bytes"]
     if scenario.evaluation.clients:
         traffic += [f"evaluate_{name}" for name in traffic]
@@ -107,7 +109,8 @@ def _recorded(
         "nodes": [*measured, *_with(measured, _EXTREMES)],
         "clients": clients,
         "comm": traffic,
-        "time": [f"{name}_s" for name in _PHASES_OF_TIME],
+        "time": [f"{name}_s" for name in (*_PHASES_OF_TIME, *(["virtual"] if clock else []))],
+        "clock": clock,
     }
     moved = found["robust"] = _moved(scenario, measured)
     if scenario.task.get("personal"):

@@ -18,6 +18,7 @@ from fedsim.basics.import_paths import code_behind, folders_of, import_paths, is
 from fedsim.basics.kernels import Bits
 from fedsim.basics.sources import Code
 from fedsim.federation.admission_table import Admission
+from fedsim.federation.clock_table import Clock
 from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 from fedsim.scenario.choice import KINDS_OF_TABLES, Choice
@@ -68,6 +69,7 @@ class Scenario:
         topology: `kind` and its keys; empty for strategies that need no graph.
         devices: What happens to selected clients inside a round, or None.
         admission: How far one reply may move the model, or None.
+        clock: When the server aggregates in virtual time, or None.
         deployment: Which sites a run does not go on without, or None.
         engine: Where and how clients are computed.
         evaluation: What is measured, and how often.
@@ -97,6 +99,7 @@ class Scenario:
     topology: dict[str, Any]
     devices: Devices | None
     admission: Admission | None
+    clock: Clock | None
     deployment: WhoMustBeThere | None
     engine: Engine
     evaluation: EvaluationTable

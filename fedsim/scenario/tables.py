@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.basics.kernels import Bits
 from fedsim.federation.admission_table import Admission
+from fedsim.federation.clock_table import Clock, JobTime
 from fedsim.federation.deployment_table import WhoMustBeThere
 from fedsim.federation.device_table import Devices
 
@@ -178,6 +179,7 @@ class Head(Table):
 OPTIONAL_FIXED: dict[str, type[BaseModel]] = {
     "devices": Devices,
     "admission": Admission,
+    "clock": Clock,
     "deployment": WhoMustBeThere,
 }
 FIXED_TABLES: dict[str, type[Table]] = {
@@ -191,4 +193,5 @@ NESTED: dict[str, type[BaseModel]] = {
     "client_resources": ClientResources,
     "stop": Stop,
     "finetune": Finetune,
+    "job": JobTime,
 }

@@ -6,6 +6,7 @@ Here alone is asked which of the two a strategy is.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeGuard
 
+import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -38,6 +39,9 @@ class ForeignStrategy:
 
     def declare_byzantine(self, attackers: Callable[[int | None], Collection[int]]) -> None:
         """Take no attackers."""
+
+    def declare_due(self, client_ids: np.ndarray) -> None:
+        """Take nobody's names: replies come as they are."""
 
     def personal_records(self) -> Iterator[ArrayRecord]:
         """Yield no models of nodes."""

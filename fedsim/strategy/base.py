@@ -61,6 +61,7 @@ class FederatedStrategy(Strategy, abc.ABC):
         returns: What it needs of replies besides models, by the first part of the tensors' names.
         linear: Whether its step is linear in the updates, so that errors of compression that cancel
             out over clients or rounds do so in the model; other rules take no compressed replies.
+        reads_staleness: Whether it looks at how old replies are.
     """
 
     degenerate: ClassVar[tuple[Degenerate, ...]] = ()
@@ -68,6 +69,7 @@ class FederatedStrategy(Strategy, abc.ABC):
     parts: ClassVar[Mapping[str, Mapping[str, str]]] = MappingProxyType({})
     returns: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[bool] = False
+    reads_staleness: ClassVar[bool] = False
 
     _session: CallSession | None = None
     _declared_buffers: tuple[str, ...] | None = None
@@ -284,6 +286,11 @@ class FederatedStrategy(Strategy, abc.ABC):
         averaged = mean_metrics(stack)
         record = kept_model_record(session.layout, params.to(session.layout.dtype), buffers)
         return record, MetricRecord({**averaged, **metrics})
+
+    def declare_due(self, client_ids: np.ndarray) -> None:
+        """Say whose replies, int64 ids, a clock delivers to a strategy inside of a foreign one."""
+        if self._session is not None:
+            self._session.expect(client_ids)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

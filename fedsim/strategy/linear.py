@@ -57,15 +57,22 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
         """Return the State after learning who answered; called after `apply`."""
         return state
 
+    def reply_weights(self, state: State, replies: Replies) -> Tensor:
+        """Return float64 `[K]`, the weights, for a rule that looks at more than ids and examples.
+
+        Such as the age of an update (`replies.staleness`). By default they are those of `weights`.
+        """
+        return self.weights(state, replies.client_ids, replies.num_examples)
+
     def buffer_weights(self, state: State, replies: Replies) -> Tensor:
         """Weigh buffers as updates, so that a reply counts in both or in neither."""
-        return self.weights(state, replies.client_ids, replies.num_examples)
+        return self.reply_weights(state, replies)
 
     def server_update(
         self, state: State, params: Tensor, replies: Replies
     ) -> tuple[Tensor, State, dict[str, float]]:
         """Take the weighted sum of the updates and apply it."""
-        weights = self.weights(state, replies.client_ids, replies.num_examples)
+        weights = self.reply_weights(state, replies)
         assert replies.params is not None
         assert replies.reference is not None
         total = weighted_sum(weights, replies.params, replies.reference)
@@ -99,7 +106,7 @@ class LinearStrategy(FederatedStrategy, abc.ABC):
         state = session.state
         origin = torch.zeros_like(params, dtype=torch.float64)
         step, session.state, metrics = self.server_update(state, origin, replies)
-        counted = self.weights(state, replies.client_ids, replies.num_examples)
+        counted = self.reply_weights(state, replies)
         if not counted.any():
             session.moments = optimizer.rest(moments)
             return params, metrics

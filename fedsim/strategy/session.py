@@ -145,6 +145,17 @@ class CallSession:
         self.setup = replace(admitted, params=None, reference=None, buffers={}, extra={})
         return admitted
 
+    def expect(self, client_ids: np.ndarray) -> None:
+        """Expect replies of these clients, who may have been sent the model rounds ago.
+
+        Args:
+            client_ids: int64, ascending.
+        """
+        assert self.sent is not None
+        self.sent = self.sent.altered(
+            client_ids=client_ids, personal=Payload(), own=None, node_ids=None
+        )
+
     def admitted(self, replies: Iterable[Message]) -> Replies:
         """Return what may pass of the replies to the last cohort.
 

@@ -27,8 +27,12 @@ from fedsim.data.federated import Arrays, ClientRows, DataRecipe, FederatedData
 from fedsim.data.preparation import reopen
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.inline import InlineGrid
+from fedsim.federation.clock.job_times import JobTimes
+from fedsim.federation.clock.timetable import Timetable
+from fedsim.federation.clock_table import JobTime
 from fedsim.federation.grids.admission import AdmissionGrid
 from fedsim.federation.grids.bytes import ByteCountingGrid
+from fedsim.federation.grids.clock import ClockGrid
 from fedsim.federation.grids.participation import ParticipationGrid
 from fedsim.federation.participation.kinds import Participation
 from fedsim.messages.layout import Layout, Payload
@@ -420,17 +424,30 @@ class Rota(Participation):
         return len(self.cohorts[0])
 
 
-def run_rounds(strategy, grid, arrays, layout, *, rounds=2, cohorts=(tuple(range(8)),), **options):
-    """Run rounds over a grid with the wrappers that a run has; returns (arrays, records)."""
-    wrapped = ParticipationGrid(
-        AdmissionGrid(ByteCountingGrid(grid), layout), Rota(*cohorts), seed=SEED
-    )
+def run_rounds(
+    strategy, grid, arrays, layout, *, rounds=2, cohorts=(tuple(range(8)),), late=False, **options
+):
+    """Run rounds over a grid with the wrappers that a run has; returns (arrays, records).
+
+    If `late`, two replies make a round, on a clock on which clients take unequal times.
+    """
+    wrapped = AdmissionGrid(ByteCountingGrid(grid), layout)
+    if late:
+        jobs = JobTimes(JobTime(law="linear", spread=0.8), tick_s=1e-3, seed=SEED, num_clients=8)
+        table = Timetable("count", jobs.of, concurrency=8, count=2)
+        wrapped = ClockGrid(wrapped, table, Rota(*cohorts), seed=SEED, tick_s=1e-3)
+    else:
+        wrapped = ParticipationGrid(wrapped, Rota(*cohorts), seed=SEED)
     loop = RoundLoop(strategy, wrapped, rounds, **options)
     return loop.run(arrays), [without_times(record) for record in loop.history]
 
 
 def without_times(record):
-    return {key: value for key, value in record.items() if not key.startswith("time/")}
+    return {
+        key: value
+        for key, value in record.items()
+        if key == "time/virtual_s" or not key.startswith("time/")
+    }
 
 
 def tensor_bits(tensor):

@@ -33,7 +33,9 @@ class IdenticalClients(fed.InMemoryData):
         return found
 
 
-def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=256, own=False):
+def models(
+    name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=256, own=False, late=False
+):
     """The model after every round, and the strategy's metrics."""
     # whole clients in one batch: the order of samples must not tell identical clients apart
     parts = fed.parts_for(name, **arguments)
@@ -59,6 +61,7 @@ def models(name, arguments, *, dtype, alike, cohorts, rounds=ROUNDS, batch_size=
         app.layout,
         rounds=rounds,
         cohorts=cohorts,
+        late=late,
         hooks=[Keep()],
     )
     return [*found, own_models(app, grid, found[-1])] if own else found
@@ -118,9 +121,11 @@ def test_elsewhere_it_is_not(name, case):
     """The control: with its defaults, unequal clients and absences it is a strategy of its own.
 
     Batches are small, so that clients take unequally many steps. Where the model that all share is
-    another strategy's, the clients' own are not.
+    another strategy's, the clients' own are not. Where it looks at the age of replies, some are
+    late.
     """
     options = {"dtype": "float64", "alike": False, "cohorts": SOME, "batch_size": 16, "own": True}
+    options["late"] = discovery.strategy_factory(name).reads_staleness
     one = models(name, {}, **options)
     other = models(case.becomes, dict(case.with_settings), **options)
     assert fed.largest_difference(one[-1], other[-1]) > max(1e-6, 1e3 * case.tolerance)

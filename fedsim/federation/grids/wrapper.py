@@ -4,7 +4,7 @@ Each wraps another Grid. It serves fedsim's strategies and foreign ones, `strate
 engines and Flower's grids alike: the outermost makes cohorts of messages, the innermost replies.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,12 +26,12 @@ class Observed(NamedTuple):
         record: What the record of participation holds besides who was selected and who failed.
     """
 
-    metrics: dict[str, int]
+    metrics: Mapping[str, int | float]
     record: dict[str, Any]
 
     def joined(self, other: "Observed") -> "Observed":
         """Return both."""
-        return Observed(self.metrics | other.metrics, self.record | other.record)
+        return Observed({**self.metrics, **other.metrics}, self.record | other.record)
 
 
 class GridWrapper(Grid):

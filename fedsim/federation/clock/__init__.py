@@ -1,0 +1,1 @@
+"""Virtual time: how long clients' jobs take, and when the server aggregates."""
