@@ -253,6 +253,11 @@ class LocalSGD(ClientProcedure):
         )
 
     @property
+    def follows_rounds(self) -> bool:
+        """Whether the step size changes over the rounds."""
+        return self._lr_decay != 1 or (self._schedule.changes and not self._over_steps)
+
+    @property
     def _factor_over_steps(self) -> Callable[[int], float] | None:
         return self._schedule.at if self._over_steps else None
 

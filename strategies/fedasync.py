@@ -13,7 +13,6 @@ Deviations:
 
 from typing import ClassVar, final
 
-import numpy as np
 from torch import Tensor
 
 from fedsim.aggregators.staleness import Discount, discount
@@ -87,5 +86,5 @@ class FedAsync(FederatedStrategy):
         assert replies.params is not None
         alpha = self.mixtures(replies.staleness)
         moved = weighted_sum(alpha, replies.params, params) / replies.num_clients
-        metrics = {"mixing": float(np.mean(alpha.numpy()))}
+        metrics = {"mixing": float(alpha.mean())}
         return (params.double() + moved).to(params.dtype), state, metrics

@@ -105,12 +105,12 @@ def compress(
         own = {name: stack[row] for name, stack in job.personal.extra.items()}
         made = part.compressed(
             Outcome(
-                job.server_round,
+                job.round_of(row),
                 received.cpu(),
                 result.params[row],
                 _as_vectors(layout, mine),
                 {**job.shared.extra, **own},
-                generator(seed, "compression", job.server_round, job.client_ids[row]),
+                generator(seed, "compression", job.round_of(row), job.client_ids[row]),
             )
         )
         encoded.append({f"{made.base}.{name}": tensor for name, tensor in made.encoded.items()})

@@ -163,8 +163,9 @@ class Inputs:
             steps = steps_taken([rows.get(slot, nothing) for slot in slots], work, shares(slots))
             slots = [slots[place] for place in np.argsort(-steps, kind="stable")]
         mine = [rows.get(slot, nothing) for slot in slots]
+        rounds = [job.round_of(slot) for slot in slots]
         clients = [job.client_ids[slot] for slot in slots]
-        schedule, poisoned = self._scheduled(job, clients, mine, work, shares=shares(slots))
+        schedule, poisoned = self._scheduled(rounds, clients, mine, work, shares=shares(slots))
         known: Named = {}
         if CLASS_COUNTS in self.procedure.knows:
             counts = _class_counts(mine, drawn.targets, self._data.spec.num_classes)
@@ -172,7 +173,8 @@ class Inputs:
         beside = None
         if share:
             held = [apart.get(slot, nothing) for slot in slots]
-            beside = self._held_out(job, clients, held, drawn, work.batch_size, schedule.num_steps)
+            size, count = work.batch_size, schedule.num_steps
+            beside = self._held_out(rounds, clients, held, drawn, size, count)
         return slots, Batches(
             schedule,
             pool,
@@ -189,7 +191,7 @@ class Inputs:
 
     def _held_out(
         self,
-        job: ChunkJob,
+        rounds: list[int],
         clients: list[int],
         rows: list[np.ndarray],
         drawn: Any,
@@ -199,7 +201,7 @@ class Inputs:
         """Batches of samples that nobody trains on, none of them short, as they are."""
         work = Work(batch_size, None, steps, "drop")
         schedule, poisoned = self._scheduled(
-            job, clients, rows, work, apart="held out ", least_steps=steps
+            rounds, clients, rows, work, apart="held out ", least_steps=steps
         )
         return Batches(
             schedule,
@@ -212,17 +214,17 @@ class Inputs:
         )
 
     def _scheduled(
-        self, job: ChunkJob, clients: list[int], rows: list[np.ndarray], work: Work, **options: Any
-    ) -> tuple[Schedule, PoisonedSamples | None]:
+        self, rounds: list[int], clients: list[int], rows: list[np.ndarray], work: Work,
+        **options: Any,
+    ) -> tuple[Schedule, PoisonedSamples | None]:  # fmt: skip
         """Who takes which of these rows when, and what attackers make of them."""
-        seed, server_round = self.surroundings.seed, job.server_round
         schedule = Schedule(
-            rows, clients, work=work, seed=seed, server_round=server_round, device=self.device,
-            **options,
+            rows, clients, work=work, seed=self.surroundings.seed, server_round=rounds,
+            device=self.device, **options,
         )  # fmt: skip
         if self._poison is None:
             return schedule, None
-        return schedule, self._poison.of(server_round, clients, rows, schedule.indices)
+        return schedule, self._poison.of(rounds, clients, rows, schedule.indices)
 
     def work(self, job: ChunkJob) -> Work:
         """Return the local work of each member that does all of it."""

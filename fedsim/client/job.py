@@ -82,6 +82,10 @@ class ChunkJob:
             the whole.
         clipping_norm: Bound on the Euclidean norm of each member's update; None does not clip.
         settings: Hyperparameters of the procedure that have other values for these members.
+        rounds: The round by which each member draws, where they differ; none when all draw by
+            `server_round`.
+        slots: In how many slots the members are trained at least, the last one again and again: a
+            member's bits depend on their number.
     """
 
     action: Action
@@ -96,6 +100,18 @@ class ChunkJob:
     work: tuple[float, ...] = ()
     clipping_norm: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rounds: tuple[int, ...] = ()
+    slots: int = 0
+
+    def round_of(self, member: int) -> int:
+        """The round by which a member draws."""
+        return self.rounds[member] if self.rounds else self.server_round
+
+    @property
+    def members_in_slots(self) -> list[int]:
+        """The member in each slot; a lone one is there twice, for torch takes other kernels."""
+        members = list(range(len(self.client_ids)))
+        return members + members[-1:] * (max(2, self.slots) - len(members))
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,14 @@ class ClientProcedure(abc.ABC):
         """The hyperparameter that needs a model whose last layer is linear, or None."""
         return None
 
+    @property
+    def follows_rounds(self) -> bool:
+        """Whether a step may be another one in another round, as where step sizes decay.
+
+        If not, clients whose work begins in different rounds are trained together.
+        """
+        return True
+
     def for_model(self, tensors: ModelTensors) -> "ClientProcedure":
         """Return the procedure as it trains a certain model; what it knows by itself, it leaves.
 

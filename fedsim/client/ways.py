@@ -43,7 +43,7 @@ def train_together(
     """Train a dense chain: clients in descending order of their steps, one product for all."""
     procedure = inputs.procedure
     members = list(range(len(job.client_ids)))
-    doubled = members if len(members) > 1 else members * 2
+    doubled = job.members_in_slots
     descent = _descent(inputs, job)
     slots, batches = inputs.batches(job, doubled, longest_first=True, reuse=descent is not None)
     places = np.argsort(slots, kind="stable")[: len(members)]  # of each member
@@ -127,7 +127,7 @@ def train_vmap(
     """Train every step of the whole chunk as one call under `torch.func.vmap`."""
     procedure = inputs.procedure
     members = list(range(len(job.client_ids)))
-    slots = members if len(members) > 1 else members * 2
+    slots = job.members_in_slots
     _, batches = inputs.batches(job, slots)
     plan = batches.schedule
     params, received, extra = inputs.received(job, slots)
@@ -198,7 +198,7 @@ def train_one_by_one(
                 )  # fmt: skip
             results.append((found[0], mine, found[1], found[2]))
             continue
-        inputs.surroundings.begin(job.server_round, job.client_ids[slot])
+        inputs.surroundings.begin(job.round_of(slot), job.client_ids[slot])
         carry = procedure.begin(row_of(params, slot), mine, row_of(extra, slot), own_state)
         for step in range(int(plan.steps[slot])):
             carry, loss = procedure.step(

@@ -120,6 +120,8 @@ def cut(
             work=() if cohort.work is None else tuple(cohort.work[chosen].tolist()),
             clipping_norm=bound,
             settings=settings,
+            rounds=() if cohort.rounds is None else tuple(cohort.rounds[chosen].tolist()),
+            slots=app.plan.chunk_size if cohort.is_ahead else 0,
         )
         limit = None if client_timeout_s is None else client_timeout_s * len(ids)
         works.append(ChunkWork(len(works), job, places, False, limit))
@@ -128,7 +130,8 @@ def cut(
 
 def _dealt(cohort: Cohort, app: CohortApp, trains: bool) -> Iterator[_Dealt]:
     executor, size = app.executor, app.plan.chunk_size
-    for places, config in cohort.alike():
+    apart = executor.procedure.follows_rounds
+    for places, config in cohort.alike(by_round=apart):
         bound = bound_of(config) if trains else None
         settings = executor.settings_of(config) if trains else {}
         if settings:

@@ -149,6 +149,8 @@ def _alone(work: ChunkWork, place: int, index: int, limit_s: float | None) -> Ch
         state={name: tensor[[place]] for name, tensor in work.job.state.items()},
         has_state=work.job.has_state[place : place + 1],
         work=work.job.work[place : place + 1],
+        rounds=work.job.rounds[place : place + 1],
+        slots=0,
     )
     return ChunkWork(index, job, (work.places[place],), True, limit_s)
 

@@ -5,6 +5,7 @@ does pieces of work and says how each ended.
 """
 
 import abc
+import functools
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsim.engine.ahead import Ahead, TrainedCohort
 from fedsim.engine.chunks import absences, cut, keep_memories, stacked
 from fedsim.engine.client_app import CohortApp
 from fedsim.engine.client_states import ClientStore
@@ -72,6 +74,8 @@ class LocalGrid(Grid, abc.ABC):
         self.reply_watch: ReplyWatch | None = None
         # told how long a cohort's chunks took that were done in one go, and how each ended
         self.watch: Watch | None = None
+        # trains what a virtual clock wants later together with what it wants now
+        self.ahead: Ahead | None = None
         # servers of old Flower apps send from a pool of threads; calls follow one another here
         self._lock = threading.RLock()
         self._run_config = dict(run_config or {})
@@ -215,10 +219,22 @@ class LocalGrid(Grid, abc.ABC):
     def _answer_cohort(self, cohort: Cohort, deadline: float | None) -> Replies:
         if not len(cohort):
             return Replies.empty(cohort)
-        assert isinstance(self.client_app, CohortApp)
         for message in cohort._built.values():
             self._numbering.check(message)
             self._numbering.number(message)
+        if self.ahead is not None and cohort.is_ahead:
+            return self.ahead.answered(
+                cohort, functools.partial(self._trained, deadline=deadline), self.store
+            )
+        replies, results = self._trained(cohort, deadline)
+        # a set-up exchange is a rehearsal: nobody remembers it
+        if cohort.message_type != SETUP and any(result.state for result in results.values()):
+            keep_memories(self.store, cohort, results, replies)
+        return replies
+
+    def _trained(self, cohort: Cohort, deadline: float | None) -> TrainedCohort:
+        """Train or evaluate a cohort; no client remembers it yet."""
+        assert isinstance(self.client_app, CohortApp)
         trains = cohort.message_type.partition(".")[0] == "train"
         layout, limit_s = cohort.layout, self.client_timeout_s
         rows = self._allocate(len(cohort), layout.dim, layout.dtype) if trains else None
@@ -235,7 +251,4 @@ class LocalGrid(Grid, abc.ABC):
                 int(cohort.client_ids[place]): message for place, message in cohort._built.items()
             },
         )
-        # a set-up exchange is a rehearsal: nobody remembers it
-        if cohort.message_type != SETUP and any(result.state for result in call.results.values()):
-            keep_memories(self.store, cohort, call.results, replies)
-        return replies
+        return TrainedCohort(replies, call.results)

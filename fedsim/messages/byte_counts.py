@@ -5,14 +5,22 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from fedsim.messages import flower_internals as internals
 from fedsim.messages.adapting import present_in
 from fedsim.messages.cohort import Cohort
 from fedsim.messages.layout import Layout
-from fedsim.messages.records import ARRAYS, CONFIG, EXTRA, METRICS, array_record
+from fedsim.messages.records import (
+    ARRAYS,
+    CONFIG,
+    EXTRA,
+    METRICS,
+    NUM_EXAMPLES,
+    SERVER_ROUND,
+    array_record,
+)
 from fedsim.messages.replies import Replies
 
 
@@ -31,15 +39,18 @@ def cohort_bytes(cohort: Cohort) -> int:
         )
     total, sent = 0, ~cohort.is_absent
     asked_alike = []
+    partial = cohort.is_partial
     for places, _ in cohort.alike():
-        mine = np.zeros(len(cohort), dtype=bool)
-        mine[list(places)] = True
-        asked_alike += [sent & mine & ~cohort.is_partial, sent & mine & cohort.is_partial]
+        mine = sent
+        if len(places) < len(cohort):
+            mine = np.zeros(len(cohort), dtype=bool)
+            mine[list(places)] = True
+            mine &= sent
+        asked_alike += [mine & ~partial, *([mine & partial] if cohort.work is not None else [])]
     for asked in asked_alike:
         if not asked.any():
             continue
-        settings = cohort.config_record_of(int(np.flatnonzero(asked)[0]))
-        records[CONFIG] = internals.record_bytes(settings)
+        records[CONFIG] = _config_bytes(cohort.settings_of(int(np.flatnonzero(asked)[0])))
         for length, count in _lengths(cohort.nodes[asked]).items():
             metadata = internals.instruction_metadata_bytes(
                 length, cohort.message_type, cohort.group_id, cohort.ttl
@@ -65,9 +76,8 @@ def replies_bytes(replies: Replies) -> int:
     digits = _lengths_of(np.where(counts >= 0, counts, ~counts), _ZIGZAG_LIMITS)
     nodes = _lengths_of(replies.client_ids + internals.FIRST_NODE_ID)
     # replies differ in length by these two numbers alone
-    kinds, first, many = np.unique(16 * nodes + digits, return_index=True, return_counts=True)
-    for kind, place, count in zip(kinds.tolist(), first.tolist(), many.tolist(), strict=True):
-        records[METRICS] = internals.record_bytes(replies.metric_record(place))
+    for kind, count in _counted(16 * nodes + digits):
+        records[METRICS] = _metrics_bytes(tuple(replies.metrics), kind % 16)
         metadata = internals.reply_metadata_bytes(
             kind // 16, replies.message_type, replies.group_id, replies.ttl
         )
@@ -90,8 +100,40 @@ def _lengths(nodes: np.ndarray) -> dict[int, int]:
         lengths = np.array([internals.varint_length(node) for node in nodes.tolist()])
     else:
         lengths = _lengths_of(nodes)
-    found, many = np.unique(lengths, return_counts=True)
-    return dict(zip(found.tolist(), many.tolist(), strict=True))
+    return dict(_counted(lengths))
+
+
+def _counted(kinds: np.ndarray) -> list[tuple[int, int]]:
+    """The different numbers, ascending, and how often each is there."""
+    if len(kinds) == 1:  # a reply at a time, as asynchronous servers take them
+        return [(int(kinds[0]), 1)]
+    found, many = np.unique(kinds, return_counts=True)
+    return list(zip(found.tolist(), many.tolist(), strict=True))
+
+
+def _config_bytes(settings: Mapping[str, Any]) -> int:
+    """Bytes of a client's settings; rounds whose numbers are as long count as one."""
+    alike = {**settings}
+    if isinstance(server_round := alike.get(SERVER_ROUND), int) and server_round >= 0:
+        digits = int(_lengths_of(np.array([server_round]), _ZIGZAG_LIMITS)[0])
+        alike[SERVER_ROUND] = 0 if digits == 1 else int(_ZIGZAG_LIMITS[digits - 2])
+    kind = tuple((name, type(value), value) for name, value in alike.items())
+    try:
+        return _known_config_bytes(kind)
+    except TypeError:  # lists, which no dictionary takes for a key
+        return internals.record_bytes(ConfigRecord(alike))
+
+
+@lru_cache(maxsize=256)
+def _known_config_bytes(kind: tuple[tuple[str, type, Any], ...]) -> int:
+    return internals.record_bytes(ConfigRecord({name: value for name, _, value in kind}))
+
+
+@lru_cache(maxsize=256)
+def _metrics_bytes(names: tuple[str, ...], digits: int) -> int:
+    """Bytes of a reply's metrics, whose floats all take as many, with a count of so many bytes."""
+    count = 0 if digits == 1 else int(_ZIGZAG_LIMITS[digits - 2])
+    return internals.record_bytes(MetricRecord({NUM_EXAMPLES: count, **dict.fromkeys(names, 1.0)}))
 
 
 @lru_cache(maxsize=64)

@@ -62,6 +62,9 @@ class Cohort(LazyMessages):
             have the same.
         rounds: int64 `[K]`, the round in which each client's work begins, and by which it draws;
             None when it is this one for all. Another one is where a clock delivers late.
+        is_ahead: Whether this is work that is done before its replies are wanted, or might have
+            been: all chunks then have as many slots, for a client's bits depend on their number and
+            must not on what is done beside it.
     """
 
     client_ids: np.ndarray
@@ -78,6 +81,7 @@ class Cohort(LazyMessages):
     group: str | None = None
     own: tuple[Mapping[str, object], ...] | None = None
     rounds: np.ndarray | None = None
+    is_ahead: bool = False
     _built: dict[int, Message] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -124,30 +128,36 @@ class Cohort(LazyMessages):
         return np.zeros(len(self), dtype=bool) if self.work is None else self.work < 1
 
     def config_record_of(self, index: int) -> ConfigRecord:
-        """The settings that one client receives."""
+        """The settings that one client receives, as a record."""
+        if self.own is None and self.rounds is None and not self.is_partial[index]:
+            return self.config_record
+        return ConfigRecord(self.settings_of(index))
+
+    def settings_of(self, index: int) -> dict[str, Any]:
+        """The settings that one client receives, the round among them."""
         own: Mapping[str, Any] = {} if self.own is None else self.own[index]
-        if self.is_partial[index]:
-            assert self.work is not None
-            own = {**own, WORK: float(self.work[index])}
-        if self.rounds is not None:
-            own = {**own, SERVER_ROUND: self.round_of(index)}
-        return ConfigRecord({**self.config_record, **own}) if own else self.config_record
+        found = {**self.config, SERVER_ROUND: self.round_of(index), **own}
+        if self.work is not None and self.work[index] < 1:
+            found[WORK] = float(self.work[index])
+        return found
 
     def round_of(self, index: int) -> int:
         """The round in which one client's work begins."""
         return self.server_round if self.rounds is None else int(self.rounds[index])
 
-    def alike(self) -> list[tuple[Sequence[int], Mapping[str, object]]]:
+    def alike(self, *, by_round: bool = True) -> list[tuple[Sequence[int], Mapping[str, object]]]:
         """Return the places of clients that have the same settings, and these settings.
 
-        Clients whose work begins in different rounds are apart.
+        Args:
+            by_round: Whether clients whose work begins in different rounds are apart.
         """
-        if self.own is None and self.rounds is None:
+        if self.own is None and (self.rounds is None or not by_round):
             return [(range(len(self)), self.config)]
         groups: dict[tuple[int, str], list[int]] = {}
         owns: Sequence[Mapping[str, object]] = self.own or ({},) * len(self)
         for place, own in enumerate(owns):
-            kind = (self.round_of(place), repr(sorted(own.items())) if own else "")
+            settings = repr(sorted(own.items())) if own else ""
+            kind = (self.round_of(place) if by_round else 0, settings)
             groups.setdefault(kind, []).append(place)
         return [(places, {**self.config, **owns[places[0]]}) for places in groups.values()]
 

@@ -78,7 +78,12 @@ def _array(values: np.ndarray) -> Array:
     """Return what `Array(values)` returns, with one copy in place of three."""
     content = values.reshape(-1).view(np.uint8).data
     data = b"".join((_npy_header(values.dtype, values.shape), content))
-    return Array(str(values.dtype), values.shape, _NUMPY, data)
+    return Array(_name_of(values.dtype), values.shape, _NUMPY, data)
+
+
+@lru_cache(maxsize=64)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 @lru_cache(maxsize=1024)

@@ -193,6 +193,8 @@ class Replies(LazyMessages):
         for bad, cause, what in refusals(
             stacks, self.num_examples, self.metrics, message_type=self.message_type
         ):
+            if not bad.any():
+                continue
             for place in np.flatnonzero(bad & keep):
                 client = int(self.client_ids[place])
                 failures.append(Failure(client, self.server_round, cause, what))

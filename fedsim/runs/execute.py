@@ -99,7 +99,7 @@ def _execute(
     begun = time.monotonic()
     tell = _teller(progress)
     engine = grid if isinstance(grid, LocalGrid) else None
-    wrapped = outermost(wrapped_grid(grid, world), world)
+    wrapped = outermost(wrapped_grid(grid, world), world, engine)
     clock = wrapped if isinstance(wrapped, ClockGrid) else None
     recorder = Recorder(world, folder, engine, begun, tell, clock)
     try:

@@ -88,6 +88,7 @@ class RoundLoop:
     def __post_init__(self) -> None:
         """Prepare the calls of the strategy."""
         self._calls, self._ours = calls_of(self.strategy, self.seed), as_ours(self.strategy)
+        self._inside = [each for each in nested(self.strategy) if each is not self.strategy]
 
     def run(self, arrays: ArrayRecord, *, first_round: int = 1) -> ArrayRecord:
         """Run the rounds from `first_round` on and return the last model.
@@ -179,8 +180,10 @@ class RoundLoop:
         """
         if not isinstance(self.grid, ClockGrid):
             return clients_of(messages)
-        for each in nested(self.strategy):
-            as_ours(each).declare_due(np.array(self.grid.due, dtype=np.int64))
+        if self._inside:
+            due = np.array(self.grid.due, dtype=np.int64)
+            for each in self._inside:
+                as_ours(each).declare_due(due)
         return self.grid.due
 
     def _with_kept(self, before: ArrayRecord, after: ArrayRecord) -> ArrayRecord:

@@ -1,6 +1,7 @@
 """From a scenario's `[clock]` to its timetable, and to how often clients are part of a round."""
 
 import functools
+import math
 
 import numpy as np
 
@@ -95,6 +96,19 @@ class ClockWork:
         counted = followed(timetable, order, clients, rounds)
         least: Floats = np.maximum(counted, 0.5 / rounds)
         return least
+
+    @property
+    def at_once(self) -> int:
+        """Clients that are expected to be trained together, for the plan.
+
+        All jobs under way that are not trained yet are, when one of them is wanted: of C jobs about
+        the square root of C to twice that, and those of two aggregations. A plan cuts what is
+        expected in two; here all is to be one chunk, for what is not filled is computed too.
+        """
+        clock, most = self._clock, self._concurrency
+        if clock.trigger == "all":
+            return most
+        return 2 * min(most, max(2 * (clock.count or 1), math.isqrt(4 * most)))
 
     @property
     def _concurrency(self) -> int:

@@ -154,7 +154,8 @@ def _around(
     task, procedure = task_and_procedure(scenario, data)
     takes_part = _takes_part(scenario, data)
     devices, selected = _devices(scenario, takes_part, data.num_clients)
-    at_once = selected.expected_cohort(data.num_clients)
+    clock = None if scenario.clock is None else ClockWork(scenario, data, selected, devices)
+    at_once = selected.expected_cohort(data.num_clients) if clock is None else clock.at_once
     plan, found = planned(scenario, data, task, procedure, at_once)
     attack = attack_of(scenario.choices.get("attack"), data)
     app = make_app(scenario, data, plan, found)
@@ -178,7 +179,6 @@ def _around(
         seed=scenario.seed, evaluating=min(scenario.evaluation.clients, data.num_clients),
     )  # fmt: skip
     check_model(strategy, start.layout)
-    clock = None if scenario.clock is None else ClockWork(scenario, data, selected, devices)
     _introduce(strategy, scenario, data, takes_part, attack, task, start, clock)
     start.check_buffers()
     start.check_evaluation(scenario.evaluation)

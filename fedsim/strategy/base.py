@@ -261,8 +261,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         session.params, session.buffers = params, buffers
         clients, nodes = session.present(grid)
         session.participants = clients
-        chosen = np.isin(clients, self.select(session.state, clients))
-        clients, nodes = clients[chosen], nodes[chosen]
+        if (selected := self.select(session.state, clients)) is not clients:
+            chosen = np.isin(clients, selected)
+            clients, nodes = clients[chosen], nodes[chosen]
         shared, personal = self.broadcast(session.state, params, clients)
         session.sent = session.cohort(
             server_round, config, clients, nodes, shared, personal, buffers
@@ -277,9 +278,9 @@ class FederatedStrategy(Strategy, abc.ABC):
         assert session.params is not None
         assert session.buffers is not None
         stack = session.admitted(replies)
-        buffer_weights = self.buffer_weights(session.state, stack)
+        weights = self.buffer_weights(session.state, stack) if session.buffers else None
         params, metrics = self._updated(session, session.params, stack)
-        buffers = average_buffers(session.buffers, stack, buffer_weights)
+        buffers = average_buffers(session.buffers, stack, weights)
         if (personal := self.personal_models(session.state)) is not None:
             models, own = personal  # everybody's count, present or not
             buffers.update(mean_buffers(own, torch.ones(len(models), dtype=torch.float64)))

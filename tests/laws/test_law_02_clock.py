@@ -7,12 +7,17 @@ import pytest
 
 import fedsim
 from fedsim.basics.json_files import JsonLines
+from fedsim.engine.ahead import Ahead
 from fedsim.runs import checkpoint as checkpoints
+from fedsim.runs import clocked as clocked_grids
+from fedsim.runs import execute
 from fedsim.runs import start as runs
 from fedsim.runs.checkpoint import Checkpoint
+from fedsim.runs.clocked import outermost
 from fedsim.scenario.choice import Choice
 from tests.laws import federations as fed
-from tests.laws.test_law_02_resume import SCENARIOS, outcome, scenario
+from tests.laws.test_law_02_resume import SCENARIOS, scenario
+from tests.laws.test_law_02_resume import outcome as whole_outcome
 
 ROUNDS = 8
 CLOCKS = {
@@ -50,6 +55,13 @@ CASES = [
     for place, name in enumerate(n for n, tables in SCENARIOS.items() if not serverless(tables))
     for number, trigger in enumerate(CLOCKS)
 ]  # fmt: skip
+
+
+def outcome(folder):
+    """All that a run leaves behind but for its chunks: jobs under way are trained again."""
+    found = whole_outcome(folder)
+    found.pop("chunks")
+    return found
 
 
 def clocked(name, trigger, **more):
@@ -137,6 +149,57 @@ def test_workers_of_ray_give_the_bits_of_one_process(name, tmp_path):
         assert one["metrics"] == other["metrics"]
         assert one["params"] == other["params"]
         assert one["participation"] == other["participation"]
+
+
+# one model for each way of training, and one with a procedure that follows rounds
+TOGETHER = {
+    "batched": {},
+    "batched, one by one": {"task": {"model": "cnn"}},
+    "vmap": {"task": {"model": "cnn_batchnorm"}},
+    "dropout": {"task": {"model": "mlp_dropout", "hidden": [8]}},
+    "loop": {"task": {"model": "mlp", "hidden": [8]}, "engine": {"executor": "loop"}},
+    "decay": {"client": {"lr_decay": 0.8}},
+    "states": {"strategy": {"name": "scaffold"}},
+    "adam": {"client": {"optimizer": "adam", "local_lr": 0.01, "keep_optimizer": True}},
+    "compressed": {"strategy": {"name": "ef21"}},
+    "poisoned": {"attack": {"kind": "label_flip", "num_byzantine": 2}},
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_is_trained_ahead_has_the_bits_of_one_at_a_time(name, tmp_path, monkeypatch):
+    """All jobs under way in one batch, or each when it is due."""
+
+    def ran(place):
+        tables = {**TOGETHER[name], "clock": CLOCKS["count"], "participation": {"kind": "full"}}
+        tables["engine"] = {"chunk_size": 4, **tables.get("engine", {})}
+        runs.start(scenario(**tables).with_overrides([f"rounds={ROUNDS}"]), out=tmp_path / place)
+        found = whole_outcome(tmp_path / place)
+        return found, found.pop("chunks")
+
+    together, chunks = ran("together")
+    monkeypatch.setattr(
+        execute, "outermost", lambda grid, world, engine: outermost(grid, world, None)
+    )
+    alone, apart = ran("alone")
+    assert together == alone
+    if name != "decay":  # whose rounds are trained apart
+        assert chunks.count("\n") < apart.count("\n")
+
+
+def test_no_more_is_kept_than_jobs_are_under_way(tmp_path, monkeypatch):
+    kept = []
+
+    class Counted(Ahead):
+        def answered(self, cohort, train, store):
+            found = super().answered(cohort, train, store)
+            kept.append(len(self._finished))
+            return found
+
+    monkeypatch.setattr(clocked_grids, "Ahead", Counted)
+    runs.start(clocked("sgd", "arrival"), out=tmp_path / "run")
+    assert len(kept) == ROUNDS
+    assert 0 < max(kept) <= 6
 
 
 def test_who_is_late_is_written_down(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.basics import rng
 from fedsim.basics.samples import SampleSpec
+from fedsim.client.batching.schedule import of_each
 
 
 class Effect(Protocol):
@@ -133,21 +134,23 @@ class Poison:
     seed: int
 
     def of(
-        self, server_round: int, clients: Sequence[int], rows: Sequence[np.ndarray],
+        self, server_round: int | Sequence[int], clients: Sequence[int], rows: Sequence[np.ndarray],
         indices: Tensor,
     ) -> "PoisonedSamples | None":  # fmt: skip
-        """Return which samples of a chunk are poisoned in a round; None when none is.
+        """Return which samples of a chunk are poisoned; None when none is.
 
         Args:
-            server_round: The round; nobody attacks a set-up exchange, round 0.
+            server_round: The round of all slots, or each one's; nobody attacks a set-up exchange,
+                round 0.
             clients: The client of each slot.
             rows: The rows of the pool that are each slot's.
             indices: int64 `[steps, slots, batch]`, rows of the pool.
         """
-        attacking = set(self.attackers(server_round)) if server_round else set()
+        rounds = of_each(server_round, len(clients))
+        attacking = {r: set(self.attackers(r)) if r else set() for r in set(rounds)}
         where = torch.zeros(indices.shape, dtype=torch.bool)
         for slot, (client, mine) in enumerate(zip(clients, rows, strict=True)):
-            if client in attacking:
+            if client in attacking[rounds[slot]]:
                 draw = rng.generator(self.seed, "poisoned samples", client)
                 chosen = np.asarray(mine)[draw.random(len(mine)) < self.effect.share]
                 found = np.isin(indices[:, slot].cpu().numpy(), chosen)

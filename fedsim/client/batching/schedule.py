@@ -23,7 +23,7 @@ class Schedule:
         shares: The share of its steps that each slot's client takes, in (0, 1], see `steps_of`;
             None lets all take the whole.
         seed: The scenario's seed.
-        server_round: The round.
+        server_round: The round by which all slots draw, or each one's.
         device: Where indices are wanted.
         apart: What comes before the purposes of all that is drawn, for a second schedule of the
             same clients and round.
@@ -49,12 +49,13 @@ class Schedule:
         *,
         work: Work,
         seed: int,
-        server_round: int,
+        server_round: int | Sequence[int],
         device: torch.device,
         shares: Sequence[float] | None = None,
         apart: str = "",
         least_steps: int = 0,
     ) -> None:
+        rounds = of_each(server_round, len(client_ids))
         self._batch, self._device, self._apart = work.largest_batch, device, apart
         self.steps = steps_taken(rows, work, shares)
         trained_on = [len(r) if s else 0 for r, s in zip(rows, self.steps, strict=True)]
@@ -68,7 +69,7 @@ class Schedule:
             steps = int(self.steps[slot])
             if steps:
                 if client not in drawn:
-                    random = generator(seed, f"{apart}batches", server_round, client)
+                    random = generator(seed, f"{apart}batches", rounds[slot], client)
                     drawn[client] = _batches(rows[slot], work, steps, random)
                 indices[:steps, slot], self.counts[slot, :steps] = drawn[client]
         self.seen = torch.from_numpy(self.counts.sum(axis=1))
@@ -76,7 +77,7 @@ class Schedule:
         self._counts = torch.from_numpy(self.counts).to(device)
         position = torch.arange(self._batch, device=device)
         self.masks = position < self._counts.T[:, :, None]
-        self._key, self._client_ids = (seed, server_round), client_ids
+        self._seed, self._rounds, self._client_ids = seed, rounds, client_ids
         self._sources: dict[tuple[str, int], np.random.Generator] = {}
 
     def all_active(self, step: int) -> bool:
@@ -180,7 +181,7 @@ class Schedule:
             step: The step.
             slots: Whom to draw for.
         """
-        seed, found = self._key[0], {}
+        seed, found = self._seed, {}
         for purpose, draw in asked.items():
             rows = []
             for slot in slots:
@@ -199,11 +200,15 @@ class Schedule:
     def _source(self, purpose: str, slot: int) -> np.random.Generator:
         """The stream of a slot; a doubled client's slots have equal ones."""
         if (purpose, slot) not in self._sources:
-            seed, server_round = self._key
             self._sources[purpose, slot] = generator(
-                seed, f"{self._apart}{purpose}", server_round, self._client_ids[slot]
+                self._seed, f"{self._apart}{purpose}", self._rounds[slot], self._client_ids[slot]
             )
         return self._sources[purpose, slot]
+
+
+def of_each(server_round: int | Sequence[int], slots: int) -> Sequence[int]:
+    """Return each slot's round, where it is one number for all of them too."""
+    return [server_round] * slots if isinstance(server_round, int) else server_round
 
 
 def num_held_out(num_examples: int, share: float) -> int:

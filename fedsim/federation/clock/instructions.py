@@ -40,7 +40,7 @@ class Instructions:
         for server_round in self._sent.keys() - needed:
             del self._sent[server_round]
 
-    def due(self, server_round: int, jobs: Sequence[Job]) -> Cohort:
+    def due(self, server_round: int, jobs: Sequence[Job], *, is_ahead: bool = False) -> Cohort:
         """Return the instructions of jobs, as one cohort.
 
         Every client gets what it was sent when its job began. Where all began in one round, what
@@ -49,6 +49,7 @@ class Instructions:
         Args:
             server_round: The round in which they are delivered.
             jobs: At least one.
+            is_ahead: Whether they are, or might have been, trained before they are wanted.
         """
         jobs = sorted(jobs, key=lambda job: job.client)
         begun = [job.server_round for job in jobs]
@@ -57,9 +58,9 @@ class Instructions:
             made = _some(alone, [job.client for job in jobs])
         else:
             made = self._joined(jobs)
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"is_ahead": True} if is_ahead else {}
         if any(each != server_round for each in begun):
-            changes = {"server_round": server_round, "rounds": np.array(begun, dtype=np.int64)}
+            changes |= {"server_round": server_round, "rounds": np.array(begun, dtype=np.int64)}
         if any(job.work < 1 for job in jobs):
             changes["work"] = np.array([job.work for job in jobs])
         if any(job.drops for job in jobs):

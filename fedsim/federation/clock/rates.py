@@ -34,11 +34,11 @@ def closed_form(trigger: str, ticks: npt.NDArray[np.int64], window: int) -> Floa
     if trigger == "arrival":
         pace: Floats = 1 / ticks
         rates: Floats = pace / pace.sum()
-        return rates
-    if trigger == "window":
+    elif trigger == "window":
         rates = 1 / -(-ticks // window)
-        return rates
-    return None
+    else:
+        return None
+    return rates
 
 
 def followed(

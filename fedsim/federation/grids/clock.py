@@ -59,6 +59,7 @@ class ClockGrid(GridWrapper):
         self._planned: Period | None = None
         self._round = 1
         self._observed = Observed({}, {})
+        self._at_work: tuple[int, tuple[Job, ...]] = (0, ())
         self.due: tuple[int, ...] = ()
 
     @property
@@ -105,6 +106,16 @@ class ClockGrid(GridWrapper):
             return self._delivered(None, timeout)
         return super().passed_by(batch, timeout)
 
+    def under_way(self, without: frozenset[tuple[int, int]]) -> Cohort:
+        """Return the instructions of the jobs that are due and of all that are under way.
+
+        Args:
+            without: Jobs that are left out, by client and round.
+        """
+        server_round, jobs = self._at_work
+        wanted = [j for j in jobs if not j.drops and (j.client, j.server_round) not in without]
+        return self._sent.due(server_round, wanted, is_ahead=True)
+
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return (plain values, tensors) for a checkpoint."""
         sent, tensors = self._sent.state()
@@ -140,8 +151,13 @@ class ClockGrid(GridWrapper):
             self._sent.keep(cohort, sorted(job.client for job in period.started))
         self.timetable.go_to(period)
         self.due = tuple(sorted(job.client for job in period.due))
+        self._at_work = (server_round, (*period.due, *period.outstanding))
         if period.due:
-            replies = self.passed_on(self._sent.due(server_round, period.due), timeout)
+            # where somebody is late, or will be, what is trained beside whom must not matter
+            is_ahead = any(job.server_round != server_round for job in self._at_work[1])
+            is_ahead = is_ahead or bool(period.outstanding)
+            due = self._sent.due(server_round, period.due, is_ahead=is_ahead)
+            replies = self.passed_on(due, timeout)
         else:
             replies = Replies.empty(self._nobody(server_round))
         self._sent.forget(period.outstanding)
