@@ -6,6 +6,8 @@ Aggregation", AISTATS 2022 (arXiv:2106.06639), which takes the polynomial with e
 """
 
 import math
+from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -34,12 +36,19 @@ def discount(
         >>> discount(ages, "hinge", slope=1, after=3).tolist()[:2]
         [1.0, 1.0]
     """
-    # one age after another: a vectorised power may round otherwise on another processor
     ages = [int(age) for age in staleness.tolist()]
     if kind == "polynomial":
-        known = [1 / math.sqrt(1 + s) if exponent == 0.5 else (1 + s) ** -exponent for s in ages]
+        known = [_power(1 + s, exponent) for s in ages]
     elif kind == "hinge":
         known = [1 / (1 + slope * max(0, s - after)) for s in ages]
     else:
         known = [1.0] * len(ages)
     return torch.tensor(known, dtype=torch.float64)
+
+
+@lru_cache(maxsize=4096)
+def _power(base: int, exponent: float) -> float:
+    """base^-exponent, in decimals: a processor's own power may round otherwise than another's."""
+    if exponent == 0.5:
+        return 1 / math.sqrt(base)
+    return float(Decimal(base) ** Decimal(-exponent))

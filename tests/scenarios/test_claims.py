@@ -42,6 +42,13 @@ WITHOUT = {
     "fedrs_label_skew": ["strategy.alpha=1.0"],  # restricted softmax -> softmax
     "fedexp_defaults": ["strategy.epsilon=1e18"],  # extrapolation -> 1
     "variance_corrected_gossip_own_starts": ["strategy.name=gossip"],  # correction -> none
+    "fedfix_slow_classes": ["strategy.weights=naive"],  # one over the rate -> 1
+    "fedfix_defaults": ["strategy.weights=naive"],
+    # a server that waits for nobody -> one that waits for all
+    "fedbuff_stragglers": [
+        'clock={trigger="all", stop_s=20.0, job={law="log_normal", sigma=1.0}}',
+    ],
+    "fedasync_old_models": ["strategy.staleness=constant"],  # less of old models -> as much
     "scaffold_two_classes": ['strategy={name="fedavg", weighted=false}'],  # variates -> none
     "feddyn_two_classes": ["strategy.alpha=0.0"],  # regulariser -> none
     "ditto_two_classes": ["client.parts.personal_model.lr=0.0"],  # the own model never moves

@@ -10,6 +10,7 @@ from fedsim.basics.errors import RunError, ScenarioError
 from fedsim.basics.json_files import JsonLines, read_json
 from fedsim.basics.kernels_in_use import decisive, why_not_portable
 from fedsim.runs.folder import METRICS_FILE, SUMMARY_FILE, VERSIONS_FILE
+from fedsim.scenario.expectations import VIRTUAL_TIME
 from fedsim.scenario.scenario import Scenario
 from fedsim.studies.cells.cell import Cell
 from fedsim.studies.cells.pool import Pool
@@ -152,7 +153,7 @@ def _trace(folder: Path, params_sha256: str) -> MetricTrace:
         metrics={
             name: [None if (v := r.get(name)) is None else float(v) for r in records]
             for name in names
-            if not name.startswith(_UNTRACED)
+            if name == VIRTUAL_TIME or not name.startswith(_UNTRACED)
         },
         params_sha256=params_sha256,
     )
